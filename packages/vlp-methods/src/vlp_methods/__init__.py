@@ -1,0 +1,3 @@
+"""vlp-methods"""
+
+__version__ = "0.1.0"
