@@ -1,0 +1,221 @@
+#!/usr/bin/env -S uv run --script
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox[uv]>=2025.5"]
+# ///
+"""Every check of the workspace: `nox -l` lists the sessions, `nox -t tests` passes the tests of all packages.
+
+Each `tests-*` session installs one package with its declared dependencies and nothing else, so an undeclared import fails there.
+Works with `pip install "nox[uv]"` and, with uv alone, as `uv run noxfile.py -s lint`.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ROOT / "constraints.txt"
+# Package -> sibling packages it needs, in the order of the layers (the lint session checks it against the pyproject files).
+PACKAGES = {
+    "vlp-ops": (),
+    "vlp-core": ("vlp-ops",),
+    "vlp-data": (),
+    "vlp-eval": ("vlp-ops", "vlp-core", "vlp-data"),
+    "vlp-methods": ("vlp-ops", "vlp-core", "vlp-data", "vlp-eval"),
+}
+
+nox.needs_version = ">=2025.5"
+# Not "uv|virtualenv": falling back to virtualenv would silently make one 6 GB environment per session.
+nox.options.default_venv_backend = "uv"
+nox.options.tags = ["tests", "lint"]
+
+
+def use_cache_on_the_same_disk() -> None:
+    """Keep uv's download cache on the disk of this checkout, where an environment is hard links (16 MB) and not copies (6 GB)."""
+    if "UV_CACHE_DIR" in os.environ:
+        return
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    while not default.exists():
+        default = default.parent
+    if default.stat().st_dev != ROOT.stat().st_dev:
+        os.environ["UV_CACHE_DIR"] = str(ROOT / ".uv-cache")
+
+
+use_cache_on_the_same_disk()
+
+
+def clean(session: nox.Session) -> None:
+    """Take out settings of the caller's shell that would slow the session down or reach into it."""
+    # Set in many containers; without bytecode each start of Python compiles torch again (4.8 s instead of 2.1 s).
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""
+    session.env["PYTHONPATH"] = ""
+
+
+def install(session: nox.Session, *packages: str, groups: tuple[str, ...] = ()) -> None:
+    """Install packages of this checkout (editable, siblings named) and dependency groups, all held to constraints.txt."""
+    clean(session)
+    needed = [
+        name for name in PACKAGES if name in packages or any(name in PACKAGES[chosen] for chosen in packages)
+    ]
+    editable = [part for name in needed for part in ("-e", f"./packages/{name}")]
+    wanted = [part for group in groups for part in ("--group", group)]
+    session.install("-c", str(CONSTRAINTS), *editable, *wanted)
+    refuse_unpinned(session)
+
+
+def refuse_unpinned(session: nox.Session) -> None:
+    """Stop when something was installed that constraints.txt does not hold to one version."""
+    pinned = {normal(line.partition("==")[0]) for line in CONSTRAINTS.read_text().splitlines()}
+    frozen = session.run("uv", "pip", "freeze", "--exclude-editable", silent=True, external=True) or ""
+    names = [line.partition("==")[0] for line in frozen.splitlines() if "==" in line]
+    missing = sorted(name for name in names if normal(name) not in pinned and name not in PACKAGES)
+    if missing:
+        session.error(f"not pinned in constraints.txt: {', '.join(missing)}; `nox -s pins` writes them")
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_session(package: str):
+    short = package.removeprefix("vlp-")
+
+    @nox.session(name=f"tests-{short}", tags=["tests"])
+    def tests(session: nox.Session) -> None:
+        install(session, package, groups=(f"packages/{package}/pyproject.toml:test",))
+        session.run("pytest", f"packages/{package}", *session.posargs)
+
+    tests.__doc__ = f"Tests of {package}, alone with its declared dependencies."
+    return tests
+
+
+for _package in PACKAGES:
+    globals()[f"tests_{_package.removeprefix('vlp-')}"] = test_session(_package)
+
+
+@nox.session(name="tests-readme", tags=["tests"])
+def tests_readme(session: nox.Session) -> None:
+    """The commands and code of the README and the docs that take seconds; the long ones run in `smoke` and `wheels`."""
+    install(session, *PACKAGES, groups=("test",))
+    session.run("pytest", "tests/test_commands.py", *session.posargs)
+
+
+@nox.session(tags=["lint"])
+def lint(session: nox.Session) -> None:
+    """ruff, import directions, spelling, and the rules of the project in tests/test_rules.py."""
+    clean(session)
+    session.install("-c", str(CONSTRAINTS), "--group", "lint")
+    refuse_unpinned(session)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run(
+        "lint-imports", env={"PYTHONPATH": os.pathsep.join(f"packages/{name}/src" for name in PACKAGES)}
+    )
+    session.run("codespell")
+    session.run("pytest", "-q", "tests/test_rules.py", *session.posargs)
+
+
+@nox.session(tags=["lint"])
+def types(session: nox.Session) -> None:
+    """pyrefly on the sources of all packages."""
+    install(session, *PACKAGES, groups=("types",))
+    session.run("pyrefly", "check", *session.posargs)
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """Equality with the reference implementations: `nox -s parity -- --golden DIR -k xvlm`."""
+    install(session, *PACKAGES, groups=("test", "packages/vlp-core/pyproject.toml:test"))
+    session.run("pytest", "-m", "parity", "packages", *session.posargs)
+
+
+@nox.session
+def smoke(session: nox.Session) -> None:
+    """The README's first command as a new user types it: train on the shapes world, retrieve, report (minutes)."""
+    install(session, *PACKAGES, groups=("test",))
+    session.run("pytest", "-m", "slow", "tests/test_commands.py", "-k", "smoke", "-s", *session.posargs)
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build all wheels into dist/, install them into an empty environment, import and use what they hold."""
+    clean(session)
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    session.run("uv", "build", "--all-packages", "--wheel", "--out-dir", "dist", external=True)
+    built = sorted(path.name for path in (ROOT / "dist").glob("*.whl"))
+    if len(built) != len(PACKAGES):
+        session.error(f"{len(PACKAGES)} packages, but dist/ holds {built}")
+    session.install("-c", str(CONSTRAINTS), "--group", "test", *(f"dist/{wheel}" for wheel in built))
+    # Away from the checkout, so that nothing but the wheels can be imported.
+    with session.chdir(session.create_tmp()):
+        session.run("python", "-I", str(ROOT / "tests" / "check_wheels.py"), str(ROOT))
+    session.run("pytest", "-m", "slow", "tests/test_commands.py", "-k", "install", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, warnings as errors, into docs/_build/html."""
+    install(session, *PACKAGES, groups=("docs",))
+    session.run(
+        "sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html", *session.posargs
+    )
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Speed as ratios within one run: a pre-training step against the plain formulation, the loader, start-up times."""
+    install(session, *PACKAGES, groups=("test",))
+    for script in session.posargs or ("pretrain_step", "loader", "startup"):
+        session.run("python", f"benchmarks/{script}.py")
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Tests marked `gpu`; skipped with a message where there is no CUDA device."""
+    install(session, *PACKAGES, groups=("test", "packages/vlp-core/pyproject.toml:test"))
+    probe = "import torch; print(torch.cuda.is_available())"
+    if str(session.run("python", "-c", probe, silent=True)).strip() != "True":
+        session.skip("torch finds no CUDA device on this machine")
+    session.run("pytest", "-m", "gpu", "packages", *session.posargs)
+
+
+@nox.session
+def pins(session: nox.Session) -> None:
+    """Write constraints.txt and its copy in pyproject.toml: adds what is missing; `nox -s pins -- --upgrade` renews all."""
+    clean(session)
+    project = ROOT / "pyproject.toml"
+    before, old = project.read_text(), CONSTRAINTS.read_text()
+    try:
+        if "--upgrade" in session.posargs:
+            CONSTRAINTS.write_text("")
+            project.write_text(with_pins(before, []))
+        projects = [f"packages/{name}/pyproject.toml" for name in PACKAGES]
+        groups = ["test", "lint", "types", "docs", *(f"{project}:test" for project in projects)]
+        compile_pins = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--all-extras"]
+        wanted = [part for group in groups for part in ("--group", group)]
+        text = session.run(
+            *compile_pins, "-c", str(CONSTRAINTS), *projects, *wanted, silent=True, external=True
+        )
+        pinned = sorted(line for line in str(text).splitlines() if re.fullmatch(r"[\w.-]+==[\w.+!-]+", line))
+        CONSTRAINTS.write_text("".join(f"{line}\n" for line in pinned))
+        project.write_text(with_pins(before, pinned))
+    except BaseException:
+        CONSTRAINTS.write_text(old)
+        project.write_text(before)
+        raise
+
+
+def with_pins(project: str, pinned: list[str]) -> str:
+    """The text of pyproject.toml with `constraint-dependencies` replaced."""
+    head, found, rest = project.partition("constraint-dependencies = [\n")
+    _, closed, tail = rest.partition("]\n")
+    if not (found and closed):
+        raise ValueError("pyproject.toml has no `constraint-dependencies = [` list, one entry a line")
+    return head + found + "".join(f'    "{line}",\n' for line in pinned) + closed + tail
+
+
+if __name__ == "__main__":
+    nox.main()
