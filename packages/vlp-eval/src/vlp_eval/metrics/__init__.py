@@ -1,0 +1,1 @@
+"""Metrics as functions of arrays and ids: nothing here knows a model, a file or a device."""
