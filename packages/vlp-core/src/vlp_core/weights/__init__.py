@@ -1,0 +1,34 @@
+"""Checkpoints in and out: one explicit, two-way adapter per source, strict loading, safe reading."""
+
+from vlp_core.weights.adapter import (
+    Adapter,
+    Buffer,
+    CheckpointError,
+    Drop,
+    Fuse,
+    Rename,
+    Rule,
+    Tied,
+    Translation,
+)
+from vlp_core.weights.files import Checkpoint, read, read_checkpoint, write
+from vlp_core.weights.loading import HasPositionTables, Loaded, load
+
+__all__ = [
+    "Adapter",
+    "Buffer",
+    "Checkpoint",
+    "CheckpointError",
+    "Drop",
+    "Fuse",
+    "HasPositionTables",
+    "Loaded",
+    "Rename",
+    "Rule",
+    "Tied",
+    "Translation",
+    "load",
+    "read",
+    "read_checkpoint",
+    "write",
+]
