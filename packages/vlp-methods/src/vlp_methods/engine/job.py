@@ -1,0 +1,96 @@
+"""What a method hands to the engine: a task, its data streams, how they mix, an optimizer."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+class Batch(Protocol):
+    """A batch: a dataclass of tensors."""
+
+    keys: tuple[str, ...]
+    """Identifiers of its samples, named when a loss is not finite."""
+
+    def to(self, device: Any) -> "Batch":
+        """The batch on a device."""
+        ...
+
+
+class Stream(Protocol):
+    """An endless source of this rank's batches; `vlp_data.loader.Loader` is one."""
+
+    position: int
+    """Samples given out so far, over all ranks."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-serialisable; position and counters, the same for any number of ranks."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Which streams run at a step, in order: a pure function of (seed, step), so all ranks and a resumed run agree.
+
+    `Mixing((("regions", 0.5), ("images", 1.0)))` runs regions with probability 0.5, then images always. Every stream that runs makes one
+    update of its own. `Mixing.one_of({"caption": 3, "detect": 1})` runs exactly one stream per step, at random by these ratios.
+    """
+
+    streams: tuple[tuple[str, float], ...]
+    rule: Literal["each", "one"] = "each"
+
+    def __post_init__(self) -> None:
+        shares = [share for _, share in self.streams]
+        if len({name for name, _ in self.streams}) != len(self.streams) or not self.streams:
+            raise ValueError(f"streams={self.streams} must be one or more streams with different names")
+        if self.rule == "each" and (max(shares) != 1 or min(shares) < 0):
+            raise ValueError(
+                f"streams={self.streams}: probabilities are in [0, 1] and one of them is 1: every step trains"
+            )
+        if self.rule == "one" and (min(shares) < 0 or sum(shares) <= 0):
+            raise ValueError(f"streams={self.streams}: ratios must not be negative, one must be positive")
+
+    @classmethod
+    def one_of(cls, ratios: Mapping[str, float]) -> "Mixing":
+        """Exactly one stream per step, drawn by ratio."""
+        return cls(tuple(ratios.items()), rule="one")
+
+    def names(self, seed: int, step: int) -> tuple[str, ...]:
+        """Streams of a step (counted from 0)."""
+        rng = random.Random(f"mixing {seed} {step}")
+        if self.rule == "one":
+            return (rng.choices([name for name, _ in self.streams], [share for _, share in self.streams])[0],)
+        return tuple(name for name, share in self.streams if rng.random() < share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A task ready to train.
+
+    `task(batch)` returns named scalar losses, already weighted; their sum is minimised. It runs under DDP: every trainable parameter must
+    take part in every forward (add a zero-weighted term where one does not), and buffers are kept equal on all ranks by the task itself.
+    A task may have `before_forward(step)` and `after_update(step)` (momentum copies, queues, clamps), called around each update with the
+    step counted from 0; both run on the bare module. Everything that must survive a restart is a parameter or buffer.
+    """
+
+    task: nn.Module
+    streams: Callable[[], Mapping[str, Stream]]
+    """Opens the data: called once when training starts, so that an export needs no data. Keys are those of `mixing`."""
+    mixing: Mixing
+    optimizer: Optimizer
+    """With the peak learning rate of each group as its `lr`."""
+    learning_rate: Callable[[int], float]
+    """Factor on the peak learning rates at a step (counted from 0)."""
+    evaluate: Callable[[nn.Module, int, Path], Mapping[str, float]] | None = None
+    """`evaluate(task, step, folder)`: numbers by name. Called on every rank in eval mode without gradient; what rank 0 returns counts.
+    May write into `folder`, which exists on rank 0."""
+    export: Callable[[Path], None] | None = None
+    """Writes a folder that `vlp_core.models.load` reads (called on rank 0; the folder exists and is empty)."""
