@@ -1,0 +1,179 @@
+"""Every command and every piece of code that the README and the docs show is run here or, where it says so, by .ci/run.
+
+A block of shell or Python carries, in an HTML comment on the line before it, how it is tested:
+
+    test: quick            run now, in an empty folder that holds the files of `prepare` below
+    test: smoke            run by `nox -s smoke`: trains for minutes, in a fresh clone of the tree
+    test: install          run by `nox -s wheels`: installs into a fresh environment, in a fresh clone of the tree
+    test: ci               each line is a line of .ci/run, which runs it
+    test: no, WHY          cannot be run here
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("packages/*/README.md"))]
+KINDS = ("quick", "smoke", "install", "ci", "no")
+FENCE = re.compile(
+    r"(?:^<!-- test: (?P<kind>\w+)(?:, (?P<why>[^>]+?))? -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
+    re.M | re.S,
+)
+
+
+class Block(NamedTuple):
+    page: str
+    line: int
+    language: str
+    kind: str | None
+    why: str | None
+    code: str
+
+
+def blocks() -> list[Block]:
+    found = []
+    for page in PAGES:
+        if "_build" in page.parts or "api" in page.relative_to(ROOT).parts:
+            continue
+        text = page.read_text()
+        for match in FENCE.finditer(text):
+            if match["language"] in {"sh", "bash", "console", "shell", "python", "py"}:
+                line = text.count("\n", 0, match.start("code"))
+                name = str(page.relative_to(ROOT))
+                found.append(Block(name, line, match["language"], match["kind"], match["why"], match["code"]))
+    return found
+
+
+BLOCKS = blocks()
+
+
+def of_kind(kind: str):
+    chosen = [
+        pytest.param(block, id=f"{kind}-{block.page}:{block.line}") for block in BLOCKS if block.kind == kind
+    ]
+    return pytest.mark.parametrize("block", chosen)
+
+
+def test_every_block_says_how_it_is_tested():
+    bad = [f"{b.page}:{b.line}" for b in BLOCKS if b.kind not in KINDS or (b.kind == "no") != bool(b.why)]
+    assert not bad, (
+        f"{bad}: put <!-- test: {'|'.join(KINDS[:-1])} --> or <!-- test: no, WHY --> on the line before the block"
+    )
+    assert all(block.language in {"sh", "python"} for block in BLOCKS), "use ```sh and ```python"
+
+
+def test_first_and_second_command_are_in_the_readme():
+    commands = [block.code for block in BLOCKS if block.page == "README.md"]
+    assert any("uv run vlp-train xvlm/shapes\n" in code for code in commands)
+    assert any("nox -t tests\n" in code for code in commands)
+
+
+def test_python_example_of_the_readme_is_short():
+    (example, *_) = [block for block in BLOCKS if block.page == "README.md" and block.language == "python"]
+    lines = [line for line in example.code.splitlines() if line.strip()]
+    assert len(lines) < 10
+
+
+@of_kind("ci")
+def test_command_is_run_by_ci(block):
+    script = [line.strip().removeprefix("step ") for line in (ROOT / ".ci/run").read_text().splitlines()]
+    for line in block.code.splitlines():
+        assert line in script, f"{block.page}:{block.line}: .ci/run does not run `{line}`"
+
+
+def run(block: Block, folder: Path, *, path: Path, timeout: int) -> str:
+    """Run a block as a user would and return what it printed."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"VIRTUAL_ENV", "PYTHONPATH", "PYTEST_ADDOPTS"}
+    }
+    environment["PATH"] = f"{path}{os.pathsep}{environment['PATH']}"
+    environment["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    command = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [str(path / "python"), "-c"]
+    done = subprocess.run(
+        [*command, block.code],
+        cwd=folder,
+        env=environment,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    print(done.stdout)
+    assert done.returncode == 0, f"{block.page}:{block.line} ended with {done.returncode}:\n{block.code}"
+    return done.stdout
+
+
+@of_kind("quick")
+def test_quick_block_runs(block, tmp_path):
+    run(block, tmp_path, path=Path(sys.executable).parent, timeout=280)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """The files that git tracks or would add, as a user's fresh clone, with the shared data beside it where there is some."""
+    folder = tmp_path_factory.mktemp("user") / "vlp"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    if (ROOT / "dist").is_dir():  # what `nox -s wheels` has just built
+        shutil.copytree(ROOT / "dist", folder / "dist")
+    if (ROOT.parent / "shared").is_dir():
+        (folder.parent / "shared").symlink_to(ROOT.parent / "shared")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory) -> Path:
+    """The scripts folder of an environment that holds Python and pip alone."""
+    folder = tmp_path_factory.mktemp("fresh") / "environment"
+    venv.create(folder, with_pip=True)
+    return folder / "bin"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@of_kind("smoke")
+def test_smoke_block_runs(block, clone, fresh):
+    run(block, clone, path=fresh, timeout=1400)
+
+
+@pytest.fixture
+def nearly_fresh(clone, tmp_path) -> Path:
+    """As `fresh`, with everything but the five packages installed: the pins as hard links instead of a second 3 GB download by pip."""
+    folder = tmp_path / "environment"
+    packages = sorted(
+        f"./{path.parent.relative_to(clone)}" for path in clone.glob("packages/*/pyproject.toml")
+    )
+    environment = {**os.environ, "VIRTUAL_ENV": str(folder)}
+    for command in (
+        ["venv", "--quiet", "--seed", "--python", sys.executable, str(folder)],
+        ["pip", "install", "--quiet", "-c", "constraints.txt", *packages],
+        ["pip", "uninstall", "--quiet", *(Path(package).name for package in packages)],
+    ):
+        subprocess.run(["uv", *command], cwd=clone, env=environment, check=True)
+    return folder / "bin"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@of_kind("install")
+def test_install_block_runs(block, clone, nearly_fresh):
+    run(block, clone, path=nearly_fresh, timeout=1400)
