@@ -1,3 +1,29 @@
-"""vlp-eval"""
+"""Benchmarks and metrics for vision-language models: metrics take arrays, evaluations take a model and return `Scores`."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlp_eval.gallery import Gallery
+    from vlp_eval.protocol import DualEncoder, RetrievalModel
+    from vlp_eval.report import Scores
+    from vlp_eval.retrieval import evaluate_retrieval
 
 __version__ = "0.1.0"
+__all__ = ["DualEncoder", "Gallery", "RetrievalModel", "Scores", "evaluate_retrieval"]
+
+_MODULES = {
+    "DualEncoder": "protocol",
+    "Gallery": "gallery",
+    "RetrievalModel": "protocol",
+    "Scores": "report",
+    "evaluate_retrieval": "retrieval",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that the command line starts without torch."""
+    from importlib import import_module
+
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -15,6 +15,7 @@ Sources: the definition is that of ALBEF, X-VLM and ViCHA (`itm_eval`), FLAIR, V
 Letters: Q queries, C candidates, N images, M texts, P right (query, candidate) pairs.
 """
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -168,6 +169,23 @@ def folds(
 def mean_of(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean of every number over several summaries."""
     return {key: sum(one[key] for one in each) / len(each) for key in each[0]}
+
+
+def chance(
+    image_of_text_M: ArrayLike | Tensor, *, images: int, at: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """Expected recall of random scores in percent: tr_r1, ..., ir_r1, ...
+
+    TR: mean over pictures of 1 - C(M - c, K) / C(M, K) for a picture with c texts; IR: K / N.
+    """
+    texts = len(torch.as_tensor(image_of_text_M))
+    own = torch.bincount(_images(image_of_text_M, images=images, texts=texts)).tolist()
+    numbers = {}
+    for k in at:
+        drawn = min(k, texts)
+        misses = (math.comb(texts - count, drawn) / math.comb(texts, drawn) for count in own)
+        numbers[f"tr_r{k}"] = 100.0 * (1 - sum(misses) / images)
+    return numbers | {f"ir_r{k}": 100.0 * min(k, images) / images for k in at}
 
 
 def top(scores_QC: Tensor, k: int) -> Tensor:

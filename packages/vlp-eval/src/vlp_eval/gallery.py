@@ -1,0 +1,68 @@
+"""What retrieval is measured on: pictures, texts, and which text describes which picture."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """N pictures and M texts; text j describes picture `image_of_text[j]`, every picture has at least one text.
+
+    `image(i)` decodes picture i. It must be picklable when worker processes are used.
+    """
+
+    image: Callable[[int], Any]
+    image_ids: tuple[str, ...]
+    texts: tuple[str, ...]
+    text_ids: tuple[str, ...]
+    image_of_text: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.texts) == len(self.text_ids) == len(self.image_of_text):
+            raise ValueError(
+                f"{len(self.texts)} texts, {len(self.text_ids)} text ids and {len(self.image_of_text)} pictures of texts"
+            )
+        for name, ids in (("image", self.image_ids), ("text", self.text_ids)):
+            if len(set(ids)) < len(ids):
+                double = Counter(ids).most_common(1)[0][0]
+                raise ValueError(f"{name} id {double!r} occurs twice in the gallery; results are kept by id")
+        if not self.texts:
+            raise ValueError("the gallery is empty")
+        if set(self.image_of_text) != set(range(len(self.image_ids))):
+            raise ValueError("every picture of a gallery needs a text, and every text a picture")
+
+    def map_texts(self, clean: Callable[[str], str]) -> "Gallery":
+        """The same gallery with every text passed through `clean`, such as `vlp_data.text.pre_caption`."""
+        cleaned = []
+        for name, text in zip(self.text_ids, self.texts, strict=True):
+            try:
+                cleaned.append(clean(text))
+            except ValueError as problem:
+                raise ValueError(f"text {name!r} of the gallery: {problem}") from problem
+        return replace(self, texts=tuple(cleaned))
+
+    def without_repeated_texts(self) -> "Gallery":
+        """The first of equal texts of a picture only, as ViLT and VLC evaluate; texts of different pictures may still be equal."""
+        kept: dict[tuple[int, str], int] = {}
+        for j, key in enumerate(zip(self.image_of_text, self.texts, strict=True)):
+            kept.setdefault(key, j)
+        return self._texts(list(kept.values()))
+
+    def first_texts(self, count: int) -> "Gallery":
+        """The first `count` texts of each picture only; many CLIP papers cut COCO to five."""
+        seen, kept = [0] * len(self.image_ids), []
+        for j, i in enumerate(self.image_of_text):
+            seen[i] += 1
+            if seen[i] <= count:
+                kept.append(j)
+        return self._texts(kept)
+
+    def _texts(self, kept: list[int]) -> "Gallery":
+        return replace(
+            self,
+            texts=tuple(self.texts[j] for j in kept),
+            text_ids=tuple(self.text_ids[j] for j in kept),
+            image_of_text=tuple(self.image_of_text[j] for j in kept),
+        )

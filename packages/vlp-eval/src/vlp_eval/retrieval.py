@@ -1,0 +1,475 @@
+"""Image-text retrieval: by similarity of the two encoders, and re-ranked by the fusion encoder.
+
+Two stages, as in ALBEF, X-VLM and ViCHA (evaluation of ALBEF, arXiv 2107.07651, section 6; X-VLM `Retrieval.py`):
+
+1. similarity of all pictures and texts: inner products of the projections, without temperature;
+2. for each picture the K most similar texts, and for each text the K most similar pictures, are scored by `model.match`; this score
+   alone ranks them (the similarity is not added), and what is no candidate stands behind all candidates.
+
+Different from the reference, with the same ranks: a pair wanted in both directions is scored once, many queries share a batch, padding is cut to the
+longest text of a batch, scores of ranks are gathered and not summed (the reference shifts them by -100 per further rank and loses digits), and
+no sample is evaluated twice when it does not divide by the number of ranks.
+
+Letters: N pictures, M texts, K candidates, P pairs, T tokens, E shared embedding.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import DataLoader, Dataset
+from vlp_core import distributed
+
+from vlp_eval.gallery import Gallery
+from vlp_eval.metrics import retrieval as metric
+from vlp_eval.protocol import DualEncoder, ImageFeatures, RetrievalModel, TextFeatures
+from vlp_eval.report import Scores
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Progress = Callable[[str, int, int], None]
+AT = (1, 5, 10)
+SHOWN = 5
+
+
+class Tokenizer(Protocol):
+    """The part of `vlp_data.text.Tokenizer` that is needed here."""
+
+    def encode(
+        self, texts: Sequence[str], *, max_tokens: int, separator: bool, pad: Literal["longest", "max"]
+    ) -> tuple[Tensor, Tensor]:
+        """Token ids [B,T] and attention mask [B,T], int64."""
+        ...
+
+
+@torch.no_grad()  # not inference_mode: what a model caches on the way must stay usable in training
+def evaluate_retrieval(
+    model: DualEncoder,
+    gallery: Gallery,
+    tokenizer: Tokenizer,
+    *,
+    view: Callable[[Any], Tensor],
+    max_tokens: int = 40,
+    separator: bool = False,
+    rerank: int = 0,
+    ties: metric.Ties = "pessimistic",
+    fold_size: int | None = None,
+    image_batch: int = 32,
+    text_batch: int = 256,
+    pair_batch: int = 256,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> Scores:
+    """Retrieval in both directions, by similarity and, with `rerank`, by the fusion encoder.
+
+    `view` makes the model's input [3,H,W] from what `gallery.image` returns. `rerank` is K, the number of candidates of each query
+    that `model.match` scores; 0 leaves the second stage out, and a K above the size of the gallery scores all pairs and
+    says so in the notes. `fold_size` adds the stage "dual, folds of ...": the mean over folds of that many pictures ("COCO 1k": 1000).
+    Batch sizes, workers and the number of ranks change nothing but rounding. `device` defaults to where the model is; pictures and
+    texts are moved there, the model is not. With `precision` below fp32 the model runs in autocast; scores are ranked in fp32.
+
+    Under torch.distributed each rank encodes its share, each sample exactly once, and all ranks return the same Scores.
+    The model is in evaluation mode meanwhile. Tied scores, cut K and the like become `notes` of the result, not warnings.
+
+    Raises ValueError for settings that cannot take effect, and for features or scores that are NaN.
+    """
+    world, rank = distributed.world_size(), distributed.rank()
+    images, texts = len(gallery.image_ids), len(gallery.texts)
+    if rerank < 0:
+        raise ValueError(
+            f"rerank={rerank} must be 0 (no re-ranking) or the number of candidates of each query"
+        )
+    if rerank and not hasattr(model, "match"):
+        raise ValueError(
+            f"rerank={rerank}: {type(model).__name__} has no fusion encoder (`match`); use rerank=0"
+        )
+    if world > min(images, texts):
+        raise ValueError(
+            f"{images} pictures and {texts} texts cannot be shared by {world} ranks; start fewer"
+        )
+    device = _device_of(model) if device is None else torch.device(device)
+    say = progress if progress is not None and rank == 0 else _silent
+    image_of_text = torch.tensor(gallery.image_of_text)
+    result = _Result(gallery, ties)
+
+    with _evaluating(model), _autocast(device, precision):
+        image = _encode_images(
+            model, gallery, range(rank, images, world), view, image_batch, workers, device, say
+        )
+        text = _encode_texts(
+            model,
+            tokenizer,
+            gallery.texts,
+            range(rank, texts, world),
+            max_tokens,
+            separator,
+            text_batch,
+            device,
+            say,
+        )
+        text = cast(Any, text)._make(_everyone(share, texts) for share in cast(Any, text))
+        similarity_NM = _everyone(image.projection, images).float() @ text.projection.float().T
+        with _caught(result.notes):
+            result.add(
+                "dual",
+                metric.text_ranks(similarity_NM, image_of_text, ties=ties),
+                metric.image_ranks(similarity_NM.T, image_of_text, ties=ties),
+                best_in_order(similarity_NM, SHOWN),
+                best_in_order(similarity_NM.T, SHOWN),
+            )
+            if fold_size is not None:
+                mean, _ = metric.folds(
+                    similarity_NM, similarity_NM.T, image_of_text, size=fold_size, ties=ties
+                )
+                result.add_mean(f"dual, folds of {fold_size}", mean)
+        if rerank:
+            of_image = _everyone(metric.top(similarity_NM[rank::world], min(rerank, texts)), images).cpu()
+            of_text = _everyone(metric.top(similarity_NM.T[rank::world], min(rerank, images)), texts).cpu()
+            del similarity_NM
+            scores_NK, scores_MK = _rerank(
+                cast(RetrievalModel, model), image, text, of_image, of_text, pair_batch, say
+            )
+            with _caught(result.notes):
+                text_ranks, text_found = metric.candidate_text_ranks(
+                    of_image, scores_NK, image_of_text, ties=ties
+                )
+                image_ranks, image_found = metric.candidate_image_ranks(
+                    of_text, scores_MK, image_of_text, images=images, ties=ties
+                )
+            result.note_candidates(rerank, text_found, image_found)
+            result.add(
+                "reranked",
+                text_ranks,
+                image_ranks,
+                of_image.gather(1, best_in_order(scores_NK, SHOWN)),
+                of_text.gather(1, best_in_order(scores_MK, SHOWN)),
+            )
+    settings = {
+        "max_tokens": max_tokens,
+        "separator": separator,
+        "rerank": rerank,
+        "ties": ties,
+        "precision": precision,
+    }
+    return result.scores(settings)
+
+
+def rerank(
+    model: RetrievalModel,
+    image: ImageFeatures,
+    text: TextFeatures,
+    of_image_NK: Tensor,
+    of_text_MK: Tensor,
+    *,
+    pair_batch: int = 256,
+) -> tuple[Tensor, Tensor]:
+    """Scores of the candidates of both directions, on one process: [N,K] and [M,K'] fp32 on the CPU.
+
+    `of_image_NK[i]` are the texts to score for picture i, `of_text_MK[j]` the pictures for text j (see `metrics.retrieval.top`).
+    A pair that occurs in both is scored once, and nothing but these pairs is.
+    """
+    return _rerank(model, image, text, of_image_NK, of_text_MK, pair_batch, _silent, world=1, rank=0)
+
+
+def score_pairs(
+    model: RetrievalModel,
+    image: ImageFeatures,
+    text: TextFeatures,
+    image_P: Tensor,
+    text_P: Tensor,
+    *,
+    pair_batch: int = 256,
+    progress: Progress | None = None,
+) -> Tensor:
+    """`model.match` of P pairs of indices, in batches: [P] fp32 on the CPU.
+
+    Pairs of one picture are scored together, so that the model prepares a picture once or a few times, and among them texts
+    of like length, so that little padding is computed.
+    """
+    device = image.embeds.device
+    length_M = text.attention_mask.sum(1).cpu()
+    image_P, text_P = image_P.cpu(), text_P.cpu()
+    longest = int(length_M.max()) + 1
+    order = (image_P * longest + length_M[text_P]).argsort(stable=True)
+    scores = torch.empty(len(order))
+    for start in range(0, len(order), pair_batch):
+        chosen = order[start : start + pair_batch]
+        few_images, image_index = image_P[chosen].unique(return_inverse=True)
+        few_texts, text_index = text_P[chosen].unique(return_inverse=True)
+        tokens = int(length_M[few_texts].max())
+        part = cast(Any, _rows(text, few_texts.to(device)))
+        part = part._replace(embeds=part.embeds[:, :tokens], attention_mask=part.attention_mask[:, :tokens])
+        score_R = model.match(
+            _rows(image, few_images.to(device)),
+            part,
+            image_index.to(device),
+            text_index.to(device),
+        )
+        if score_R.shape != chosen.shape:
+            raise ValueError(f"match returned scores of shape {tuple(score_R.shape)} for {len(chosen)} pairs")
+        scores[chosen] = score_R.float().cpu()
+        if progress is not None:
+            progress("pairs", min(start + pair_batch, len(order)), len(order))
+    return scores
+
+
+def best_in_order(scores_QC: Tensor, count: int) -> Tensor:
+    """Indices of the `count` best candidates (all, when there are fewer), best first, ties in order of index: [Q,count]."""
+    index = metric.top(scores_QC, min(count, scores_QC.shape[1]))
+    order = scores_QC.gather(1, index).argsort(dim=1, descending=True, stable=True)
+    return index.gather(1, order).cpu()
+
+
+def _rerank(
+    model: RetrievalModel,
+    image: ImageFeatures,
+    text: TextFeatures,
+    of_image_NK: Tensor,
+    of_text_MK: Tensor,
+    pair_batch: int,
+    say: Progress,
+    *,
+    world: int | None = None,
+    rank: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`image` holds the pictures rank, rank + world, ... only, `text` all texts: each rank scores the pairs of its pictures."""
+    world = distributed.world_size() if world is None else world
+    rank = distributed.rank() if rank is None else rank
+    texts = len(of_text_MK)
+    of_image, of_text = of_image_NK.cpu(), of_text_MK.cpu()
+    wanted = torch.cat(
+        [
+            (torch.arange(len(of_image))[:, None] * texts + of_image).flatten(),
+            (of_text * texts + torch.arange(texts)[:, None]).flatten(),
+        ]
+    )
+    pairs, place = wanted.unique(return_inverse=True)
+    image_P, text_P = pairs // texts, pairs % texts
+    owner_P = image_P % world
+    own = owner_P == rank
+    mine = score_pairs(
+        model, image, text, image_P[own] // world, text_P[own], pair_batch=pair_batch, progress=say
+    )
+    if world > 1:
+        # Every rank knows who scored what, so scores alone travel, in one tensor as long as the longest share.
+        counts = torch.bincount(owner_P, minlength=world)
+        sent = pad(mine, (0, int(counts.max()) - len(mine))).to(image.embeds.device)
+        shares = distributed.gather(sent, "none").cpu().view(world, -1)
+        mine = torch.empty(len(pairs))
+        for other in range(world):
+            mine[owner_P == other] = shares[other, : counts[other]]
+    scores = mine[place]
+    return scores[: of_image.numel()].view_as(of_image), scores[of_image.numel() :].view_as(of_text)
+
+
+class _Pictures(Dataset):
+    def __init__(self, gallery: Gallery, indices: Sequence[int], view: Callable[[Any], Tensor]) -> None:
+        self.gallery, self.indices, self.view = gallery, indices, view
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Tensor:
+        i = self.indices[place]
+        try:
+            return self.view(self.gallery.image(i))
+        except Exception as problem:  # whatever a decoder raises: a missing picture would change the result
+            raise ValueError(f"picture {self.gallery.image_ids[i]!r} of the gallery: {problem}") from problem
+
+
+def _encode_images(
+    model: DualEncoder,
+    gallery: Gallery,
+    indices: Sequence[int],
+    view: Callable[[Any], Tensor],
+    batch: int,
+    workers: int,
+    device: torch.device,
+    say: Progress,
+) -> ImageFeatures:
+    # A generator of its own: the loader draws a seed for its workers, and evaluation must not move the training's random state.
+    loader = DataLoader(
+        _Pictures(gallery, indices, view), batch_size=batch, num_workers=workers, generator=torch.Generator()
+    )
+    parts = []
+    for image in loader:
+        parts.append(model.encode_image(image.to(device)))
+        say("pictures", sum(len(part.projection) for part in parts), len(indices))
+    return _join(parts)
+
+
+def _encode_texts(
+    model: DualEncoder,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    indices: Sequence[int],
+    max_tokens: int,
+    separator: bool,
+    batch: int,
+    device: torch.device,
+    say: Progress,
+) -> TextFeatures:
+    """Features in order of `indices`, padded to the longest of all texts, so that all ranks agree on the shape."""
+    ids, mask = tokenizer.encode(texts, max_tokens=max_tokens, separator=separator, pad="longest")
+    own = torch.tensor(indices)
+    length = mask.sum(1)
+    order = own[length[own].argsort(stable=True)]
+    parts = []
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        tokens = int(length[chosen].max())
+        part = cast(Any, model.encode_text(ids[chosen, :tokens].to(device), mask[chosen, :tokens].to(device)))
+        missing = ids.shape[1] - tokens
+        parts.append(
+            part._replace(
+                embeds=pad(part.embeds, (0, 0, 0, missing)),
+                attention_mask=pad(part.attention_mask, (0, missing)),
+            )
+        )
+        say("texts", start + len(chosen), len(order))
+    back = torch.empty_like(order)
+    back[length[own].argsort(stable=True)] = torch.arange(len(order))
+    return _rows(_join(parts), back.to(device))
+
+
+class _Result:
+    """Collects the stages of one evaluation."""
+
+    def __init__(self, gallery: Gallery, ties: metric.Ties) -> None:
+        self.gallery = gallery
+        self.notes: list[str] = []
+        self.stages: dict[str, dict[str, float]] = {}
+        self.hits: dict[str, dict[str, int]] = {}
+        self.counts = {"images": len(gallery.image_ids), "texts": len(gallery.texts)}
+        texts: list[list[str]] = [[] for _ in gallery.image_ids]
+        for j, i in enumerate(gallery.image_of_text):
+            texts[i].append(gallery.text_ids[j])
+        self.images: list[dict[str, Any]] = [
+            {"id": name, "texts": own, "rank": {}, "best": {}}
+            for name, own in zip(gallery.image_ids, texts, strict=True)
+        ]
+        self.texts: list[dict[str, Any]] = [
+            {"id": name, "image": gallery.image_ids[i], "text": words, "rank": {}, "best": {}}
+            for name, i, words in zip(gallery.text_ids, gallery.image_of_text, gallery.texts, strict=True)
+        ]
+
+    def add(
+        self,
+        stage: str,
+        text_ranks: metric.Ranks,
+        image_ranks: metric.Ranks,
+        texts_NS: Tensor,
+        images_MS: Tensor,
+    ) -> None:
+        self.stages[stage] = metric.summary(text_ranks, image_ranks, at=AT)
+        self.hits[stage] = {
+            f"{name}_r{k}": count
+            for name, ranks in (("tr", text_ranks), ("ir", image_ranks))
+            for k, count in metric.hit_counts(ranks, at=AT).items()
+        }
+        for samples, ranks, best, ids in (
+            (self.images, text_ranks, texts_NS, self.gallery.text_ids),
+            (self.texts, image_ranks, images_MS, self.gallery.image_ids),
+        ):
+            for sample, one, places in zip(samples, ranks.tolist(), best.tolist(), strict=True):
+                sample["rank"][stage] = one
+                sample["best"][stage] = [ids[place] for place in places]
+
+    def add_mean(self, stage: str, numbers: dict[str, float]) -> None:
+        self.stages[stage] = numbers
+        self.hits[stage] = {}
+
+    def note_candidates(self, wanted: int, text_found: metric.Found, image_found: metric.Found) -> None:
+        for name, gallery, found in (
+            ("text", "texts", text_found),
+            ("image", "images", image_found),
+        ):
+            total = self.counts[gallery]
+            if wanted >= total:
+                self.notes.append(
+                    f"{name} retrieval: rerank={wanted} covers all {total} {gallery}; every one was scored"
+                )
+                continue
+            outside = int(np.count_nonzero(~found))
+            self.counts[f"{name} queries without a right candidate"] = outside
+            if wanted < max(AT):
+                self.notes.append(
+                    f"{name} retrieval: rerank={wanted} leaves R@{max(AT)} nothing to find beyond the {wanted} candidates"
+                )
+
+    def scores(self, settings: dict[str, Any]) -> Scores:
+        return Scores(
+            benchmark="retrieval",
+            settings=settings,
+            counts=self.counts,
+            stages=self.stages,
+            hits=self.hits,
+            chance=metric.chance(self.gallery.image_of_text, images=len(self.gallery.image_ids), at=AT),
+            samples={"images": self.images, "texts": self.texts},
+            notes=tuple(dict.fromkeys(self.notes)),
+        )
+
+
+def _rows(features: Any, index: Tensor) -> Any:
+    return features._make(field[index] for field in features)
+
+
+def _join(parts: Sequence[Any]) -> Any:
+    return parts[0]._make(torch.cat(fields) for fields in zip(*parts, strict=True))
+
+
+def _everyone(share: Tensor, total: int) -> Tensor:
+    """Rows of all ranks in order: rank r holds rows r, r + world, ... of `total`."""
+    world = distributed.world_size()
+    if world == 1:
+        return share
+    longest = -(-total // world)
+    filled = torch.cat([share, share.new_zeros(longest - len(share), *share.shape[1:])])
+    shares = distributed.gather(filled, "none").view(world, longest, *share.shape[1:])
+    return shares.transpose(0, 1).reshape(world * longest, *share.shape[1:])[:total]
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def _device_of(model: Any) -> torch.device:
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        # One by one: a frozen part in evaluation mode inside a model in training mode must stay so.
+        for module in training:
+            module.training = True
+
+
+def _autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+@contextlib.contextmanager
+def _caught(notes: list[str]) -> Iterator[None]:
+    """Turn warnings about ties into notes of the result."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", metric.TieWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, metric.TieWarning):
+            notes.append(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
