@@ -1,0 +1,305 @@
+"""X-VLM: image encoder, text encoder and fusion encoder for images, regions and objects.
+
+One picture is encoded once; every box in it is a set of its patches. A text is encoded by the lower half of BERT, fused with a
+picture or region by the upper half. Heads on top say whether text and visual concept match, which tokens were masked, and where in
+the picture the text points to. `Xvlm` serves pre-training, retrieval and box regression (parts that a task does not need are left
+out); `vlp_core.models.xvlm_tasks` holds the models of the other tasks.
+
+What differs from the reference is the order of work, not its result: original and masked texts pass the text layers as one batch;
+positives, negatives, masked texts and box queries pass the fusion layers as one batch over one pool of images, so each image is
+projected to keys and values once.
+
+Source: arXiv 2111.08276; `models/xvlm.py`, `models/model_pretrain.py`, `models/model_retrieval.py`, `models/model_bbox.py`.
+
+Shape letters: B texts of the batch, N images of the batch (N = B unless regions share images), M images of a pool, L patches,
+D image width, T text tokens, W text width, E shared embedding, P masked positions, V vocabulary, R pairs.
+"""
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vlp_core.heads import MaskedLanguageHead, mlp_head
+from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
+from vlp_core.text.bert import Bert
+
+Head = Literal["contrast", "match", "masked_language", "boxes"]
+HEADS: tuple[Head, ...] = ("contrast", "match", "masked_language", "boxes")
+
+TEMPERATURE_RANGE = (0.001, 0.5)
+
+
+class ImageFeatures(NamedTuple):
+    """`embeds` [N, 1+L, D]; `projection` [N, E], length one, or None in a model without the contrast head."""
+
+    embeds: Tensor
+    projection: Tensor | None
+
+
+class TextFeatures(NamedTuple):
+    """`embeds` [B, T, W] after the text layers; `attention_mask` [B, T]; `projection` [B, E] or None, as for images."""
+
+    embeds: Tensor
+    attention_mask: Tensor
+    projection: Tensor | None
+
+
+class Pairs(NamedTuple):
+    """What the losses of a batch of B pairs need.
+
+    image_embeds: [B, 1+L, D]; of the region of each text in a region batch.
+    text_embeds: [B, T, W].
+    image_projection, text_projection: [B, E], length one.
+    negatives: The pairs' negatives that were used.
+    match_logits: [3B, 2]: B positives, B with a negative image, B with a negative text; class 1 is a match.
+    token_logits: [B, P, V] at the masked positions; None when no masked texts were given.
+    boxes: [B, 4] predicted (cx, cy, w, h) in 0..1; None in a batch of whole images.
+    full_embeds: [N, 1+L, D] of the whole images; None in a batch of whole images.
+    """
+
+    image_embeds: Tensor
+    text_embeds: Tensor
+    image_projection: Tensor
+    text_projection: Tensor
+    negatives: Negatives
+    match_logits: Tensor
+    token_logits: Tensor | None
+    boxes: Tensor | None
+    full_embeds: Tensor | None
+
+
+class Xvlm(nn.Module):
+    """X-VLM for pre-training, retrieval and grounding.
+
+    Args:
+        vision: Image encoder (`SwinTransformer`, `ClipVisionTransformer` or `VisionTransformer` of `vlp_core.vision`).
+        text: `Bert` with fusion layers for the width of `vision`.
+        embed_width: Width of the shared embedding.
+        temperature: Initial temperature of the contrastive loss, a trained parameter.
+        heads: Which parts the task needs: "contrast" (both projections, temperature), "match", "masked_language", "boxes".
+
+    Raises:
+        ValueError: An unknown head, or a text encoder that does not fit the image encoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        vision: nn.Module,
+        text: Bert,
+        embed_width: int = 256,
+        temperature: float = 0.07,
+        heads: Iterable[Head] = HEADS,
+    ) -> None:
+        super().__init__()
+        heads = frozenset(heads)
+        if unknown := sorted(heads - set(HEADS)):
+            raise ValueError(f"unknown heads {', '.join(unknown)}; choose among {', '.join(HEADS)}")
+        require_fit(vision, text)
+        self.vision = vision
+        self.text = text
+        if "contrast" in heads:
+            self.vision_proj = nn.Linear(vision.width, embed_width)
+            self.text_proj = nn.Linear(text.width, embed_width)
+            self.temperature = nn.Parameter(torch.tensor(temperature))
+        if "match" in heads:
+            self.itm_head = mlp_head(text.width, 2)
+        if "masked_language" in heads:
+            self.mlm_head = MaskedLanguageHead(
+                width=text.width,
+                vocabulary=text.word_embedding.num_embeddings,
+                norm_eps=text.embedding_norm.eps,
+            )
+        if "boxes" in heads:
+            self.bbox_head = mlp_head(text.width, 4)
+        self.heads = heads
+
+    def encode_image(self, image_NCHW: Tensor) -> ImageFeatures:
+        """Features of whole images."""
+        embeds = self.vision(image_NCHW)
+        return ImageFeatures(
+            embeds, self._project(embeds, self.vision_proj) if "contrast" in self.heads else None
+        )
+
+    def encode_text(self, ids_BT: Tensor, attention_mask_BT: Tensor) -> TextFeatures:
+        """Features of texts; the mask is 1 for real tokens."""
+        embeds = self.text.encode(ids_BT, attention_mask_BT)
+        projection = self._project(embeds, self.text_proj) if "contrast" in self.heads else None
+        return TextFeatures(embeds, attention_mask_BT, projection)
+
+    def match(
+        self, image: ImageFeatures, text: TextFeatures, image_index_R: Tensor, text_index_R: Tensor
+    ) -> Tensor:
+        """Match logit (class 1) of R pairs (image_index[r], text_index[r]), [R].
+
+        Keys and values are computed once for each image that occurs, so asking for many texts of few images at a time is cheap.
+        """
+        return self.itm_head(self._fuse_used(image, text, image_index_R, text_index_R))[:, 1]
+
+    def locate(
+        self, image: ImageFeatures, text: TextFeatures, image_index_R: Tensor, text_index_R: Tensor
+    ) -> Tensor:
+        """Box (cx, cy, w, h) in 0..1 of the image that each text points to, for R pairs, [R, 4]."""
+        return self.bbox_head(self._fuse_used(image, text, image_index_R, text_index_R)).sigmoid()
+
+    def forward(
+        self,
+        image_NCHW: Tensor,
+        text_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        *,
+        masked_ids_BT: Tensor,
+        masked_positions_BP: Tensor,
+        image_index_B: Tensor | None = None,
+        image_attention_mask_BL: Tensor | None = None,
+        negatives: Negatives | None = None,
+    ) -> Pairs:
+        """Pre-training on a batch of whole images, or of regions when `image_index` is given. Clamps the temperature.
+
+        Args:
+            image_NCHW: Pictures.
+            text_ids_BT: One text per picture or region.
+            attention_mask_BT: 1 for real tokens; masked texts share it.
+            masked_ids_BT: The texts with tokens masked.
+            masked_positions_BP: Positions to predict; unused places hold any valid position.
+            image_index_B: Picture of each text.
+            image_attention_mask_BL: [B, 1+L], 1 for the pooled token and the patches inside the box; required with `image_index`.
+            negatives: Negatives to use; None draws them by similarity.
+        """
+        if (image_index_B is None) != (image_attention_mask_BL is None):
+            raise ValueError("image_index and image_attention_mask belong together: give both or neither")
+        if image_index_B is None:
+            embeds, full = self.vision(image_NCHW), None
+            pool, pool_mask = embeds, None
+        else:
+            embeds, full = self.vision.forward_regions(image_NCHW, image_index_B, image_attention_mask_BL)
+            pool = torch.cat([embeds, full])
+            seen = image_attention_mask_BL.bool()
+            pool_mask = torch.cat([seen, seen.new_ones(full.shape[:2])])
+        batch = text_ids_BT.shape[0]
+        states = self.text.encode(
+            torch.cat([text_ids_BT, masked_ids_BT]), torch.cat([attention_mask_BT, attention_mask_BT])
+        )
+        self.clamp_temperature()
+        image_projection = self._project(embeds, self.vision_proj)
+        text_projection = self._project(states[:batch], self.text_proj)
+        if negatives is None:
+            negatives = self.draw_negatives(image_projection, text_projection)
+
+        rows = torch.arange(batch, device=states.device)
+        zero = rows.new_zeros(1).unsqueeze(1)
+        # (text row, image row) of the positives, both kinds of negatives, box queries in a region batch, and the masked texts.
+        text_rows = [rows, rows, negatives.text]
+        image_rows = [rows, negatives.image, rows]
+        if full is not None:
+            text_rows.append(rows)
+            image_rows.append(batch + image_index_B)
+        first_rows = len(text_rows) * batch
+        text_index = torch.cat([*text_rows, batch + rows])
+        first, masked = self.text.fuse_and_read(
+            states.index_select(0, text_index),
+            attention_mask_BT.index_select(0, text_index % batch),
+            pool,
+            (zero.expand(first_rows, 1), masked_positions_BP),
+            image_mask_MS=pool_mask,
+            image_index=torch.cat([*image_rows, rows]),
+        )
+        first = first.squeeze(1)
+        return Pairs(
+            image_embeds=embeds,
+            text_embeds=states[:batch],
+            image_projection=image_projection,
+            text_projection=text_projection,
+            negatives=negatives,
+            match_logits=self.itm_head(first[: 3 * batch]),
+            token_logits=self.mlm_head(masked, self.text.word_embedding.weight),
+            boxes=None if full is None else self.bbox_head(first[3 * batch :]).sigmoid(),
+            full_embeds=full,
+        )
+
+    def pair(
+        self,
+        image_BCHW: Tensor,
+        text_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        *,
+        identities_B: Tensor | None = None,
+        negatives: Negatives | None = None,
+    ) -> Pairs:
+        """Retrieval fine-tuning on B images and texts; pairs of equal identity are never drawn as negatives."""
+        image = self.encode_image(image_BCHW)
+        text = self.encode_text(text_ids_BT, attention_mask_BT)
+        if negatives is None:
+            negatives = self.draw_negatives(image.projection, text.projection, identities_B)
+        rows = torch.arange(text_ids_BT.shape[0], device=text_ids_BT.device)
+        first = self._fuse_first(
+            image,
+            text,
+            torch.cat([rows, negatives.image, rows]),
+            torch.cat([rows, rows, negatives.text]),
+        )
+        return Pairs(
+            image_embeds=image.embeds,
+            text_embeds=text.embeds,
+            image_projection=image.projection,
+            text_projection=text.projection,
+            negatives=negatives,
+            match_logits=self.itm_head(first),
+            token_logits=None,
+            boxes=None,
+            full_embeds=None,
+        )
+
+    def draw_negatives(
+        self, image_projection_BE: Tensor, text_projection_BE: Tensor, identities_B: Tensor | None = None
+    ) -> Negatives:
+        """Hard negatives of the local batch, by the global random generator of the device."""
+        return sample_negatives(
+            *negative_weights(
+                image_projection_BE,
+                text_projection_BE,
+                temperature=self.temperature.detach(),
+                ids_B=identities_B,
+            )
+        )
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keep the temperature in 0.001..0.5; done in every pre-training forward, never in fine-tuning, as in the reference."""
+        self.temperature.clamp_(*TEMPERATURE_RANGE)
+
+    def _project(self, embeds: Tensor, projection: nn.Linear) -> Tensor:
+        """Token 0 in the shared space, fp32, length one."""
+        return F.normalize(projection(embeds[:, 0]).float(), dim=-1)
+
+    def _fuse_first(
+        self, image: ImageFeatures, text: TextFeatures, image_index_R: Tensor, text_index_R: Tensor
+    ) -> Tensor:
+        """Fused state of [CLS] for R pairs, [R, W]; projects every image of `image`."""
+        (first,) = self.text.fuse_and_read(
+            text.embeds.index_select(0, text_index_R),
+            text.attention_mask.index_select(0, text_index_R),
+            image.embeds,
+            (text_index_R.new_zeros(len(text_index_R), 1),),
+            image_index=image_index_R,
+        )
+        return first.squeeze(1)
+
+    def _fuse_used(
+        self, image: ImageFeatures, text: TextFeatures, image_index_R: Tensor, text_index_R: Tensor
+    ) -> Tensor:
+        """As `_fuse_first`, projecting only the images that occur; finding them waits for the device."""
+        used, image_index = image_index_R.unique(return_inverse=True)
+        return self._fuse_first(
+            ImageFeatures(image.embeds.index_select(0, used), None), text, image_index, text_index_R
+        )
+
+
+def require_fit(vision: nn.Module, text: Bert) -> None:
+    """Refuse a text encoder whose cross-attention expects another width than the image encoder gives."""
+    if text.image_width != vision.width:
+        raise ValueError(
+            f"the text encoder's image_width={text.image_width} does not fit the image encoder's width {vision.width}"
+        )

@@ -1,0 +1,69 @@
+"""Losses of X-VLM from the output of its model; the one place where its features cross ranks.
+
+Source: arXiv 2111.08276 section 3.2 and 3.3.
+"""
+
+from torch import Tensor
+from vlp_core.distributed import GatherGradient, gather
+from vlp_core.losses import box_losses, info_nce, masked_language_loss, matching_loss
+from vlp_core.models.xvlm import Pairs
+
+
+def contrastive_loss(
+    pairs: Pairs,
+    temperature: Tensor,
+    *,
+    identities_B: Tensor | None = None,
+    gather_gradient: GatherGradient = "local",
+) -> Tensor:
+    """Contrastive loss of the batch of all ranks, the same number on every rank.
+
+    `identities`: pairs of equal identity, on any rank, are positives of each other (retrieval: the image's number); None: only the
+    pair itself (pre-training). `gather_gradient`: see `vlp_core.distributed.gather`; "local" is the reference's.
+    """
+    image = gather(pairs.image_projection, gather_gradient)
+    text = gather(pairs.text_projection, gather_gradient)
+    ids = None if identities_B is None else gather(identities_B, "none")
+    return info_nce(image, text, image, text, temperature=temperature, ids_B=ids, all_ids_G=ids).loss
+
+
+def pretrain_losses(
+    pairs: Pairs,
+    temperature: Tensor,
+    *,
+    masked_labels_BP: Tensor,
+    target_boxes_B4: Tensor | None = None,
+    is_image_B: Tensor | None = None,
+    gather_gradient: GatherGradient = "local",
+) -> dict[str, Tensor]:
+    """`itc`, `itm`, `mlm`, and for a region batch `bbox` (L1) and `giou`; all have weight 1.
+
+    `is_image`: 1 for pairs whose box is the whole picture, which do not count in the box losses; None: all count.
+    """
+    if (pairs.boxes is None) != (target_boxes_B4 is None):
+        raise ValueError("target boxes belong to a region batch: give them with image_index, and only then")
+    losses = {
+        "itc": contrastive_loss(pairs, temperature, gather_gradient=gather_gradient),
+        "itm": matching_loss(pairs.match_logits, len(pairs.text_embeds)),
+        "mlm": masked_language_loss(pairs.token_logits, masked_labels_BP),
+    }
+    if pairs.boxes is not None:
+        boxes = box_losses(pairs.boxes, target_boxes_B4, is_image_B=is_image_B)
+        losses |= {"bbox": boxes.l1, "giou": boxes.giou}
+    return losses
+
+
+def retrieval_losses(
+    pairs: Pairs,
+    temperature: Tensor,
+    *,
+    identities_B: Tensor | None = None,
+    gather_gradient: GatherGradient = "local",
+) -> dict[str, Tensor]:
+    """`itc` and `itm` of retrieval fine-tuning."""
+    return {
+        "itc": contrastive_loss(
+            pairs, temperature, identities_B=identities_B, gather_gradient=gather_gradient
+        ),
+        "itm": matching_loss(pairs.match_logits, len(pairs.text_embeds)),
+    }

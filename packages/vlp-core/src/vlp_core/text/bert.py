@@ -1,0 +1,423 @@
+"""BERT and RoBERTa encoders whose upper layers can attend to images.
+
+The layers below `fusion_layer` are plain BERT (post-norm). Every layer from `fusion_layer` on has a cross-attention between its
+self-attention and its feed-forward part, so one stack of layers is text encoder and fusion encoder in turn:
+
+    text          encode(ids)                            layers 0 .. fusion_layer-1
+    fusion        fuse(states, image)                    layers fusion_layer ..
+    multi-modal   forward(ids, image)                    all layers
+    causal        any of these with causal=True          (captions, answers)
+    two images    image_index=(first, second)            the fusion layers take turns (NLVR2)
+
+What differs from the textbook form is made for speed and changes no result:
+
+- Query, key and value are one matrix. There is no pooler.
+- The images come as one pool of M images and each text row names its image by `image_index`. Keys and values are projected once
+  per image of the pool, however many rows (positive, negative, masked, box query) look at it.
+- `fuse_and_read` computes the last layer only at the positions that are read ([CLS], or the masked tokens).
+- Masks are boolean. The reference adds -10000 (self) or -1e9 (cross), which is the same unless a row is masked completely; token 0
+  of every text and of every image must therefore be visible.
+
+Source: BERT, arXiv 1810.04805; RoBERTa, arXiv 1907.11692; X-VLM, arXiv 2111.08276 section 3.1, `models/xbert.py`, `models/xroberta.py`.
+
+Shape letters: R text rows, T text tokens, W width, H heads, K width per head, M images of the pool, S image tokens, D image width,
+P positions read.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def split_heads(x_RTW: Tensor, heads: int) -> Tensor:
+    """[R, T, H*K] -> [R, H, T, K]."""
+    return x_RTW.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of a text over itself; `positions` limits the queries, never the keys."""
+
+    def __init__(self, *, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_RTW: Tensor, mask: Tensor | None, query_RPW: Tensor | None) -> Tensor:
+        projection = self.query_key_value
+        width = x_RTW.shape[-1]
+        if query_RPW is None:
+            query, key, value = projection(x_RTW).chunk(3, dim=-1)
+        else:
+            query = F.linear(query_RPW, projection.weight[:width], projection.bias[:width])
+            key, value = F.linear(x_RTW, projection.weight[width:], projection.bias[width:]).chunk(2, dim=-1)
+        mixed = F.scaled_dot_product_attention(
+            *(split_heads(part, self.heads) for part in (query, key, value)),
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of a text over its image, whose keys and values are already projected.
+
+    `key_value` is None in a layer that shares the projection of an earlier one (see `Bert`).
+    """
+
+    def __init__(self, *, width: int, heads: int, image_width: int, dropout: float, shares: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = None if shares else nn.Linear(image_width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_RTW: Tensor, key_value_RSW2: Tensor, mask: Tensor | None) -> Tensor:
+        key, value = key_value_RSW2.chunk(2, dim=-1)
+        mixed = F.scaled_dot_product_attention(
+            *(split_heads(part, self.heads) for part in (self.query(x_RTW), key, value)),
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Layer(nn.Module):
+    """Post-norm layer: self-attention, cross-attention when `image_width` is given, feed-forward."""
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        hidden: int,
+        image_width: int | None,
+        shares_key_value: bool,
+        dropout: float,
+        attention_dropout: float,
+        norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.attention = SelfAttention(width=width, heads=heads, dropout=attention_dropout)
+        self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
+        if image_width is not None:
+            self.cross = CrossAttention(
+                width=width,
+                heads=heads,
+                image_width=image_width,
+                dropout=attention_dropout,
+                shares=shares_key_value,
+            )
+            self.cross_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.expand = nn.Linear(width, hidden)
+        self.contract = nn.Linear(hidden, width)
+        self.output_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x_RTW: Tensor,
+        mask: Tensor | None,
+        key_value_RSW2: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        read_RP: Tensor | None = None,
+    ) -> Tensor:
+        """States of the layer, [R, T, W], or [R, P, W] when only the positions `read_RP` are wanted."""
+        query = None if read_RP is None else take_positions(x_RTW, read_RP)
+        x = x_RTW if query is None else query
+        x = self.attention_norm(x + self.dropout(self.attention(x_RTW, mask, query)))
+        if key_value_RSW2 is not None:
+            x = self.cross_norm(x + self.dropout(self.cross(x, key_value_RSW2, image_mask)))
+        return self.output_norm(x + self.dropout(self.contract(F.gelu(self.expand(x)))))
+
+
+def take_positions(x_RTW: Tensor, positions_RP: Tensor) -> Tensor:
+    """States at the given token positions: [R, T, W], [R, P] -> [R, P, W]."""
+    return x_RTW.gather(1, positions_RP.unsqueeze(-1).expand(-1, -1, x_RTW.shape[-1]))
+
+
+class Bert(nn.Module):
+    """BERT or RoBERTa with optional fusion layers; see the module for the modes.
+
+    Args:
+        kind: "bert": token n stands at position n. "roberta": positions count the tokens that are not padding, starting at
+            `pad_id + 1`; padding stands at `pad_id`, whose rows of the word and position tables start as zeros and get no gradient.
+        vocabulary: Number of tokens.
+        width: Width of the states.
+        layers: Number of layers, fusion layers included.
+        heads: Attention heads.
+        hidden: Width inside the feed-forward part.
+        positions: Rows of the position table (512 for BERT, 514 for RoBERTa).
+        token_types: Rows of the token type table; only type 0 is used.
+        pad_id: Padding token; its word embedding starts as zeros and gets no gradient from the embedding.
+        fusion_layer: First layer with cross-attention; None for a text-only encoder, 0 for a decoder.
+        image_width: Width of the image states; required with fusion layers.
+        layers_per_image_projection: Successive fusion layers that share one key/value projection (2 in NLVR2 models).
+        dropout: Dropout on embeddings and on the output of each part of a layer.
+        attention_dropout: Dropout on attention probabilities.
+        norm_eps: Epsilon of the layer norms (1e-12 BERT, 1e-5 RoBERTa).
+
+    Raises:
+        ValueError: `width` is no multiple of `heads`, or `fusion_layer` and `image_width` do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: Literal["bert", "roberta"] = "bert",
+        vocabulary: int = 30522,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        hidden: int = 3072,
+        positions: int = 512,
+        token_types: int = 2,
+        pad_id: int = 0,
+        fusion_layer: int | None = None,
+        image_width: int | None = None,
+        layers_per_image_projection: int = 1,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        norm_eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        if kind not in ("bert", "roberta"):
+            raise ValueError(f"text kind {kind!r} is not known; choose bert or roberta")
+        if width % heads:
+            raise ValueError(f"width={width} must be a multiple of heads={heads}")
+        if (fusion_layer is None) != (image_width is None):
+            raise ValueError(
+                f"fusion_layer={fusion_layer} and image_width={image_width}: give both for an encoder that attends to "
+                "images, neither for one that does not"
+            )
+        first_fusion = layers if fusion_layer is None else fusion_layer
+        if not 0 <= first_fusion <= layers:
+            raise ValueError(f"fusion_layer={fusion_layer} must lie between 0 and layers={layers}")
+        if (layers - first_fusion) % layers_per_image_projection:
+            raise ValueError(
+                f"{layers - first_fusion} fusion layers cannot share key/value projections in groups of "
+                f"layers_per_image_projection={layers_per_image_projection}"
+            )
+        self.kind = kind
+        self.width = width
+        self.image_width = image_width
+        self.pad_id = pad_id
+        self.fusion_layer = first_fusion
+        self.layers_per_image_projection = layers_per_image_projection
+        # The pad row takes no gradient from look-ups, as in the reference; a tied output projection may still move it.
+        self.word_embedding = nn.Embedding(vocabulary, width, padding_idx=pad_id)
+        self.position_embedding = nn.Embedding(
+            positions, width, padding_idx=pad_id if kind == "roberta" else None
+        )
+        self.type_embedding = nn.Embedding(token_types, width)
+        self.embedding_norm = nn.LayerNorm(width, eps=norm_eps)
+        self.embedding_dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            Layer(
+                width=width,
+                heads=heads,
+                hidden=hidden,
+                image_width=image_width if number >= first_fusion else None,
+                shares_key_value=(number - first_fusion) % layers_per_image_projection != 0,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                norm_eps=norm_eps,
+            )
+            for number in range(layers)
+        )
+        initialise(self)
+
+    def embed(self, ids_RT: Tensor) -> Tensor:
+        """Sum of word, position and type 0 embeddings, normalised: [R, T] -> [R, T, W]."""
+        if self.kind == "roberta":
+            real = ids_RT.ne(self.pad_id)
+            positions = real.cumsum(1) * real + self.pad_id
+        else:
+            positions = torch.arange(ids_RT.shape[1], device=ids_RT.device)
+        if ids_RT.shape[1] > self.position_embedding.num_embeddings:
+            raise ValueError(
+                f"texts of {ids_RT.shape[1]} tokens do not fit the position table of "
+                f"{self.position_embedding.num_embeddings} rows; lower max_tokens"
+            )
+        x = self.word_embedding(ids_RT) + self.position_embedding(positions) + self.type_embedding.weight[0]
+        return self.embedding_dropout(self.embedding_norm(x))
+
+    def encode(self, ids_RT: Tensor, mask_RT: Tensor | None, *, causal: bool = False) -> Tensor:
+        """Text states after the layers below `fusion_layer`.
+
+        Args:
+            ids_RT: Token ids.
+            mask_RT: 1 or True for real tokens (the first one always); None when no row is padded.
+            causal: Every token sees only itself and earlier ones.
+
+        Returns:
+            States [R, T, W].
+        """
+        x = self.embed(ids_RT)
+        mask = self_mask(mask_RT, tokens=ids_RT.shape[1], causal=causal, device=ids_RT.device)
+        for layer in self.layers[: self.fusion_layer]:
+            x = layer(x, mask)
+        return x
+
+    def fuse(
+        self,
+        x_RTW: Tensor,
+        mask_RT: Tensor | None,
+        image_MSD: Tensor,
+        *,
+        image_mask_MS: Tensor | None = None,
+        image_index: Tensor | Sequence[Tensor] | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """States after the fusion layers.
+
+        Args:
+            x_RTW: States from `encode`.
+            mask_RT: As in `encode`.
+            image_MSD: Pool of image states.
+            image_mask_MS: 1 or True for visible image tokens (the first one always); None when all are visible.
+            image_index: Image of each row, [R]; several such tensors make the fusion layers take turns; None when row r looks at
+                image r.
+            causal: As in `encode`.
+
+        Returns:
+            States [R, T, W].
+        """
+        indices = as_indices(image_index)
+        mask = self_mask(mask_RT, tokens=x_RTW.shape[1], causal=causal, device=x_RTW.device)
+        image_masks = [take_image_mask(image_mask_MS, index) for index in indices]
+        projected: Tensor | None = None
+        for turn, layer in enumerate(self.layers[self.fusion_layer :]):
+            projected = self._project(turn, image_MSD, projected)
+            index = indices[turn % len(indices)]
+            rows = projected if index is None else projected.index_select(0, index)
+            x_RTW = layer(x_RTW, mask, rows, image_masks[turn % len(indices)])
+        return x_RTW
+
+    def fuse_and_read(
+        self,
+        x_RTW: Tensor,
+        mask_RT: Tensor | None,
+        image_MSD: Tensor,
+        read: Sequence[Tensor],
+        *,
+        image_mask_MS: Tensor | None = None,
+        image_index: Tensor | Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """States of the last fusion layer at chosen positions only, group by group of consecutive rows.
+
+        Equal to gathering from `fuse`, without computing what is not read. Arguments as in `fuse`, and
+
+        Args:
+            read: For each group of rows the token positions to read, [rows of the group, P]; the groups cover all rows in order.
+
+        Returns:
+            For each group the states [rows of the group, P, W].
+        """
+        if sum(positions.shape[0] for positions in read) != x_RTW.shape[0]:
+            raise ValueError(
+                f"the groups to read have {[positions.shape[0] for positions in read]} rows, the states {x_RTW.shape[0]}"
+            )
+        indices = as_indices(image_index)
+        mask = self_mask(mask_RT, tokens=x_RTW.shape[1], causal=False, device=x_RTW.device)
+        image_masks = [take_image_mask(image_mask_MS, index) for index in indices]
+        projected: Tensor | None = None
+        *body, last = self.layers[self.fusion_layer :]
+        for turn, layer in enumerate(body):
+            projected = self._project(turn, image_MSD, projected)
+            index = indices[turn % len(indices)]
+            rows = projected if index is None else projected.index_select(0, index)
+            x_RTW = layer(x_RTW, mask, rows, image_masks[turn % len(indices)])
+        projected = self._project(len(body), image_MSD, projected)
+        index = indices[len(body) % len(indices)]
+        image_mask = image_masks[len(body) % len(indices)]
+        groups = []
+        start = 0
+        for positions in read:
+            part = slice(start, start + positions.shape[0])
+            start = part.stop
+            groups.append(
+                last(
+                    x_RTW[part],
+                    None if mask is None else mask[part],
+                    projected[part] if index is None else projected.index_select(0, index[part]),
+                    None if image_mask is None else image_mask[part],
+                    positions,
+                )
+            )
+        return tuple(groups)
+
+    def forward(
+        self,
+        ids_RT: Tensor,
+        mask_RT: Tensor | None,
+        image_MSD: Tensor,
+        *,
+        image_mask_MS: Tensor | None = None,
+        image_index: Tensor | Sequence[Tensor] | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """All layers: `encode`, then `fuse`."""
+        x = self.encode(ids_RT, mask_RT, causal=causal)
+        return self.fuse(
+            x, mask_RT, image_MSD, image_mask_MS=image_mask_MS, image_index=image_index, causal=causal
+        )
+
+    def _project(self, turn: int, image_MSD: Tensor, previous: Tensor | None) -> Tensor:
+        """Keys and values of the pool for fusion layer `turn`; `previous` where the layer shares them."""
+        key_value = self.layers[self.fusion_layer + turn].cross.key_value
+        return previous if key_value is None else key_value(image_MSD)
+
+
+def self_mask(mask_RT: Tensor | None, *, tokens: int, causal: bool, device: torch.device) -> Tensor | None:
+    """Boolean self-attention mask, broadcastable to [R, H, T, T]; None when everything is visible."""
+    mask = None if mask_RT is None else mask_RT.bool()[:, None, None, :]
+    if not causal:
+        return mask
+    lower = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+    return lower[None, None] if mask is None else mask & lower
+
+
+def as_indices(image_index: Tensor | Sequence[Tensor] | None) -> list[Tensor | None]:
+    return [image_index] if image_index is None or isinstance(image_index, Tensor) else list(image_index)
+
+
+def take_image_mask(mask_MS: Tensor | None, index: Tensor | None) -> Tensor | None:
+    """Boolean cross-attention mask of each row, [R, 1, 1, S]."""
+    if mask_MS is None:
+        return None
+    mask = mask_MS.bool() if index is None else mask_MS.bool().index_select(0, index)
+    return mask[:, None, None, :]
+
+
+def initialise(module: nn.Module) -> None:
+    """Initial values of BERT, for a whole model or one head.
+
+    Linear and embedding weights: normal, deviation 0.02. Linear biases: 0. Padding rows: 0. Layer norms: 1 and 0.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02)
+            if part.padding_idx is not None:
+                with torch.no_grad():
+                    part.weight[part.padding_idx].zero_()
+
+
+bert_base = {"kind": "bert", "width": 768, "layers": 12, "heads": 12, "hidden": 3072}
+roberta_base = {
+    **bert_base,
+    "kind": "roberta",
+    "vocabulary": 50265,
+    "positions": 514,
+    "token_types": 1,
+    "pad_id": 1,
+    "norm_eps": 1e-5,
+}
