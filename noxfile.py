@@ -194,7 +194,17 @@ def pins(session: nox.Session) -> None:
             project.write_text(with_pins(before, []))
         projects = [f"packages/{name}/pyproject.toml" for name in PACKAGES]
         groups = ["test", "lint", "types", "docs", *(f"{project}:test" for project in projects)]
-        compile_pins = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--all-extras"]
+        compile_pins = [
+            "uv",
+            "pip",
+            "compile",
+            "--quiet",
+            "--no-header",
+            "--no-annotate",
+            "--all-extras",
+            "--python-version",
+            "3.11",
+        ]
         wanted = [part for group in groups for part in ("--group", group)]
         text = session.run(
             *compile_pins, "-c", str(CONSTRAINTS), *projects, *wanted, silent=True, external=True
