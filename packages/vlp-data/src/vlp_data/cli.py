@@ -1,0 +1,127 @@
+"""`vlp-data`: make, look at and check data.
+
+Exit codes: 0 done, 1 a check found something, 2 user error (one line on stderr).
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"vlp-data {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"vlp-data {options.command}: interrupted; nothing was kept", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vlp-data", description="Make, look at and check data for vision-language training."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    shapes = commands.add_parser("shapes", help="draw a folder of scenes with all annotations")
+    shapes.add_argument("out", metavar="OUT", help="new or empty folder")
+    shapes.add_argument(
+        "--images", type=int, default=2000, metavar="N", help="scenes of all splits together (default 2000)"
+    )
+    shapes.add_argument("--seed", type=int, default=0, metavar="S", help="which world (default 0)")
+    shapes.add_argument(
+        "--size", type=int, default=96, metavar="PX", help="side of the pictures in pixels (default 96)"
+    )
+    shapes.add_argument("--val", type=int, metavar="N", help="scenes for validation (default: a tenth)")
+    shapes.add_argument("--test", type=int, metavar="N", help="scenes for test (default: a tenth)")
+    shapes.add_argument(
+        "--workers",
+        type=int,
+        metavar="W",
+        help="processes (default: one per core, at most 8; few scenes need one)",
+    )
+    shapes.set_defaults(run=_shapes)
+
+    sheet = commands.add_parser("sheet", help="pictures and captions of a shapes folder on one page")
+    sheet.add_argument("out", metavar="OUT", help="folder written by `vlp-data shapes`")
+    sheet.add_argument("--first", type=int, default=16, metavar="N", help="scenes to show (default 16)")
+    sheet.add_argument("--split", choices=("train", "val", "test"), help="only scenes of this split")
+    sheet.add_argument("--boxes", action="store_true", help="draw boxes and list referring expressions")
+    sheet.add_argument(
+        "--to", default="sheet.png", metavar="FILE", help="picture to write (default sheet.png)"
+    )
+    sheet.set_defaults(run=_sheet)
+
+    verify = commands.add_parser("verify", help="compare the files of a shapes folder with their hashes")
+    verify.add_argument("out", metavar="OUT", help="folder written by `vlp-data shapes`")
+    verify.set_defaults(run=_verify)
+    return parser
+
+
+def _shapes(options: argparse.Namespace) -> int:
+    from vlp_data import shapes
+
+    start = time.monotonic()
+    # Starting a process costs about as much as drawing fifty scenes.
+    workers = (
+        max(1, min(8, os.cpu_count() or 1, options.images // 250))
+        if options.workers is None
+        else options.workers
+    )
+    shapes.write(
+        options.out,
+        images=options.images,
+        seed=options.seed,
+        size=options.size,
+        val=options.val,
+        test=options.test,
+        workers=workers,
+        progress=_progress("scenes"),
+    )
+    print(
+        f"{options.out}: {options.images} scenes of {options.size} x {options.size} pixels in {time.monotonic() - start:.1f} s"
+    )
+    return 0
+
+
+def _sheet(options: argparse.Namespace) -> int:
+    from vlp_data.shapes.sheet import sheet
+
+    shown = sheet(options.out, options.to, first=options.first, split=options.split, boxes=options.boxes)
+    print(f"{options.to}: {shown} scenes")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from vlp_data import shapes
+
+    problems = shapes.verify(options.out)
+    for problem in problems[:20]:
+        print(problem)
+    print(
+        f"{options.out}: {f'{len(problems)} files are not as written' if problems else 'all files are as written'}"
+    )
+    return 1 if problems else 0
+
+
+def _progress(unit: str) -> Callable[[int, int], None] | None:
+    """A line on stderr that is rewritten about ten times a second; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        return None
+    last = 0.0
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done == total or now - last > 0.1:
+            last = now
+            end = "\n" if done == total else ""
+            print(f"\r{unit} {done}/{total} ({100 * done // total} %)", end=end, file=sys.stderr, flush=True)
+
+    return show

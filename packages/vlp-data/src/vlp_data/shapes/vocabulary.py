@@ -1,0 +1,39 @@
+"""The WordPiece vocabulary of the world: complete for its sentences, and able to spell every other ASCII word."""
+
+import string
+
+from vlp_data.shapes.figures import KINDS
+from vlp_data.shapes.language import EXTREMES, NUMBERS, plural
+from vlp_data.shapes.paint import BACKGROUNDS, COLORS, TEXTURES
+from vlp_data.shapes.questions import GROUNDS
+from vlp_data.shapes.scene import SIZES
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+TEMPLATE_WORDS = """
+a above an and are at back background be before behind belongs below both bottom buy by can center changes child color colors
+corner covering covers diagonal dots drawn exactly fades fading favorite from front gradient has have horizontal how image images
+in is it kind least left made many middle more moved neither number of older on one only other paper partly pattern picture pictures
+planned right same seen shape shapes show shows side somebody stripes teacher than the there to together tomorrow top two vertical
+wants was were what where will with year yes no not none answer question true false
+"""
+
+
+def vocabulary() -> tuple[str, ...]:
+    """All tokens in the order of their ids; "[PAD]" is 0, as in BERT. It depends on nothing, so that every folder has the same."""
+    words = {
+        *KINDS,
+        *map(plural, KINDS),
+        *COLORS,
+        *TEXTURES,
+        *BACKGROUNDS,
+        *SIZES,
+        *NUMBERS,
+        *EXTREMES.values(),
+        *GROUNDS.values(),
+    }
+    words |= set(TEMPLATE_WORDS.split())
+    characters = string.punctuation + string.digits + string.ascii_lowercase
+    pieces = string.digits + string.ascii_lowercase
+    tokens = dict.fromkeys((*SPECIAL, *characters, *sorted(words), *("##" + piece for piece in pieces)))
+    return tuple(tokens)
