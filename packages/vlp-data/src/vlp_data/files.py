@@ -1,0 +1,137 @@
+"""Paths that may be URLs: local paths the short way, anything with `://` through fsspec (hdfs, webhdfs, s3, gs, abfs, http, memory, ...).
+
+Nothing is kept open between calls, so sources can be pickled and forked freely. Remote reads are repeated with growing pauses; a
+missing file is not.
+"""
+
+import io
+import os
+import posixpath
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+_T = TypeVar("_T")
+PAUSES_SECONDS = (0.5, 2.0, 8.0)
+"""Waits before the second, third and fourth attempt of a remote read."""
+
+
+def is_url(path: str) -> bool:
+    """Whether fsspec is needed. `file://` counts as a URL."""
+    return "://" in path
+
+
+def local(path: str) -> Path:
+    """A local path, `~` expanded."""
+    return Path(path).expanduser()
+
+
+def join(root: str, path: str) -> str:
+    """`path` below `root`; as it is when it is absolute, a URL, or `root` is empty."""
+    if not root or is_url(path) or path.startswith("/"):
+        return path
+    return posixpath.join(root, path) if is_url(root) else os.fspath(Path(root) / path)
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    import fsspec.core
+
+    return fsspec.core.url_to_fs(url)
+
+
+def _repeat(action: Callable[[], _T]) -> _T:
+    for pause in PAUSES_SECONDS:
+        try:
+            return action()
+        except (FileNotFoundError, PermissionError, IsADirectoryError):
+            raise
+        except OSError:
+            time.sleep(pause)
+    return action()
+
+
+def read(path: str) -> bytes:
+    """All bytes of a file. Raises OSError (FileNotFoundError when it is not there)."""
+    if not is_url(path):
+        return local(path).read_bytes()
+    filesystem, inner = _filesystem(path)
+    return _repeat(lambda: filesystem.cat_file(inner))
+
+
+def read_range(path: str, start: int, length: int) -> bytes:
+    """`length` bytes from `start`. Raises OSError; EOFError when the file is shorter."""
+    if not is_url(path):
+        with local(path).open("rb", buffering=0) as stream:
+            stream.seek(start)
+            data = stream.read(length)
+    else:
+        filesystem, inner = _filesystem(path)
+        data = _repeat(lambda: filesystem.cat_file(inner, start=start, end=start + length))
+    if len(data) != length:
+        raise EOFError(f"{path} has {len(data)} bytes at {start}, {length} were expected; did it change?")
+    return data
+
+
+def open_read(path: str) -> BinaryIO:
+    """A stream for reading from start to end; `.gz`, `.bz2`, `.xz`, `.zst` are decompressed (zst needs its fsspec codec)."""
+    if not is_url(path) and not is_compressed(path):
+        return local(path).open("rb")
+    import fsspec
+
+    opened: Any = fsspec.open(
+        path if is_url(path) else os.fspath(local(path)), "rb", compression="infer"
+    ).open()
+    return opened if isinstance(opened, io.IOBase) else io.BufferedReader(opened)
+
+
+def is_compressed(path: str) -> bool:
+    """By suffix."""
+    return path.endswith((".gz", ".bz2", ".xz", ".zst", ".lzma"))
+
+
+def stamp(path: str) -> tuple[int, str]:
+    """(size in bytes, something that changes when the file is rewritten). Raises FileNotFoundError."""
+    if not is_url(path):
+        status = local(path).stat()
+        return status.st_size, str(status.st_mtime_ns)
+    filesystem, inner = _filesystem(path)
+    information = filesystem.info(inner)
+    changed = next(
+        (information[k] for k in ("ETag", "etag", "LastModified", "mtime", "created") if k in information), ""
+    )
+    return int(information["size"]), str(changed)
+
+
+def expand(paths: tuple[str, ...] | list[str]) -> list[str]:
+    """The files behind paths: a folder stands for the files directly in it, a string may hold several paths joined by commas (X-VLM).
+
+    Names with `_SUCCESS` and those that begin with a dot are left out. Sorted by path inside a folder, so that all ranks and nodes agree;
+    folders in the order given. Raises FileNotFoundError for a path that does not exist and for no files at all.
+    """
+    found: list[str] = []
+    for path in (part.strip() for entry in paths for part in entry.split(",") if part.strip()):
+        found += _expand_one(path)
+    if not found:
+        raise FileNotFoundError(f"no data files in {', '.join(paths) or 'an empty list of paths'}")
+    return found
+
+
+def _expand_one(path: str) -> list[str]:
+    if not is_url(path):
+        where = local(path)
+        if where.is_file():
+            return [os.fspath(where)]
+        if not where.is_dir():
+            raise FileNotFoundError(f"{path} not found (neither a file nor a folder)")
+        names = [os.fspath(entry) for entry in where.iterdir() if entry.is_file()]
+    else:
+        filesystem, inner = _filesystem(path)
+        if filesystem.isfile(inner):
+            return [path]
+        if not filesystem.isdir(inner):
+            raise FileNotFoundError(f"{path} not found (neither a file nor a folder)")
+        entries = filesystem.ls(inner, detail=True)
+        names = [filesystem.unstrip_protocol(entry["name"]) for entry in entries if entry["type"] == "file"]
+    kept = [name for name in names if "_SUCCESS" not in posixpath.basename(name)]
+    return sorted(name for name in kept if not posixpath.basename(name).startswith("."))

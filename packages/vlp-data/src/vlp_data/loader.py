@@ -1,0 +1,295 @@
+"""Batches for one rank, endless, with a position that says where to go on.
+
+What a batch holds depends on (seed, position, rank, number of ranks) alone: not on the number of workers, on prefetching, or on how
+often a run was interrupted. The sample at (epoch, index) draws from a generator seeded by (seed, epoch, index).
+
+Unusable samples (broken picture, empty line, box outside the picture, missing file, ...) are counted, logged once per cause with the
+file's name, and replaced by a sample drawn from (seed, epoch, index, attempt). The loader stops with `DataError` when more than
+`max_bad_fraction` of the samples read so far were unusable, judged from the eleventh unusable one on: so one bad sample early in a run
+never stops it, and a wrong image root stops it within the first batches. `max_bad_fraction=0` stops at the first. Each rank judges what
+it has read itself.
+"""
+
+import logging
+import multiprocessing
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Self, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vlp_data.errors import DataError
+from vlp_data.examples import Examples, Skipped
+from vlp_data.order import Order, generator
+
+log = logging.getLogger(__name__)
+
+_Batch = TypeVar("_Batch")
+
+TOLERATED_BAD_SAMPLES = 10
+"""Unusable samples before their share is judged."""
+ATTEMPTS = 50
+"""Samples tried for one place in a batch."""
+GRACE_SECONDS = 60
+"""How long a worker outlives SIGTERM, so that a run that is asked to stop can finish its step and save."""
+
+
+class _Request(NamedTuple):
+    """What to put into one batch: its first position and (epoch, index) of its samples."""
+
+    position: int
+    places: list[tuple[int, int]]
+
+
+class _Answer(NamedTuple):
+    batch: Any
+    skipped: list[Skipped]
+
+
+@dataclass(frozen=True)
+class _Batches(Dataset):
+    """Makes whole batches in a worker."""
+
+    examples: Examples
+    seed: int
+
+    def __getitem__(self, request: _Request) -> _Answer:
+        skipped: list[Skipped] = []
+        made = [self._one(epoch, index, skipped) for epoch, index in request.places]
+        rng = generator(self.seed, "batch", request.position)
+        try:
+            return _Answer(self.examples.collate(made, rng), skipped)
+        except Exception as error:
+            keys = ", ".join(str(getattr(example, "key", "?")) for example in made)
+            error.add_note(f"while making the batch at position {request.position} from {keys}")
+            raise
+
+    def _one(self, epoch: int, index: int, skipped: list[Skipped]) -> Any:
+        length = len(self.examples)
+        for attempt in range(ATTEMPTS):
+            rng = generator(self.seed, epoch, index, *([attempt] if attempt else []))
+            place = rng.randrange(length) if attempt else index
+            try:
+                made = self.examples.example(place, rng)
+            except (
+                Exception
+            ) as error:  # a fault of the program or of the machine, not of the data: say where, and stop
+                error.add_note(f"while reading sample {place} (epoch {epoch}): {_key(self.examples, place)}")
+                raise
+            if not isinstance(made, Skipped):
+                return made
+            skipped.append(made)
+        last = skipped[-1]
+        raise DataError(
+            f"{ATTEMPTS} samples in a row cannot be used; the last one: {last.cause}: {last.file}: {last.detail}"
+        )
+
+
+def _key(examples: Examples, index: int) -> str:
+    try:
+        return examples.source[index].key  # type: ignore[attr-defined]
+    except Exception as error:
+        return f"(its key cannot be read: {error})"
+
+
+class Loader(Generic[_Batch]):
+    """An endless iterator over the batches of one rank; use it as a context manager, or `close()` it, to end its workers.
+
+    `global_batch` counts samples over all ranks (for region batches: lines). `position` counts samples consumed by all ranks; it moves
+    when a batch is handed out, so a checkpoint written after the step holds where to go on.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        *,
+        global_batch: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        position: int = 0,
+        max_bad_fraction: float = 0.01,
+        prefetch: int = 2,
+        timeout_seconds: float = 900.0,
+        pin_memory: bool = False,
+        start_method: str | None = None,
+    ) -> None:
+        """Starts nothing; workers begin with the first batch.
+
+        `timeout_seconds`: stop when workers deliver nothing for this long (0: wait for ever). `start_method`: how workers are started,
+        None for Python's default. Raises ValueError for an impossible split and for an empty source.
+        """
+        if global_batch <= 0 or global_batch % world:
+            raise ValueError(
+                f"the global batch {global_batch} must be a positive multiple of the {world} ranks"
+            )
+        if not 0 <= rank < world:
+            raise ValueError(f"rank {rank} is not one of {world}")
+        if not 0 <= max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction={max_bad_fraction} must lie in 0..1")
+        self.examples, self.order = examples, Order(len(examples), seed)
+        self.global_batch, self.rank, self.world = global_batch, rank, world
+        self.max_bad_fraction = max_bad_fraction
+        self.position = position
+        self.counts: Counter[str] = Counter()
+        """Per cause, how many samples could not be used; `padded_pairs` of region batches."""
+        self.read = 0
+        """Samples read by this rank, unusable ones included."""
+        self._bad_files: dict[str, list[str]] = {}
+        self._iterator: Iterator[_Answer] | None = None
+        self._loader_arguments: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
+        if workers:
+            self._loader_arguments |= {
+                "prefetch_factor": prefetch,
+                "timeout": timeout_seconds,
+                "worker_init_fn": _prepare_worker,
+                "multiprocessing_context": multiprocessing.get_context(start_method),
+            }
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> _Batch:
+        if self._iterator is None:
+            self._iterator = iter(
+                DataLoader(
+                    _Batches(self.examples, self.order.seed),
+                    batch_size=None,
+                    sampler=_Requests(self.order, self.position, self.global_batch, self.rank, self.world),
+                    collate_fn=_as_it_is,
+                    **self._loader_arguments,
+                )
+            )
+        try:
+            batch, skipped = next(self._iterator)
+        except Exception as error:
+            self.close()
+            if isinstance(error, RuntimeError) and "timed out" in str(error):
+                seconds = self._loader_arguments["timeout"]
+                raise DataError(
+                    f"no batch within {seconds:g} s at position {self.position}: storage hangs, or workers starve"
+                ) from error
+            raise
+        self.position += self.global_batch
+        self._account(batch, skipped)
+        return batch
+
+    def _account(self, batch: Any, skipped: list[Skipped]) -> None:
+        self.read += self.global_batch // self.world + len(skipped)
+        if padded := getattr(batch, "padded_pairs", 0):
+            self.counts["padded_pairs"] += padded
+        for cause, file, detail in skipped:
+            files = self._bad_files.setdefault(cause, [])
+            if not files:
+                log.warning(
+                    "skipped a sample: %s: %s: %s (more of this kind are counted, not logged)",
+                    cause,
+                    file,
+                    detail,
+                )
+            if len(files) < 5 and file not in files:
+                files.append(file)
+            self.counts[cause] += 1
+        if skipped and self._too_many():
+            self.close()
+            raise DataError(self._complaint())
+
+    @property
+    def bad(self) -> int:
+        """Samples of this rank that could not be used."""
+        return sum(count for cause, count in self.counts.items() if cause in self._bad_files)
+
+    def _too_many(self) -> bool:
+        if self.max_bad_fraction == 0:
+            return self.bad > 0
+        return self.bad > TOLERATED_BAD_SAMPLES and self.bad > self.max_bad_fraction * self.read
+
+    def _complaint(self) -> str:
+        causes = "; ".join(
+            f"{cause}: {self.counts[cause]} ({', '.join(files)}{', ...' if self.counts[cause] > len(files) else ''})"
+            for cause, files in self._bad_files.items()
+        )
+        return (
+            f"{self.bad} of {self.read} samples cannot be used, more than max_bad_fraction={self.max_bad_fraction:g}: {causes}. "
+            "Repair the data or raise the limit."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything to go on from here, as JSON values."""
+        return {
+            "position": self.position,
+            "seed": self.order.seed,
+            "length": self.order.length,
+            "read": self.read,
+            "counts": dict(self.counts),
+            "bad_files": {cause: list(files) for cause, files in self._bad_files.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, perhaps on another number of ranks. Raises DataError when seed or length differ, because the
+        order would be another one."""
+        for name, now in (("seed", self.order.seed), ("length", self.order.length)):
+            if state[name] != now:
+                raise DataError(
+                    f"cannot go on in the data: {name} was {state[name]} when the state was saved and is {now} now"
+                )
+        self.close()
+        self.position, self.read = state["position"], state["read"]
+        self.counts = Counter(state["counts"])
+        self._bad_files = {cause: list(files) for cause, files in state["bad_files"].items()}
+
+    def close(self) -> None:
+        """End the workers. The next batch starts new ones at the current position."""
+        self._iterator = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class _Requests:
+    """The batches of one rank from a position on, for ever."""
+
+    order: Order
+    position: int
+    global_batch: int
+    rank: int
+    world: int
+
+    def __iter__(self) -> Iterator[_Request]:
+        own = self.global_batch // self.world
+        position = self.position + self.rank * own
+        while True:
+            yield _Request(position, self.order.indices(position, own))
+            position += self.global_batch
+
+
+def _as_it_is(answer: _Answer) -> _Answer:
+    return answer
+
+
+def _prepare_worker(_: int) -> None:
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)  # OpenCV's thread pool does not survive a fork
+    # A scheduler sends SIGTERM to the whole process group, but the training process wants to finish its step and save. Workers end when
+    # it ends; the alarm is for one that hangs.
+    armed = False
+
+    def end_later(*_: object) -> None:
+        nonlocal armed
+        if not armed:
+            signal.alarm(GRACE_SECONDS)
+            armed = True
+
+    signal.signal(signal.SIGTERM, end_later)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -1,0 +1,266 @@
+"""Options of sources, views and examples, as they appear in recipes. Imports neither torch nor fsspec.
+
+A source option has a `format` field that tells it apart from the others (a discriminated union in a recipe) and `open()`.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from vlp_data.schema import Source
+
+
+def _positive(options: object, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if value <= 0:
+            raise ValueError(f"{name}={value} must be positive")
+
+
+def _fraction(options: object, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} must lie in 0..1")
+
+
+# ---------------------------------------------------------------------------------------------- sources
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextLines:
+    """X-VLM image-text lines: text files with one JSON object per line, {caption, binary | image_rpath}."""
+
+    format: Literal["xvlm_images"] = "xvlm_images"
+    files: tuple[str, ...]
+    """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec URLs."""
+    root: str = ""
+    """Put before relative picture paths."""
+    image_key: str = ""
+    """Field that holds the picture; "" takes `binary` or `image_rpath`, whichever a line has."""
+    image_kind: Literal["auto", "path", "base64"] = "auto"
+    """What that field holds; auto: base64 for `binary`, else a path."""
+    caption_keys: tuple[str, ...] = ("caption", "desc")
+    """Fields that may hold the caption; the first one a line has is taken."""
+    index: str = ""
+    """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
+
+    def open(self) -> "Source":
+        from vlp_data.sources.lines import open_image_text_lines
+
+        return open_image_text_lines(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionLines:
+    """X-VLM region lines: {elems: [{caption, bb: [x, y, w, h], attributes?}], caption?, binary | image_rpath}."""
+
+    format: Literal["xvlm_regions"] = "xvlm_regions"
+    files: tuple[str, ...]
+    """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec URLs."""
+    root: str = ""
+    """Put before relative picture paths."""
+    image_key: str = ""
+    """Field that holds the picture; "" takes `binary` or `image_rpath`, whichever a line has."""
+    image_kind: Literal["auto", "path", "base64"] = "auto"
+    """What that field holds; auto: base64 for `binary`, else a path."""
+    index: str = ""
+    """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
+
+    def open(self) -> "Source":
+        from vlp_data.sources.lines import open_region_lines
+
+        return open_region_lines(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskJson:
+    """ALBEF-type lists in .json files; the fields of an entry tell what it is (caption, vqa, nlvr, ve, refcoco)."""
+
+    format: Literal["task_json"] = "task_json"
+    files: tuple[str, ...]
+    """JSON files, each one list of objects; paths or fsspec URLs."""
+    root: str = ""
+    """Put before picture paths."""
+    dataset_roots: dict[str, str] = field(default_factory=dict)
+    """Other roots by the entry's `dataset` field (VQA lists mix `vqa` and `vg`)."""
+
+    def open(self) -> "Source":
+        from vlp_data.sources.task_json import open_task_json
+
+        return open_task_json(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoCaptions:
+    """COCO captions: one row per picture that has captions."""
+
+    format: Literal["coco_captions"] = "coco_captions"
+    annotations: str
+    """captions_*.json, path or fsspec URL."""
+    images: str
+    """Folder of the pictures."""
+
+    def open(self) -> "Source":
+        from vlp_data.sources.coco import open_captions
+
+        return open_captions(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoInstances:
+    """COCO instances: one row per picture with boxes; the category name is the text of a box."""
+
+    format: Literal["coco_instances"] = "coco_instances"
+    annotations: str
+    """instances_*.json, path or fsspec URL."""
+    images: str
+    """Folder of the pictures."""
+    captions: str = ""
+    """captions_*.json whose captions become texts of the whole picture; "" for none."""
+    crowd: bool = False
+    """Keep crowd annotations."""
+
+    def open(self) -> "Source":
+        from vlp_data.sources.coco import open_instances
+
+        return open_instances(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Karpathy:
+    """Karpathy's dataset_*.json: one row per picture of the split."""
+
+    format: Literal["karpathy"] = "karpathy"
+    annotations: str
+    """dataset_coco.json or dataset_flickr30k.json, path or fsspec URL."""
+    images: str
+    """Folder that `filepath`/`filename` of an entry are relative to."""
+    split: Literal["train", "restval", "val", "test"]
+    """train includes restval unless `restval` is false."""
+    restval: bool = True
+    """Count restval as part of train, as every published COCO result does."""
+
+    def open(self) -> "Source":
+        from vlp_data.sources.coco import open_karpathy
+
+        return open_karpathy(self)
+
+
+ImageTextSource: TypeAlias = ImageTextLines | TaskJson | CocoCaptions | Karpathy
+"""Sources of (picture, captions) rows."""
+RegionSource: TypeAlias = RegionLines | CocoInstances
+"""Sources of rows with boxes."""
+
+
+# ---------------------------------------------------------------------------------------------- views and examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Decoding and the training view of whole pictures (X-VLM `pretrain_transform`, specification 4.1)."""
+
+    size: int = 224
+    """Side of the square input in pixels."""
+    min_scale: float = 0.2
+    """Smallest share of the picture's area in a random crop: 0.2 pre-training, 0.5 fine-tuning."""
+    flip: float = 0.5
+    """Probability of mirroring; 0 where texts name sides (VQA)."""
+    augment: bool = True
+    """Two RandAugment operations after the crop."""
+    truncated: bool = True
+    """Accept JPEG files that end early (the missing part stays grey), as the reference systems do."""
+    max_pixels: int = 128_000_000
+    """Larger pictures count as broken."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "size", "min_scale", "max_pixels")
+        _fraction(self, "min_scale", "flip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """From caption to ids (X-VLM specification 4.2)."""
+
+    max_words: int = 40
+    """Words kept by `pre_caption`."""
+    max_tokens: int = 40
+    """Ids kept, the leading [CLS] included."""
+    separator: bool = False
+    """End with [SEP] (captioning); X-VLM pre-training does not."""
+    tokenized: bool = False
+    """Captions are word pieces separated by blanks already: no clean-up, no tokenizer."""
+    pad: Literal["max", "longest"] = "max"
+    """Pad to `max_tokens`, or to the longest text of the batch (same losses, less work, varying shapes)."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_words", "max_tokens")
+        if self.max_tokens < 2 + self.separator:
+            raise ValueError(
+                f"max_tokens={self.max_tokens} leaves no room for a word beside the special tokens"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingOptions:
+    """Masked language modelling (X-VLM specification 4.2)."""
+
+    probability: float = 0.25
+    """Share of the tokens to predict."""
+    max_masks: int = 8
+    """At most this many per text; width of the masked fields of a batch."""
+    skipgram_probability: float = 0.2
+    """Chance that a drawn position starts a span."""
+    skipgram_size: int = 3
+    """Longest span in tokens; below 2 there are no spans."""
+    whole_words: bool = True
+    """Extend what is masked to whole words."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_masks")
+        _fraction(self, "probability", "skipgram_probability")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionOptions:
+    """Region batches (X-VLM specification 5.3)."""
+
+    batch_texts: int = 128
+    """(region, text) pairs of one rank's batch; always exactly this many."""
+    max_images: int = 48
+    """Lines, and so pictures, that one rank's batch is made from."""
+    max_regions: int = 5
+    """Pairs of one picture at most, the whole picture included."""
+    min_visible: float = 0.5
+    """A box is used if more than this share of it lies in the crop."""
+    patch_size: int = 32
+    """Side in pixels of the square that one image token stands for (the encoder's total stride)."""
+    careful_flip: Literal["off", "substring", "word"] = "off"
+    """Do not mirror when a text of the line says left or right: never test (as published), as a part of any word (the
+    reference's test, true for "bright"), or as a word."""
+    outside_boxes: Literal["skip", "clip"] = "skip"
+    """A box that leaves the picture: skip the line when it is drawn as anchor of the crop (the reference), or clip boxes first."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "batch_texts", "max_images", "max_regions", "patch_size")
+        _fraction(self, "min_visible")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """How batches are fetched. None of it changes what they hold."""
+
+    workers: int = 4
+    """Processes that read and decode; 0 works in the training process."""
+    prefetch: int = 2
+    """Batches each worker keeps ready."""
+    max_bad_fraction: float = 0.01
+    """Stop when a larger share of the samples was unusable (see `vlp_data.loader`); 0 stops at the first one."""
+    timeout_seconds: float = 900.0
+    """Stop when workers deliver nothing for this long; 0 waits for ever."""
+
+    def __post_init__(self) -> None:
+        _fraction(self, "max_bad_fraction")
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers} must not be negative")
+        _positive(self, "prefetch")

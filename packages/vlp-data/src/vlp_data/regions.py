@@ -1,0 +1,224 @@
+"""Region sampling and collation of X-VLM: one random crop per picture, several (region, text) pairs from it.
+
+Source: X-VLM specification 5.3 (dataset/pretrain_dataset.py, RegionTextJsonDataset), reproduced draw by draw.
+
+B pairs   N pictures   P patches of a picture (S x S, S = size / patch)
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image as Pillow
+from torch import Tensor
+
+from vlp_data import randaugment
+from vlp_data.batch import RegionBatch
+from vlp_data.errors import BadSample
+from vlp_data.options import MaskingOptions, RegionOptions, TextOptions
+from vlp_data.schema import Region, Sample, Text
+from vlp_data.text import MaskedText, Tokenizer, collate_masked, masked_text, names_a_side
+from vlp_data.transforms import augmented, flip, normalise, resize
+
+Box = tuple[float, float, float, float]
+
+
+class Pair(NamedTuple):
+    """One text with what it is about. `box` is x, y, w, h in pixels of the model's input, None for the whole picture."""
+
+    text: MaskedText
+    box: Box | None
+
+
+class RegionExample(NamedTuple):
+    """What one line gives: its crop as the model sees it, and pairs."""
+
+    key: str
+    image: Tensor
+    pairs: tuple[Pair, ...]
+    crop: tuple[int, int, int, int]
+    """x0, y0, x1, y1 of the crop in the stored picture."""
+    flipped: bool
+
+
+def pick(texts: Sequence[Text], rng: random.Random) -> str:
+    """One of several alternatives. Nothing is drawn for a text that the source gives as a plain string, as in the reference."""
+    if len(texts) > 1 or texts[0].listed:
+        return rng.choice(texts).text
+    return texts[0].text
+
+
+def pick_attribute(attributes: str | tuple[str, ...], rng: random.Random) -> str:
+    """One of several alternatives; nothing is drawn for a plain string."""
+    return attributes if isinstance(attributes, str) else rng.choice(attributes)
+
+
+def _inside(box: Box, width: int, height: int) -> bool:
+    x0, y0, x1, y1 = box
+    return 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+
+
+def _usable_regions(
+    sample: Sample, options: RegionOptions, width: int, height: int
+) -> list[tuple[Region, Box]]:
+    regions = [(region, region.box) for region in sample.regions if region.texts]
+    if options.outside_boxes == "clip":
+        regions = [
+            (region, (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)))
+            for region, (x0, y0, x1, y1) in regions
+        ]
+        regions = [(region, box) for region, box in regions if box[0] < box[2] and box[1] < box[3]]
+    if not regions:
+        raise BadSample(
+            "no regions",
+            sample.key,
+            f"none of {len(sample.regions)} boxes has a text and lies in the picture",
+        )
+    return regions
+
+
+def sample_regions(
+    sample: Sample,
+    picture: Pillow.Image,
+    tokenizer: Tokenizer,
+    rng: random.Random,
+    *,
+    size: int,
+    text: TextOptions,
+    masking: MaskingOptions,
+    regions: RegionOptions,
+    augment: bool = True,
+) -> RegionExample:
+    """Crop around a random box, and the texts of the boxes that are visible in the crop.
+
+    `picture` is the decoded image of `sample`. The box the crop is drawn around need not be among the pairs. Draws, in order: anchor box;
+    crop corners x0, y0, x1, y1; flip; RandAugment (if `augment`); then per pair the text, its attribute, its masking, with one shuffle
+    of the boxes after the caption of the whole picture.
+    Raises BadSample: "no regions", "box outside the picture", "empty text".
+    """
+    width, height = picture.size
+    candidates = _usable_regions(sample, regions, width, height)
+    _, anchor = rng.choice(candidates)
+    if not _inside(anchor, width, height):
+        raise BadSample(
+            "box outside the picture",
+            sample.key,
+            f"box {anchor} (x0, y0, x1, y1) in a picture of {width} x {height}",
+        )
+    crop_x0, crop_y0 = rng.randint(0, math.floor(anchor[0])), rng.randint(0, math.floor(anchor[1]))
+    crop_x1 = rng.randint(min(math.ceil(anchor[2]), width), width)
+    crop_y1 = rng.randint(min(math.ceil(anchor[3]), height), height)
+    crop = (crop_x0, crop_y0, crop_x1, crop_y1)
+
+    flipped = rng.random() < 0.5
+    if regions.careful_flip != "off":
+        whole_word = regions.careful_flip == "word"
+        flipped = flipped and not any(names_a_side(t.text, whole_word=whole_word) for t in sample.texts)
+    view = resize(flip(picture.crop(crop)) if flipped else picture.crop(crop), size)
+    image = augmented(view, randaugment.BOX_OPERATIONS, rng) if augment else normalise(view)
+
+    pairs: list[Pair] = []
+    captions = [t for t in sample.texts if t.role == "caption"]
+    if captions:
+        pairs.append(Pair(masked_text(pick(captions, rng), tokenizer, text, masking, rng), None))
+    for region, box in rng.sample(candidates, len(candidates)):
+        if len(pairs) >= regions.max_regions:
+            break
+        visible = _visible(box, crop, regions.min_visible)
+        if visible is None:
+            continue
+        x, y, w, h = visible
+        crop_width, crop_height = crop_x1 - crop_x0, crop_y1 - crop_y0
+        if flipped:
+            x = crop_width - x - w
+        x_scale, y_scale = size / crop_width, size / crop_height
+        words = pick([sample.texts[number] for number in region.texts], rng)
+        if region.attributes:
+            words = f"{pick_attribute(region.attributes, rng)} {words}"
+        scaled = (x_scale * x, y_scale * y, x_scale * w, y_scale * h)
+        pairs.append(Pair(masked_text(words, tokenizer, text, masking, rng), scaled))
+    return RegionExample(sample.key, image, tuple(pairs), crop, flipped)
+
+
+def _visible(box: Box, crop: tuple[int, int, int, int], least: float) -> Box | None:
+    """The part of a box inside a crop as x, y, w, h from the crop's corner; None if that part is not more than `least` of the box."""
+    x0, y0 = max(box[0], crop[0]), max(box[1], crop[1])
+    x1, y1 = min(box[2], crop[2]), min(box[3], crop[3])
+    if x1 <= x0 or y1 <= y0:
+        return None
+    if (x1 - x0) * (y1 - y0) / ((box[2] - box[0]) * (box[3] - box[1])) <= least:
+        return None
+    return x0 - crop[0], y0 - crop[1], x1 - x0, y1 - y0
+
+
+def patch_mask(box: Box | None, *, size: int, patch_size: int) -> Tensor:
+    """Which tokens a box covers: int64 [1 + P], entry 0 (pooled token) and every patch the box touches are 1; all ones for None.
+
+    `box` is x, y, w, h in pixels of the input. At least one patch is on.
+    """
+    side = size // patch_size
+    if box is None:
+        return torch.ones(1 + side * side, dtype=torch.int64)
+    x, y, w, h = box
+    left = min(math.floor(x / patch_size), side - 1)
+    right = max(left + 1, min(math.ceil((x + w) / patch_size), side))
+    top = min(math.floor(y / patch_size), side - 1)
+    bottom = max(top + 1, min(math.ceil((y + h) / patch_size), side))
+    mask = torch.zeros(side, side, dtype=torch.int64)
+    mask[top:bottom, left:right] = 1
+    return torch.cat([torch.ones(1, dtype=torch.int64), mask.flatten()])
+
+
+def target_box(box: Box | None, *, size: int) -> Box:
+    """cx, cy, w, h in 0..1 of the input; the whole picture for None."""
+    if box is None:
+        return 0.5, 0.5, 1.0, 1.0
+    x, y, w, h = box
+    return (x + w / 2) / size, (y + h / 2) / size, w / size, h / size
+
+
+def choose_pairs(count: int, wanted: int, rng: random.Random) -> list[int]:
+    """Exactly `wanted` of `count` pairs: a sample without replacement, or all and a sample of them again, or the list repeated.
+
+    A fixed number, because the gather over ranks needs equal batches.
+    """
+    if count == 0:
+        raise ValueError("no pair to choose from")
+    everything = list(range(count))
+    if count >= wanted:
+        return rng.sample(everything, wanted)
+    if wanted - count <= count:
+        return everything + rng.sample(everything, wanted - count)
+    return (everything * math.ceil(wanted / count))[:wanted]
+
+
+def collate_regions(
+    examples: Sequence[RegionExample],
+    tokenizer: Tokenizer,
+    rng: random.Random,
+    *,
+    size: int,
+    text: TextOptions,
+    masking: MaskingOptions,
+    regions: RegionOptions,
+) -> RegionBatch:
+    """One batch with exactly `regions.batch_texts` pairs. Pictures without a pair are left out; other pictures stay even if none of
+    their pairs is chosen. Raises ValueError when there is no pair at all."""
+    examples = [example for example in examples if example.pairs]
+    pairs = [(number, pair) for number, example in enumerate(examples) for pair in example.pairs]
+    kept = [pairs[i] for i in choose_pairs(len(pairs), regions.batch_texts, rng)]
+    fields = collate_masked([pair.text for _, pair in kept], tokenizer, text, masking)
+    return RegionBatch(
+        keys=tuple(examples[number].key for number, _ in kept),
+        image=torch.stack([example.image for example in examples]),
+        image_index=torch.tensor([number for number, _ in kept]),
+        image_attention_mask=torch.stack(
+            [patch_mask(pair.box, size=size, patch_size=regions.patch_size) for _, pair in kept]
+        ),
+        **fields._asdict(),
+        target_boxes=torch.tensor([target_box(pair.box, size=size) for _, pair in kept], dtype=torch.float32),
+        is_image=torch.tensor([int(pair.box is None) for _, pair in kept]),
+        padded_pairs=max(0, regions.batch_texts - len(pairs)),
+    )

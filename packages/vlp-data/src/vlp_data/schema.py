@@ -1,0 +1,106 @@
+"""One in-memory form for a sample of every format.
+
+Rules: bytes stay encoded until the worker needs pixels; boxes are xyxy in pixels of the stored picture; texts are as the source
+has them (never lower-cased); ids are kept as given (number or string).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+Role: TypeAlias = Literal[
+    "caption",
+    "long_caption",
+    "question",
+    "hypothesis",
+    "sentence",
+    "expression",
+    "region",
+    "concept",
+    "class_name",
+]
+Identifier: TypeAlias = int | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """A picture: exactly one of encoded bytes, a path (fsspec URL), or an array (uint8, HWC or CHW)."""
+
+    data: bytes | None = None
+    path: str | None = None
+    array: np.ndarray | None = None
+    size: tuple[int, int] | None = None
+    """(width, height) where the source states it."""
+    id: Identifier | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A text and what it is for."""
+
+    text: str
+    role: Role
+    id: Identifier | None = None
+    image: int = 0
+    """Which of the sample's images it belongs to."""
+    listed: bool = False
+    """The source gives a list of alternatives here (perhaps of one), so that one is drawn; X-VLM draws only then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """A box with what is said about it."""
+
+    box: tuple[float, float, float, float]
+    """x0, y0, x1, y1 in pixels of the stored picture."""
+    texts: tuple[int, ...] = ()
+    """Positions in `Sample.texts`; alternatives."""
+    attributes: str | tuple[str, ...] = ""
+    """Words put before the text; a tuple holds alternatives, "" means none."""
+    category: int | None = None
+    mask: Any = None
+    """COCO segmentation as given: polygons or RLE."""
+    crowd: bool = False
+    area: float | None = None
+    id: Identifier | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What has to be predicted; only the fields of the task are set."""
+
+    label: int | None = None
+    answers: tuple[tuple[str, float], ...] = ()
+    """Distinct answers with weights."""
+    raw_answers: tuple[str, ...] = ()
+    soft_labels: tuple[tuple[int, float], ...] = ()
+    box: int | None = None
+    """Position in `Sample.regions`."""
+    caption_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One row of a source."""
+
+    key: str
+    """Unique in the source; readable, because error messages print it."""
+    images: tuple[Image, ...]
+    texts: tuple[Text, ...] = ()
+    regions: tuple[Region, ...] = ()
+    target: Target | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Random access to samples. Length and description never touch pixels; picklable; opens files where it is used."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def describe(self) -> dict[str, Any]:
+        """Counts and origin, for logs and `vlp-data inspect`."""
+        ...

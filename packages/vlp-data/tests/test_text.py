@@ -1,0 +1,215 @@
+"""Clean-up, tokenizers and their golden cases."""
+
+import json
+import pickle
+import random
+
+import pytest
+import torch
+from vlp_data.errors import BadSample, DataError
+from vlp_data.options import MaskingOptions, TextOptions
+from vlp_data.text import Tokenizer, collate_masked, masked_text, names_a_side, pre_caption, pre_question
+
+
+def rows_of(case, *keys):
+    """The one JSON list of a case whose entries have these keys, or None."""
+    for file in [case.path] if case.path.is_file() else sorted(case.path.glob("*.json")):
+        content = json.loads(file.read_text())
+        if (
+            isinstance(content, list)
+            and content
+            and isinstance(content[0], dict)
+            and set(keys) <= set(content[0])
+        ):
+            return content
+    return None
+
+
+def vocab_file(case):
+    return next(p / "vocab.txt" for p in (case.path, *case.path.parents) if (p / "vocab.txt").is_file())
+
+
+@pytest.mark.golden("xvlm", lambda case: rows_of(case, "text", "pre_caption", "pre_question") is not None)
+def test_text_normalisation(case):
+    for row in rows_of(case, "text", "pre_caption", "pre_question"):
+        expected = row["pre_caption"]
+        if isinstance(expected, dict):  # {"error": "ValueError"}
+            with pytest.raises(ValueError, match="holds no word"):
+                pre_caption(row["text"], row["max_words"])
+        else:
+            assert pre_caption(row["text"], row["max_words"]) == expected
+        assert pre_question(row["text"], row["max_words"]) == row["pre_question"]
+
+
+@pytest.mark.golden("metrics", lambda case: rows_of(case, "input", "xvlm_pre_caption") is not None)
+def test_text_cleaning(case):
+    for row in rows_of(case, "input", "xvlm_pre_caption"):
+        kept = pre_caption(row["input"], row["max_words"], empty="keep")
+        assert kept == row["albef_pre_caption"] == row["vicha_pre_caption"]
+        if row["albef_pre_caption"]:
+            assert pre_caption(row["input"], row["max_words"]) == row["xvlm_pre_caption"]
+        else:
+            with pytest.raises(ValueError, match="holds no word"):
+                pre_caption(row["input"], row["max_words"])
+        assert pre_question(row["input"], row["max_words"]) == row["pre_question"]
+
+
+@pytest.mark.golden(
+    "xvlm", lambda case: case.has("tokenization.json") and "no_sep_tokenizer" in case.json("tokenization")
+)
+def test_tokenization(case):
+    expected = case.json("tokenization")
+    tokenizer = Tokenizer.wordpiece(vocab_file(case))
+    for name, separator in (("no_sep_tokenizer", False), ("standard_tokenizer", True)):
+        for padding, want in expected[name].items():
+            limit = int(padding.rsplit("_", 1)[1]) if padding.startswith("max_length") else None
+            ids, mask = tokenizer.encode(
+                expected["texts"], max_tokens=limit, separator=separator, pad="max" if limit else "longest"
+            )
+            assert ids.tolist() == want["input_ids"]
+            assert mask.tolist() == want["attention_mask"]
+
+
+def test_ids_of_the_bert_vocabulary_equal_the_original_tokenizer(shared_data):
+    folder = shared_data / "bert-base-uncased"
+    tokenizer = Tokenizer.wordpiece(folder / "vocab.txt")
+    expected = json.loads((folder / "expected_ids.json").read_text())
+    for row in expected["rows"]:
+        assert tokenizer.tokens(row["text"]) == row["tokens"], row["text"]
+        ids, _ = tokenizer.encode([row["text"]], separator=True)
+        assert ids[0].tolist() == row["ids"], row["text"]
+    for row in expected["padded"]:
+        ids, mask = tokenizer.encode([row["text"]], max_tokens=row["max_length"], separator=True, pad="max")
+        assert ids[0].tolist() == row["ids"]
+        assert mask[0].tolist() == row["mask"]
+
+
+@pytest.mark.golden(
+    "xvlm", lambda case: case.has("text_masking.json") and "preprocess" in case.json("text_masking")
+)
+def test_masked_text(case):
+    tokenizer = Tokenizer.wordpiece(vocab_file(case))
+    for row in case.json("text_masking")["preprocess"]:
+        options = TextOptions(
+            max_words=row["max_words"], max_tokens=row["max_tokens"], separator=row["add_eos"]
+        )
+        masking = MaskingOptions(
+            probability=row["mask_prob"],
+            max_masks=row["max_masks"],
+            skipgram_probability=row["skipgram_prb"],
+            skipgram_size=row["skipgram_size"],
+            whole_words=row["mask_whole_word"],
+        )
+        text = masked_text(row["caption"], tokenizer, options, masking, random.Random(row["seed"]))
+        batch = collate_masked([text], tokenizer, options, masking)
+        assert batch.text_ids[0].tolist() == row["text_ids"]
+        assert batch.attention_mask[0].tolist() == row["text_atts"]
+        assert batch.masked_ids[0].tolist() == row["text_ids_masked"]
+        assert batch.masked_positions[0].tolist() == row["masked_pos"]
+        assert batch.masked_labels[0].tolist() == row["masked_ids"]
+
+
+@pytest.fixture
+def bert(tmp_path):
+    file = tmp_path / "vocab.txt"
+    file.write_text(
+        "\n".join(
+            ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "##s", "run", "##ning", "\u2028"]
+        )
+    )
+    return Tokenizer.wordpiece(file)
+
+
+@pytest.fixture
+def roberta(tmp_path):
+    pieces = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "<mask>",
+        "d",
+        "o",
+        "g",
+        "s",
+        "\u0120",
+        "do",
+        "dog",
+        "\u0120d",
+        "\u0120dog",
+    ]
+    (tmp_path / "vocab.json").write_text(json.dumps({p: n for n, p in enumerate(pieces)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nd o\ndo g\n\u0120 dog\n")
+    return Tokenizer.roberta(tmp_path / "vocab.json", tmp_path / "merges.txt")
+
+
+def test_a_tokenizer_survives_pickling(bert, roberta):
+    for tokenizer, text in ((bert, "a dogs running"), (roberta, "dog dogs")):
+        copy = pickle.loads(pickle.dumps(tokenizer))
+        assert copy.token_ids(text) == tokenizer.token_ids(text)
+        assert copy.continues(copy.token_ids(text)) == tokenizer.continues(tokenizer.token_ids(text))
+
+
+def test_roberta_marks_words_by_the_blank_before_them(roberta):
+    ids = roberta.frame(roberta.token_ids("dogs dogs"), max_tokens=None, separator=True)
+    assert roberta.backend.decode(ids, skip_special_tokens=False) == "<s>dogs dogs</s>"
+    assert roberta.continues(ids) == [False, False, True, False, True, False]
+    assert roberta.pad([ids, ids[:2]]).ids[1].tolist() == [0, ids[1], 1, 1, 1, 1]
+
+
+def test_whole_words_are_masked_with_roberta(roberta):
+    masking = MaskingOptions(probability=0.3, max_masks=4, skipgram_probability=0.0)
+    options = TextOptions(max_tokens=8)
+    words = {(1, 2), (3, 4)}
+    for seed in range(20):
+        text = masked_text("dogs dogs", roberta, options, masking, random.Random(seed))
+        # Two of five tokens are to be predicted: one word, never halves of two.
+        if len(text.positions) == 2:
+            assert tuple(sorted(text.positions)) in words
+
+
+def test_padding_to_the_longest_text_changes_the_length_alone(bert):
+    masking = MaskingOptions(max_masks=2)
+    texts = [
+        masked_text(t, bert, TextOptions(), masking, random.Random(0)) for t in ("a dog", "a dogs running")
+    ]
+    full = collate_masked(texts, bert, TextOptions(max_tokens=12), masking)
+    short = collate_masked(texts, bert, TextOptions(max_tokens=12, pad="longest"), masking)
+    assert full.text_ids.shape == (2, 12) and short.text_ids.shape == (2, 6)
+    assert torch.equal(full.text_ids[:, :6], short.text_ids) and not full.attention_mask[:, 6:].any()
+    assert torch.equal(full.masked_labels, short.masked_labels)
+
+
+def test_tokenized_captions_are_taken_piece_by_piece(bert):
+    options = TextOptions(tokenized=True, max_tokens=6)
+    text = masked_text("a dog ##s zebra", bert, options, MaskingOptions(), random.Random(0))
+    assert text.ids == [2, 5, 6, 7, 1]
+
+
+@pytest.mark.parametrize("caption", ["", " .,!? ", "\n"])
+def test_a_text_without_words_is_a_bad_sample(bert, caption):
+    with pytest.raises(BadSample, match="empty text"):
+        masked_text(caption, bert, TextOptions(), MaskingOptions(), random.Random(0))
+
+
+def test_left_and_right_as_substring_or_word():
+    assert names_a_side("a bright room", whole_word=False)
+    assert not names_a_side("a bright room", whole_word=True)
+    assert names_a_side("the Left one", whole_word=True)
+
+
+def test_vocabulary_errors_name_the_file(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.txt not found"):
+        Tokenizer.wordpiece(tmp_path / "nowhere.txt")
+    file = tmp_path / "vocab.txt"
+    file.write_text("[PAD]\n[UNK]\na\n")
+    with pytest.raises(DataError, match=r"vocab\.txt lacks the special tokens \[CLS\], \[SEP\], \[MASK\]"):
+        Tokenizer.wordpiece(file)
+    file.write_text("[PAD]\na\na\n")
+    with pytest.raises(DataError, match="the piece 'a' occurs twice"):
+        Tokenizer.wordpiece(file)
+
+
+def test_padding_to_max_needs_a_number(bert):
+    with pytest.raises(ValueError, match="needs max_tokens"):
+        bert.encode(["a"], separator=False, pad="max")
