@@ -13,6 +13,7 @@ from vlp_core.weights.adapter import (
 )
 from vlp_core.weights.files import Checkpoint, read, read_checkpoint, write
 from vlp_core.weights.loading import HasPositionTables, Loaded, load
+from vlp_core.weights.vision import load_vision, xvlm_vision_adapter
 
 __all__ = [
     "Adapter",
@@ -28,7 +29,9 @@ __all__ = [
     "Tied",
     "Translation",
     "load",
+    "load_vision",
     "read",
     "read_checkpoint",
     "write",
+    "xvlm_vision_adapter",
 ]

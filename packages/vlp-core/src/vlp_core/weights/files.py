@@ -1,6 +1,7 @@
 """Reading and writing files of tensors. Nothing of a file is ever executed: pickles are read with `weights_only=True`."""
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,13 +76,10 @@ def _read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()
-        named = next(
-            (line.strip() for line in reason if "GLOBAL" in line or "global" in line),
-            reason[0] if reason else "",
-        )
+        needed = re.search(r"GLOBAL (\S+)", str(error))
         raise CheckpointError(
-            f"{path} cannot be read as plain tensors ({named}); unpickling it could run any code, so it is refused. "
+            f"{path} cannot be read as plain tensors{f': it needs {needed[1]}' if needed else ''}; "
+            "unpickling it could run any code, so it is refused. "
             "If you trust it, open it where its classes are installed and save its state dict alone: "
             'torch.save({"model": state_dict}, "plain.pth")'
         ) from error

@@ -40,6 +40,7 @@ def load(
     allow_missing: Iterable[str] = (),
     allow_unexpected: Iterable[str] = (),
     resize: bool = True,
+    name: str | None = None,
 ) -> Loaded:
     """Load a state dict or a file into `model`; all or nothing.
 
@@ -48,11 +49,12 @@ def load(
         (`"text.layers.*.cross_attention"`).
     `allow_unexpected`: groups of the source's names that may be left over, in the same form.
     `resize`: position tables made for another picture size are resized to the model's (said once in the log); with False that is an error.
+    `name`: what messages call the state dict; the path when one is given.
 
     Raises `CheckpointError` that lists missing and unexpected names by group, every tensor of a wrong shape, and refuses a checkpoint of
     which nothing fits.
     """
-    name = str(state) if isinstance(state, str | Path) else "the state dict"
+    name = name or (str(state) if isinstance(state, str | Path) else "the state dict")
     source = read(state) if isinstance(state, str | Path) else state
     ours, unmatched = (dict(source), ()) if adapter is None else adapter.translate(source)
     expected = model.state_dict()
@@ -77,7 +79,7 @@ def load(
         if tensor.shape == wanted:
             continue
         try:
-            if key not in tables:
+            if key not in tables or tensor.shape[1:] != wanted[1:]:
                 raise ValueError(f"it has shape {list(tensor.shape)}, the model needs {list(wanted)}")
             loaded[key] = tables[key](tensor, wanted)
             resized[key] = (tensor.shape, wanted)

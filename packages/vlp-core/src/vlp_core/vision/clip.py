@@ -1,0 +1,124 @@
+"""CLIP's vision tower as X-VLM's vision encoder, with local attention of the last blocks in region mode.
+
+Differs from a textbook ViT: patch embedding without bias, a LayerNorm before the first block, quick-GELU. Differs from CLIP: the final
+norm is applied to all tokens, and there is no projection. In region mode the last `local_depth` blocks run once per text and attend to
+the region only.
+
+Source: CLIP, arXiv 2103.00020 (Hugging Face's `CLIPVisionModel`); X-VLM, arXiv 2111.08276, models/clip_vit.py.
+Shapes: B texts, N images, R picture side, G patches per side, L = G*G, T = 1+L tokens, D width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Size, Tensor, nn
+
+from vlp_core.vision.layers import (
+    Activation,
+    Block,
+    PatchEmbedding,
+    VisionRegions,
+    check_picture,
+    check_regions,
+    run_region_blocks,
+)
+from vlp_core.vision.vit import resize_to_shape
+
+
+class ClipVisionTransformer(nn.Module):
+    """CLIP's ViT with a class token and learned positions.
+
+    `image_size`: side of the pictures; exactly this size is accepted. `patch`: side of a patch, in pixels. `width`, `depth`, `heads`:
+    channels, blocks, attention heads. `hidden`: width inside the feed-forward. `activation`: inside the feed-forward; "quick_gelu" in
+    OpenAI's models. `local_depth`: number of last blocks that attend to the region only, in region mode. LayerNorm eps is 1e-5.
+
+    Attributes: `width` (D), `image_size`, `patch_size`, `tokens` (1+L).
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+        activation: Activation = "quick_gelu",
+        local_depth: int = 4,
+    ) -> None:
+        super().__init__()
+        if image_size % patch:
+            raise ValueError(f"image_size={image_size} must be a multiple of patch={patch}")
+        if not 0 <= local_depth <= depth:
+            raise ValueError(f"local_depth={local_depth} must lie between 0 and depth={depth}")
+        self.image_size, self.patch_size, self.width, self.local_depth = image_size, patch, width, local_depth
+        self.tokens = 1 + (image_size // patch) ** 2
+        self.class_token = nn.Parameter(torch.empty(width))
+        self.positions = nn.Parameter(torch.empty(self.tokens, width))
+        self.patch = PatchEmbedding(patch=patch, width=width, bias=False)
+        self.pre_norm = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(
+            Block(width=width, heads=heads, hidden=hidden, activation=activation, eps=1e-5)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        initialise(self)
+
+    def embed(self, image_NCHW: Tensor) -> Tensor:
+        """[N, 3, R, R] -> [N, 1+L, D] before the blocks."""
+        check_picture(image_NCHW, self.image_size)
+        patches_NLD = self.patch(image_NCHW).flatten(1, 2)
+        token_N1D = self.class_token.expand(len(patches_NLD), 1, -1)
+        return self.pre_norm(torch.cat([token_N1D, patches_NLD], dim=1) + self.positions)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[N, 3, R, R] -> [N, 1+L, D]: class token, then patches row by row."""
+        x_NTD = self.embed(image)
+        for block in self.blocks:
+            x_NTD = block(x_NTD)
+        return self.norm(x_NTD)
+
+    def forward_regions(
+        self, image: Tensor, image_index: Tensor, image_attention_mask: Tensor
+    ) -> VisionRegions:
+        """Regions of images. `image_index`: [B], the image of each text; `image_attention_mask`: [B, 1+L], 1 = patch of the region.
+
+        Column 0 of the mask (the class token) is 1.
+        """
+        check_regions(image, image_index, image_attention_mask, self.tokens)
+        found = run_region_blocks(
+            self.blocks,
+            self.embed(image),
+            image_index,
+            image_attention_mask,
+            local_depth=self.local_depth,
+        )
+        return VisionRegions(self.norm(found.image_embeds), self.norm(found.full_embeds))
+
+    def position_tables(self) -> dict[str, Callable[[Tensor, Size], Tensor]]:
+        """Parameters of the grid's size, with the function(tensor, wanted shape) that resizes one of another size."""
+        return {"positions": resize_to_shape}
+
+
+def initialise(model: ClipVisionTransformer) -> None:
+    """CLIP's rules, for training from scratch (X-VLM always starts from CLIP's weights). All normal; D width, n blocks:
+
+    class token 1/sqrt(D); positions and patch embedding 0.02; query, key, value and second feed-forward matrix 1/sqrt(2 n D); output of
+    the attention 1/sqrt(D); first feed-forward matrix 1/sqrt(2 D); biases 0; LayerNorm 1 and 0.
+    """
+    width, depth = model.width, len(model.blocks)
+    nn.init.normal_(model.class_token, std=width**-0.5)
+    nn.init.normal_(model.positions, std=0.02)
+    nn.init.normal_(model.patch.weight, std=0.02)
+    for block in model.blocks:
+        nn.init.normal_(block.attention.qkv.weight, std=(2 * depth * width) ** -0.5)
+        nn.init.normal_(block.attention.out.weight, std=width**-0.5)
+        nn.init.normal_(block.mlp.up.weight, std=(2 * width) ** -0.5)
+        nn.init.normal_(block.mlp.down.weight, std=(2 * depth * width) ** -0.5)
+        for linear in (block.attention.qkv, block.attention.out, block.mlp.up, block.mlp.down):
+            nn.init.zeros_(linear.bias)
+
+
+clip_vit_base_224 = {"image_size": 224, "patch": 16, "width": 768, "depth": 12, "heads": 12, "hidden": 3072}
+clip_vit_base_384 = clip_vit_base_224 | {"image_size": 384}

@@ -1,0 +1,160 @@
+"""Parts shared by the vision encoders: patch embedding, feed-forward, self-attention, pre-norm block, region mode.
+
+Shapes: B texts (regions), N images, C channels, R picture side, P patch side, G patches per side, L = G*G patches, D width, H heads,
+K width per head.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Literal["gelu", "quick_gelu"]
+
+# X-VLM adds this number to the scores of patches outside a region (models/vit.py, clip_vit.py); finite, so that no row is all -inf.
+OUTSIDE = -10000.0
+
+
+class VisionRegions(NamedTuple):
+    """Region mode of an encoder: a row per text, and a row per image (not gathered)."""
+
+    image_embeds: Tensor
+    """[B, 1+L, D]: features of each text's region."""
+    full_embeds: Tensor
+    """[N, 1+L, D]: features of the whole images."""
+
+
+def check_picture(image_NCHW: Tensor, image_size: int) -> None:
+    if image_NCHW.ndim != 4 or image_NCHW.shape[1:] != (3, image_size, image_size):
+        raise ValueError(
+            f"pictures have shape {list(image_NCHW.shape)}, this encoder was made for [N, 3, {image_size}, {image_size}]; "
+            "resize the pictures, or make the encoder with another image_size (its position tables are resized when loading)"
+        )
+
+
+def check_regions(
+    image_NCHW: Tensor, image_index_B: Tensor, image_attention_mask_BT: Tensor, tokens: int
+) -> None:
+    if image_index_B.ndim != 1:
+        raise ValueError(
+            f"image_index has shape {list(image_index_B.shape)}, expected [B]: the picture's number for each text"
+        )
+    if image_attention_mask_BT.shape != (len(image_index_B), tokens):
+        raise ValueError(
+            f"image_attention_mask has shape {list(image_attention_mask_BT.shape)}, expected [{len(image_index_B)}, {tokens}]: "
+            f"one column for the class token and {tokens - 1} for the patches"
+        )
+
+
+def take_rows(x: Tensor, index_B: Tensor) -> Tensor:
+    """x[index] along the first axis; repeated rows are allowed.
+
+    Written as an embedding look-up: several times faster backward than index_select, and deterministic on a GPU.
+    """
+    return F.embedding(index_B, x.flatten(1)).unflatten(1, x.shape[1:])
+
+
+class PatchEmbedding(nn.Module):
+    """Linear map of P x P patches: the convolution of stride P of the reference, as one matrix product.
+
+    Init: PyTorch's convolution (uniform, bound 1/sqrt(3*P*P)) for weight and bias.
+    """
+
+    def __init__(self, *, patch: int, width: int, bias: bool) -> None:
+        super().__init__()
+        self.patch = patch
+        self.weight = nn.Parameter(torch.empty(width, 3, patch, patch))
+        self.bias = nn.Parameter(torch.empty(width)) if bias else None
+        bound = 1 / math.sqrt(3 * patch * patch)
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, image_NCHW: Tensor) -> Tensor:
+        """[N, 3, R, R] -> [N, G, G, D]."""
+        n, c, height, width = image_NCHW.shape
+        p = self.patch
+        x = image_NCHW.view(n, c, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(x.reshape(n, height // p, width // p, c * p * p), self.weight.flatten(1), self.bias)
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x), OpenAI CLIP's approximation of GELU, in one fused kernel."""
+    return F.silu(1.702 * x) * (1 / 1.702)
+
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+
+
+class FeedForward(nn.Module):
+    """Linear to `hidden`, activation, Linear back."""
+
+    def __init__(self, *, width: int, hidden: int, activation: Activation = "gelu") -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.activation = _ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; query, key and value are one projection in this order."""
+
+    def __init__(self, *, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width={width} must be a multiple of heads={heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BTD: Tensor, bias_B11T: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        x_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_B11T)
+        return self.out(x_BHTK.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, *, width: int, heads: int, hidden: int, activation: Activation, eps: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.attention = SelfAttention(width=width, heads=heads)
+        self.mlp_norm = nn.LayerNorm(width, eps=eps)
+        self.mlp = FeedForward(width=width, hidden=hidden, activation=activation)
+
+    def forward(self, x_BTD: Tensor, bias_B11T: Tensor | None = None) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias_B11T)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+def run_region_blocks(
+    blocks: Sequence[nn.Module],
+    x_NTD: Tensor,
+    image_index_B: Tensor,
+    image_attention_mask_BT: Tensor,
+    *,
+    local_depth: int,
+) -> VisionRegions:
+    """Blocks of a ViT in X-VLM's region mode, before the final norm.
+
+    All but the last `local_depth` blocks see whole images, once per image. Then each text takes a copy of its image, of which the last
+    blocks attend to the region only (keys outside get -10000); whole images go on unmasked. Every row is computed, also outside.
+    Source: X-VLM models/vit.py and clip_vit.py, `local_attn_depth`. The reference runs region copies and images as one batch; they do not
+    interact, so two calls give the same numbers and the images need no mask.
+    """
+    shared = len(blocks) - local_depth
+    for block in blocks[:shared]:
+        x_NTD = block(x_NTD)
+    region_BTD = take_rows(x_NTD, image_index_B)
+    bias_B11T = ((1 - image_attention_mask_BT.to(x_NTD.dtype)) * OUTSIDE)[:, None, None, :]
+    for block in blocks[shared:]:
+        region_BTD = block(region_BTD, bias_B11T)
+        x_NTD = block(x_NTD)
+    return VisionRegions(region_BTD, x_NTD)
