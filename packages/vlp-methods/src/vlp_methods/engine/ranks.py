@@ -1,0 +1,94 @@
+"""The processes of a run: who am I, how do we talk, has someone asked us to stop.
+
+Ranks come from the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), as torchrun, `vlp-train --nproc` and the
+script of `vlp-train --sbatch` set it; without it there is one rank.
+"""
+
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Self
+
+import torch
+import torch.distributed as dist
+
+from vlp_methods.engine.entry import UserError
+from vlp_methods.engine.launch import PARENT, RENDEZVOUS
+
+
+class Ranks:
+    """This rank, all ranks, this rank's device; a context in which they are connected."""
+
+    def __init__(self, device: str) -> None:
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        cuda = torch.cuda.is_available()
+        if device == "cuda" and not cuda:
+            raise UserError("device=cuda: torch sees no GPU; use device=auto or device=cpu")
+        if device == "cpu" or not cuda:
+            self.device = torch.device("cpu")
+        elif local >= torch.cuda.device_count():
+            raise UserError(
+                f"local rank {local} has no GPU of its own: this machine has {torch.cuda.device_count()}"
+            )
+        else:
+            self.device = torch.device("cuda", local)
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes files and prints."""
+        return self.rank == 0
+
+    def __enter__(self) -> Self:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world > 1:
+            dist.init_process_group(
+                "nccl" if self.device.type == "cuda" else "gloo",
+                init_method=os.environ.get(RENDEZVOUS, "env://"),
+                rank=self.rank,
+                world_size=self.world,
+                device_id=self.device if self.device.type == "cuda" else None,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if dist.is_initialized():
+            if kind is None:
+                dist.barrier()  # gloo may abort the last rank when another leaves early
+            dist.destroy_process_group()
+
+
+class StopSignals:
+    """SIGTERM, SIGUSR1 and the first Ctrl-C ask for a stop at the next step boundary; a second Ctrl-C ends at once.
+
+    A rank started by `vlp-train --nproc` also stops when that process is gone.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.before: dict[int, signal.Handlers | None] = {}
+        self.parent = int(os.environ[PARENT]) if PARENT in os.environ else None
+
+    @property
+    def requested(self) -> bool:
+        if self.parent is not None and os.getppid() != self.parent and self.name is None:
+            self.name = "end of the launching process"
+        return self.name is not None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.name == "SIGINT":
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            self.before[number] = signal.signal(number, self._handle)  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

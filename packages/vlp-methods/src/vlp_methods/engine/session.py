@@ -1,0 +1,198 @@
+"""One process of a run, from a checked recipe to an exit code: connect, build, resume, train, export."""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlp_core import recipe as recipes
+from vlp_core.distributed import broadcast_object
+
+from vlp_methods.engine import checkpoint, dry
+from vlp_methods.engine.entry import Recipe, UserError, attribute
+from vlp_methods.engine.folder import RunFolder
+from vlp_methods.engine.job import Job
+from vlp_methods.engine.launch import STOPPED
+from vlp_methods.engine.loop import TrainState, train
+from vlp_methods.engine.options import Training
+from vlp_methods.engine.ranks import Ranks, StopSignals
+from vlp_methods.engine.report import Logging, Reporter, Screen, open_loggers
+from vlp_methods.engine.step import NotFiniteError, Updater
+
+log = logging.getLogger(__name__)
+
+USER_ERRORS = (
+    UserError,
+    ValueError,
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+)
+"""What a user can cause (bad values, missing files); everything else is a crash and shows its traceback."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says beside the recipe."""
+
+    run: Path
+    fresh: bool = False
+    debug: bool = False
+    allow_change: tuple[str, ...] = ()
+    dry: bool = False
+
+
+def configure(recipe: Training, *, debug: bool) -> None:
+    """Process-wide switches of torch."""
+    precision = "tf32" if recipe.tf32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision
+    torch.backends.cudnn.rnn.fp32_precision = precision
+    if recipe.deterministic or debug:
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS is deterministic only with a fixed workspace
+        torch.use_deterministic_algorithms(True)
+    if debug:
+        torch.autograd.set_detect_anomaly(True)
+
+
+def build(recipe: Recipe, ranks: Ranks) -> Job:
+    """The job of a recipe, on this rank's device."""
+    torch.manual_seed(recipe.settings.seed)
+    job: Job = attribute(recipe.entry.build)(recipe.settings)
+    settings: Training = recipe.settings
+    if job.evaluate is None and (settings.evaluate.every is not None or settings.evaluate.best is not None):
+        raise UserError("evaluate: this task has no evaluation; leave evaluate.every and evaluate.best null")
+    if job.export is None and settings.evaluate.best is not None:
+        raise UserError(
+            "evaluate.best: this task exports nothing, so there is no best model to keep; leave it null"
+        )
+    job.task.to(ranks.device)
+    return job
+
+
+def on_main(ranks: Ranks, action: Callable[[], Any]) -> Any:
+    """The result of `action` on rank 0, None elsewhere. If it fails there, the other ranks leave with the same exit code."""
+    result, error = None, None
+    if ranks.main:
+        try:
+            result = action()
+        except Exception as failure:
+            error = failure
+    code = broadcast_object(None if error is None else 2 if isinstance(error, USER_ERRORS) else 1)
+    if error is not None:
+        raise error
+    if code is not None:
+        raise SystemExit(code)
+    return result
+
+
+def run(recipe: Recipe, options: Options) -> int:
+    """Train (or `dry` run) one recipe in this process; returns the exit code."""
+    screen = Screen(sys.stdout)
+    with Logging(screen) as logging_, StopSignals() as stop:
+        try:
+            with Ranks(recipe.settings.device) as ranks:
+                configure(recipe.settings, debug=options.debug)
+                if not ranks.main:
+                    screen.setLevel(logging.WARNING)
+                if options.dry:
+                    dry.run(recipe, build(recipe, ranks), ranks)
+                    return 0
+                return _train(recipe, options, ranks, stop, logging_)
+        except FloatingPointError as error:
+            return _fail(error, 1, options, f"{error}{_way_out(options.run)}")
+        except USER_ERRORS as error:
+            return _fail(error, 2, options, str(error))
+        except KeyboardInterrupt:
+            return _fail(None, 130, options, "interrupted")
+        except Exception as error:
+            return _fail(error, 1, options, traceback.format_exc())
+
+
+def _fail(error: BaseException | None, code: int, options: Options, message: str) -> int:
+    rank = os.environ.get("RANK", "0")
+    if isinstance(error, NotFiniteError) and rank != "0":
+        return code  # every rank has the same failure; rank 0 says it
+    log.debug("exit code %d", code, exc_info=error)
+    print(f"vlp-train: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
+    if options.debug and error is not None and code != 1:
+        traceback.print_exception(error)
+    return code
+
+
+def _way_out(run: Path) -> str:
+    last = checkpoint.newest(run / "checkpoints")
+    kept = f"last good checkpoint: {last}" if last else "no checkpoint was written before"
+    return (
+        f"\n  {kept}\n  Nothing of this step was saved; the same command repeats it. Lower optimizer.lr, set clip_norm, use precision=bf16 "
+        "instead of fp16, or look at the samples; --debug names the operation."
+    )
+
+
+def _train(recipe: Recipe, options: Options, ranks: Ranks, stop: StopSignals, logging_: Logging) -> int:
+    settings: Training = recipe.settings
+    keeper: RunFolder | None = on_main(
+        ranks, lambda: RunFolder(options.run, recipe, fresh=options.fresh, allow_change=options.allow_change)
+    )
+    try:
+        if keeper:
+            logging_.to_file(keeper.log)
+        job = build(recipe, ranks)
+        streams = job.streams()
+        if set(streams) != {name for name, _ in job.mixing.streams}:
+            raise ValueError(f"streams {sorted(streams)} are not those of the mixing, {job.mixing.streams}")
+        updater = Updater(job, settings, ranks)
+        state = TrainState(streams, updater)
+        newest: Path | None = broadcast_object(checkpoint.newest(keeper.checkpoints) if keeper else None)
+        if newest:
+            state.load_state_dict(checkpoint.load(newest, job.task, job.optimizer))
+        if keeper:
+            keeper.begin(
+                step=state.step, evaluated=state.evaluated, ranks=ranks.world, device=str(ranks.device)
+            )
+            for key, before, after in keeper.changes:
+                log.info("changed: %s: %r -> %r", key, before, after)
+            trainable = sum(p.numel() for p in job.task.parameters() if p.requires_grad)
+            log.info(
+                "%s: %s steps, %.4g M parameters, %d x %s, %s, in %s%s",
+                recipe.name,
+                settings.steps,
+                trainable / 1e6,
+                ranks.world,
+                ranks.device.type,
+                settings.precision,
+                options.run,
+                f", resumed at step {state.step}" if newest else "",
+            )
+        loggers = (
+            open_loggers(settings.report, options.run, state.step, recipes.dump(settings)) if keeper else []
+        )
+        reporter = Reporter(keeper.metrics if keeper else None, loggers, settings.steps)
+        try:
+            outcome = train(settings, job, state, updater, reporter, options.run, keeper, ranks, stop)
+        except NotFiniteError as error:
+            if keeper:
+                checkpoint.write_json(
+                    options.run / "nonfinite.json",
+                    {"step": error.step, "message": str(error), "samples": error.samples},
+                )
+            raise
+        finally:
+            reporter.close()
+        if keeper and outcome == "stopped":
+            log.info("stopped by %s at step %d; the same command continues", stop.name, state.step)
+        if keeper and outcome == "done" and job.export:
+            log.info("done: %s", keeper.export(job.export))
+        return STOPPED if outcome == "stopped" else 0
+    finally:
+        if keeper:
+            keeper.close()

@@ -1,0 +1,219 @@
+"""One update of one stream, and how its numbers travel to the host without stopping the device."""
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vlp_methods.engine.job import Job
+from vlp_methods.engine.options import Training
+from vlp_methods.engine.ranks import Ranks
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NORM = "grad_norm"
+
+
+OVERFLOWS = 100
+"""fp16 updates in a row that may be skipped before the run stops: by then the loss scale has long passed the smallest useful one."""
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss or gradient is NaN or infinite: the message names step, stream and losses, `samples` the samples of each rank."""
+
+    def __init__(self, message: str, step: int, samples: dict[int, tuple[str, ...]]) -> None:
+        super().__init__(message)
+        self.step = step
+        self.samples = samples
+
+
+class Numbers(NamedTuple):
+    """What one update leaves for the report: scalars on the device, by name, and the samples they come from."""
+
+    stream: str
+    values: dict[str, Tensor]
+    keys: tuple[str, ...]
+
+
+class Packet(NamedTuple):
+    """Numbers of one update on the host, means over ranks."""
+
+    step: int
+    stream: str
+    values: dict[str, float]
+    stop: bool
+    """Whether any rank had been asked to stop."""
+
+
+def seed_for(seed: int, step: int, stream: int, rank: int) -> int:
+    """A 64-bit seed that differs for every step, stream and rank (the mixing function of splitmix64, applied to each part)."""
+    mask = (1 << 64) - 1
+    mixed = 0
+    for part in (seed, step, stream, rank):
+        mixed = (mixed + part + 0x9E3779B97F4A7C15) & mask
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
+        mixed ^= mixed >> 31
+    return mixed
+
+
+def _hook(task: nn.Module, name: str) -> Callable[[int], None]:
+    """The optional method `name` of a task."""
+    found: Callable[[int], None] = getattr(task, name) if hasattr(task, name) else lambda step: None
+    return found
+
+
+class Updater:
+    """Forward, backward, clip and update: called once per stream that runs at a step."""
+
+    def __init__(self, job: Job, recipe: Training, ranks: Ranks) -> None:
+        self.job, self.recipe, self.ranks = job, recipe, ranks
+        self.streams = [name for name, _ in job.mixing.streams]
+        self.peaks = [group["lr"] for group in job.optimizer.param_groups]
+        self.parameters = [p for group in job.optimizer.param_groups for p in group["params"]]
+        self.before_forward = _hook(job.task, "before_forward")
+        self.after_update = _hook(job.task, "after_update")
+        if recipe.compile:
+            job.task.compile()  # in place: names in the state dict stay
+        self.module: nn.Module = job.task
+        if ranks.world > 1:
+            self.module = DistributedDataParallel(
+                job.task,
+                device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+                broadcast_buffers=False,  # tasks keep buffers equal; sending queues at every forward would cost more than the gradients
+                gradient_as_bucket_view=True,
+            )
+        self.scaler = torch.amp.GradScaler(
+            ranks.device.type,
+            init_scale=recipe.loss_scale.initial,
+            growth_interval=recipe.loss_scale.growth_steps,
+            enabled=recipe.precision == "fp16",
+        )
+
+    def set_rates(self, factor: float) -> None:
+        for group, peak in zip(self.job.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+
+    def __call__(self, stream: str, feed: Iterator[Any], step: int) -> Numbers:
+        """One update from `accumulate` batches of `feed`. Gradients are means over batches and ranks."""
+        recipe, device, count = self.recipe, self.ranks.device, self.recipe.accumulate
+        torch.manual_seed(seed_for(recipe.seed, step, self.streams.index(stream), self.ranks.rank))
+        self.before_forward(step)
+        self.job.optimizer.zero_grad(set_to_none=True)
+        losses: dict[str, Tensor] = {}
+        keys: tuple[str, ...] = ()
+        for number in range(count):
+            batch = next(feed).to(device)
+            keys += batch.keys
+            local = number < count - 1 and isinstance(self.module, DistributedDataParallel)
+            with self.module.no_sync() if local else contextlib.nullcontext():
+                with torch.autocast(
+                    device.type, AUTOCAST.get(recipe.precision), recipe.precision in AUTOCAST
+                ):
+                    terms = self.module(batch)
+                total = torch.stack([term.float() for term in terms.values()]).sum()
+                self.scaler.scale(total / count).backward()
+            for name, term in {**terms, "loss": total}.items():
+                losses[name] = losses.get(name, 0) + term.detach().double() / count
+        self.scaler.unscale_(self.job.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        losses[NORM] = nn.utils.get_total_norm(gradients)
+        if recipe.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, recipe.clip_norm, losses[NORM])
+        self.scaler.step(self.job.optimizer)
+        self.scaler.update()
+        self.after_update(step)
+        return Numbers(stream, losses, keys)
+
+
+class _Sent(NamedTuple):
+    step: int
+    numbers: Numbers
+    own: Tensor  # this rank's values, on the device
+    host: Tensor  # means over ranks and the stop flag, on the host once `ready`
+    ready: torch.cuda.Event | None
+
+
+class Wire:
+    """Numbers on their way from the device to the host.
+
+    Every update is averaged over ranks in one small all-reduce, together with the request to stop, and copied to pinned memory behind
+    it; nothing waits. The host reads the numbers of step t after it has queued step t+1, so the device always has work, and every rank
+    reads the same numbers at the same point: they agree on a stop and on a failure without further talk. Reports, evaluations and
+    checkpoints read everything first: nothing is ever saved after an update that has not been checked.
+    """
+
+    def __init__(self, ranks: Ranks, precision: str) -> None:
+        self.ranks, self.precision = ranks, precision
+        self.sent: deque[_Sent] = deque()
+        self.overflows = 0
+
+    def send(self, step: int, numbers: Numbers, stop: bool) -> None:
+        """Queue the numbers of an update; `step` counts finished steps, this one included."""
+        device = self.ranks.device
+        own = torch.stack([value.double() for value in numbers.values.values()])
+        total = torch.cat([own, torch.full((1,), float(stop), dtype=torch.float64, device=device)])
+        if self.ranks.world > 1:
+            dist.all_reduce(total)
+        ready = None
+        if device.type == "cuda":
+            host = torch.empty(total.shape, dtype=total.dtype, pin_memory=True)
+            host.copy_(total, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        else:
+            host = total
+        self.sent.append(_Sent(step, numbers, own, host, ready))
+
+    def receive(self, before: int | None = None) -> Iterator[Packet]:
+        """Packets of steps up to `before` (None: all), oldest first; waits for them.
+
+        Raises `NotFiniteError`, on every rank at the same packet, for the first loss or gradient that is NaN or infinite. Under fp16 an
+        infinite gradient is the loss scaler's business: that update was skipped.
+        """
+        while self.sent and (before is None or self.sent[0].step <= before):
+            sent = self.sent.popleft()
+            if sent.ready is not None:
+                sent.ready.synchronize()
+            *means, stop = (sent.host / self.ranks.world).tolist()
+            values = dict(zip(sent.numbers.values, means, strict=True))
+            self._check(sent, values)
+            yield Packet(sent.step, sent.numbers.stream, values, stop > 0)
+
+    def _check(self, sent: _Sent, values: dict[str, float]) -> None:
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad == [NORM] and self.precision == "fp16":
+            self.overflows += 1
+            if self.overflows < OVERFLOWS:
+                return
+        self.overflows = 0 if not bad else self.overflows
+        if not bad:
+            return
+        own = dict(zip(sent.numbers.values, sent.own.tolist(), strict=True))
+        everyone: list[tuple[dict[str, float], tuple[str, ...]]] = [
+            (own, sent.numbers.keys)
+        ] * self.ranks.world
+        if self.ranks.world > 1:
+            dist.all_gather_object(everyone, (own, sent.numbers.keys))
+        guilty = {
+            rank: keys
+            for rank, (losses, keys) in enumerate(everyone)
+            if any(not math.isfinite(value) for name, value in losses.items() if name != NORM)
+        }
+        samples = guilty or {rank: keys for rank, (_, keys) in enumerate(everyone)}
+        shown = "; ".join(
+            f"rank {rank}: {', '.join(keys[:8])}" + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+            for rank, keys in list(samples.items())[:4]
+        )
+        losses = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+        times = f" in {self.overflows} updates in a row" if bad == [NORM] and self.precision == "fp16" else ""
+        raise NotFiniteError(
+            f"step {sent.step}, stream {sent.numbers.stream}: {', '.join(bad)} not finite{times} ({losses}); samples of {shown}",
+            sent.step,
+            samples,
+        )
