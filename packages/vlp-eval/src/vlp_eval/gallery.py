@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlp_data.images import open_image
+from vlp_data.schema import Role, Source
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
@@ -32,6 +35,46 @@ class Gallery:
             raise ValueError("the gallery is empty")
         if set(self.image_of_text) != set(range(len(self.image_ids))):
             raise ValueError("every picture of a gallery needs a text, and every text a picture")
+
+    @classmethod
+    def from_source(cls, source: Source, *, role: Role = "caption") -> "Gallery":
+        """All pictures of a source with their texts of one role; rows of the same picture file are taken together.
+
+        Pictures are named by the key of their (first) row, texts by that key and a number. Raises ValueError for a row without such a
+        text or with more than one picture.
+        """
+        rows: list[int] = []
+        image_ids: list[str] = []
+        known: dict[str, int] = {}
+        texts, text_ids, image_of_text = [], [], []
+        counts: Counter[int] = Counter()
+        for number in range(len(source)):
+            sample = source[number]
+            if len(sample.images) != 1:
+                raise ValueError(
+                    f"{sample.key} has {len(sample.images)} pictures; retrieval takes rows of one picture"
+                )
+            own = [text.text for text in sample.texts if text.role == role]
+            if not own:
+                raise ValueError(
+                    f"{sample.key} has no text of role {role}; retrieval needs one for every picture"
+                )
+            place = known.setdefault(sample.images[0].path or sample.key, len(rows))
+            if place == len(rows):
+                rows.append(number)
+                image_ids.append(sample.key)
+            for text in own:
+                texts.append(text)
+                text_ids.append(f"{image_ids[place]}#{counts[place]}")
+                image_of_text.append(place)
+                counts[place] += 1
+        return cls(
+            image=_SourceImages(source, tuple(rows)),
+            image_ids=tuple(image_ids),
+            texts=tuple(texts),
+            text_ids=tuple(text_ids),
+            image_of_text=tuple(image_of_text),
+        )
 
     def map_texts(self, clean: Callable[[str], str]) -> "Gallery":
         """The same gallery with every text passed through `clean`, such as `vlp_data.text.pre_caption`."""
@@ -66,3 +109,15 @@ class Gallery:
             text_ids=tuple(self.text_ids[j] for j in kept),
             image_of_text=tuple(self.image_of_text[j] for j in kept),
         )
+
+
+@dataclass(frozen=True)
+class _SourceImages:
+    """Decodes picture i of a gallery from its row; a class and not a closure, so that worker processes can have it."""
+
+    source: Source
+    rows: tuple[int, ...]
+
+    def __call__(self, i: int) -> Any:
+        sample = self.source[self.rows[i]]
+        return open_image(sample.images[0], sample.key, truncated=True)

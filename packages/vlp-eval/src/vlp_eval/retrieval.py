@@ -300,6 +300,10 @@ def _encode_images(
     parts = []
     for image in loader:
         parts.append(model.encode_image(image.to(device)))
+        if parts[0].projection is None:
+            raise ValueError(
+                f"{type(model).__name__} has no projection into a shared space; it cannot retrieve"
+            )
         say("pictures", sum(len(part.projection) for part in parts), len(indices))
     return _join(parts)
 
