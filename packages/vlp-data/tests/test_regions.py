@@ -29,17 +29,17 @@ def set_up(case, run):
             whole_words=config["mask_whole_word"],
         ),
         "regions": RegionOptions(
-            batch_texts=regions["batch_size"],
             max_regions=regions["max_regions"],
             min_visible=regions["min_perc_in_image"],
-            patch_size=config["patch_size"],
             careful_flip="substring" if run["careful_hflip"] else "off",
         ),
     }
     options = RegionLines(files=(), image_key=regions["image_key"])
     lines = (case.path / "regions.jsonl").read_text().splitlines()
     samples = [parse_regions(line, "regions.jsonl", n, options) for n, line in enumerate(lines)]
-    return samples, Tokenizer.wordpiece(vocab_file(case)), arguments
+    collation = {k: arguments[k] for k in ("size", "text", "masking")}
+    collation |= {"batch_texts": regions["batch_size"], "patch_size": config["patch_size"]}
+    return samples, Tokenizer.wordpiece(vocab_file(case)), arguments, collation
 
 
 def is_case(case):
@@ -51,20 +51,20 @@ def test_region_dataset(case):
     images = case.tensors("images") if case.has("images.safetensors") else {}
     compared = set()
     for run in case.json("region_dataset")["runs"]:
-        samples, tokenizer, arguments = set_up(case, run)
+        samples, tokenizer, arguments, collation = set_up(case, run)
         rng = random.Random(run["seed"])
         examples = []
         for sample in samples:
             picture = open_image(sample.images[0])
             examples.append(sample_regions(sample, picture, tokenizer, rng, augment=False, **arguments))
-        collate = {**arguments, "regions": RegionOptions(**{**vars(arguments["regions"]), "batch_texts": 1})}
+        single = {**collation, "batch_texts": 1}
         for example, want in zip([examples[s["line"]] for s in run["samples"]], run["samples"], strict=True):
             assert list(example.crop) == want["crop_xyxy"]
             assert example.flipped == want["hflip"]
             assert len(example.pairs) == want["n_text"]
             for row, pair in enumerate(example.pairs):
                 one = collate_regions(
-                    [example._replace(pairs=(pair,))], tokenizer, random.Random(0), **collate
+                    [example._replace(pairs=(pair,))], tokenizer, random.Random(0), **single
                 )
                 assert one.text_ids[0].tolist() == want["text_ids"][row]
                 assert one.attention_mask[0].tolist() == want["text_atts"][row]
@@ -78,7 +78,7 @@ def test_region_dataset(case):
             if name in images and not run["careful_hflip"]:
                 torch.testing.assert_close(example.image, images[name], rtol=1e-4, atol=1e-5)
                 compared.add(name)
-        batch, want = collate_regions(examples, tokenizer, rng, **arguments), run["batch"]
+        batch, want = collate_regions(examples, tokenizer, rng, **collation), run["batch"]
         assert batch.image_index.tolist() == want["idx_to_group_img"]
         assert batch.text_ids.tolist() == want["text_ids"]
         assert batch.is_image.tolist() == want["is_image"]

@@ -162,5 +162,6 @@ class RegionExamples:
             size=self.image.size,
             text=self.text,
             masking=self.masking,
-            regions=self.regions,
+            batch_texts=self.batch_texts,
+            patch_size=self.patch_size,
         )

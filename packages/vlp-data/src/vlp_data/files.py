@@ -28,9 +28,11 @@ def local(path: str) -> Path:
 
 
 def join(root: str, path: str) -> str:
-    """`path` below `root`; as it is when it is absolute, a URL, or `root` is empty."""
-    if not root or is_url(path) or path.startswith("/"):
+    """`path` below `root`; as it is when it is absolute, a URL, or `root` is empty. `root` itself for an empty path."""
+    if not root or is_url(path) or path.startswith(("/", "~")):
         return path
+    if not path:
+        return root
     return posixpath.join(root, path) if is_url(root) else os.fspath(Path(root) / path)
 
 

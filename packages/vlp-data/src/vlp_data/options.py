@@ -3,11 +3,15 @@
 A source option has a `format` field that tells it apart from the others (a discriminated union in a recipe) and `open()`.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_type_hints
 
 if TYPE_CHECKING:
     from vlp_data.schema import Source
+
+PathText: TypeAlias = Annotated[str, "path"]
+"""A local path or fsspec URL. Recipes replace `${env:NAME}` in fields marked like this."""
 
 
 def _positive(options: object, *names: str) -> None:
@@ -32,9 +36,9 @@ class ImageTextLines:
     """X-VLM image-text lines: text files with one JSON object per line, {caption, binary | image_rpath}."""
 
     format: Literal["xvlm_images"] = "xvlm_images"
-    files: tuple[str, ...]
+    files: tuple[PathText, ...]
     """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec URLs."""
-    root: str = ""
+    root: PathText = ""
     """Put before relative picture paths."""
     image_key: str = ""
     """Field that holds the picture; "" takes `binary` or `image_rpath`, whichever a line has."""
@@ -42,7 +46,7 @@ class ImageTextLines:
     """What that field holds; auto: base64 for `binary`, else a path."""
     caption_keys: tuple[str, ...] = ("caption", "desc")
     """Fields that may hold the caption; the first one a line has is taken."""
-    index: str = ""
+    index: PathText = ""
     """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
 
     def open(self) -> "Source":
@@ -56,15 +60,15 @@ class RegionLines:
     """X-VLM region lines: {elems: [{caption, bb: [x, y, w, h], attributes?}], caption?, binary | image_rpath}."""
 
     format: Literal["xvlm_regions"] = "xvlm_regions"
-    files: tuple[str, ...]
+    files: tuple[PathText, ...]
     """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec URLs."""
-    root: str = ""
+    root: PathText = ""
     """Put before relative picture paths."""
     image_key: str = ""
     """Field that holds the picture; "" takes `binary` or `image_rpath`, whichever a line has."""
     image_kind: Literal["auto", "path", "base64"] = "auto"
     """What that field holds; auto: base64 for `binary`, else a path."""
-    index: str = ""
+    index: PathText = ""
     """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
 
     def open(self) -> "Source":
@@ -78,11 +82,11 @@ class TaskJson:
     """ALBEF-type lists in .json files; the fields of an entry tell what it is (caption, vqa, nlvr, ve, refcoco)."""
 
     format: Literal["task_json"] = "task_json"
-    files: tuple[str, ...]
+    files: tuple[PathText, ...]
     """JSON files, each one list of objects; paths or fsspec URLs."""
-    root: str = ""
+    root: PathText = ""
     """Put before picture paths."""
-    dataset_roots: dict[str, str] = field(default_factory=dict)
+    dataset_roots: dict[str, PathText] = field(default_factory=dict)
     """Other roots by the entry's `dataset` field (VQA lists mix `vqa` and `vg`)."""
 
     def open(self) -> "Source":
@@ -96,9 +100,9 @@ class CocoCaptions:
     """COCO captions: one row per picture that has captions."""
 
     format: Literal["coco_captions"] = "coco_captions"
-    annotations: str
+    annotations: PathText
     """captions_*.json, path or fsspec URL."""
-    images: str
+    images: PathText
     """Folder of the pictures."""
 
     def open(self) -> "Source":
@@ -112,11 +116,11 @@ class CocoInstances:
     """COCO instances: one row per picture with boxes; the category name is the text of a box."""
 
     format: Literal["coco_instances"] = "coco_instances"
-    annotations: str
+    annotations: PathText
     """instances_*.json, path or fsspec URL."""
-    images: str
+    images: PathText
     """Folder of the pictures."""
-    captions: str = ""
+    captions: PathText = ""
     """captions_*.json whose captions become texts of the whole picture; "" for none."""
     crowd: bool = False
     """Keep crowd annotations."""
@@ -132,9 +136,9 @@ class Karpathy:
     """Karpathy's dataset_*.json: one row per picture of the split."""
 
     format: Literal["karpathy"] = "karpathy"
-    annotations: str
+    annotations: PathText
     """dataset_coco.json or dataset_flickr30k.json, path or fsspec URL."""
-    images: str
+    images: PathText
     """Folder that `filepath`/`filename` of an entry are relative to."""
     split: Literal["train", "restval", "val", "test"]
     """train includes restval unless `restval` is false."""
@@ -151,6 +155,30 @@ ImageTextSource: TypeAlias = ImageTextLines | TaskJson | CocoCaptions | Karpathy
 """Sources of (picture, captions) rows."""
 RegionSource: TypeAlias = RegionLines | CocoInstances
 """Sources of rows with boxes."""
+
+_Options = TypeVar("_Options", bound=ImageTextSource | RegionSource)
+
+
+def rooted(options: _Options, root: str) -> _Options:
+    """The same source with its relative paths below `root`; absolute paths and URLs stay. An empty `root` changes nothing.
+
+    A source's own picture root starts at `root` too, also when it is empty.
+    """
+    from vlp_data.files import join
+
+    if not root:
+        return options
+    changed: dict[str, Any] = {}
+    for name, hint in get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
+        if hint == PathText:
+            if value or name == "root":
+                changed[name] = join(root, value)
+        elif hint == tuple[PathText, ...]:
+            changed[name] = tuple(join(root, part.strip()) for path in value for part in path.split(","))
+        elif hint == dict[str, PathText]:
+            changed[name] = {key: join(root, path) for key, path in value.items()}
+    return dataclasses.replace(options, **changed)
 
 
 # ---------------------------------------------------------------------------------------------- views and examples
@@ -223,18 +251,12 @@ class MaskingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionOptions:
-    """Region batches (X-VLM specification 5.3)."""
+    """How pairs are drawn from a picture with boxes (X-VLM specification 5.3)."""
 
-    batch_texts: int = 128
-    """(region, text) pairs of one rank's batch; always exactly this many."""
-    max_images: int = 48
-    """Lines, and so pictures, that one rank's batch is made from."""
     max_regions: int = 5
     """Pairs of one picture at most, the whole picture included."""
     min_visible: float = 0.5
     """A box is used if more than this share of it lies in the crop."""
-    patch_size: int = 32
-    """Side in pixels of the square that one image token stands for (the encoder's total stride)."""
     careful_flip: Literal["off", "substring", "word"] = "off"
     """Do not mirror when a text of the line says left or right: never test (as published), as a part of any word (the
     reference's test, true for "bright"), or as a word."""
@@ -242,7 +264,7 @@ class RegionOptions:
     """A box that leaves the picture: skip the line when it is drawn as anchor of the crop (the reference), or clip boxes first."""
 
     def __post_init__(self) -> None:
-        _positive(self, "batch_texts", "max_images", "max_regions", "patch_size")
+        _positive(self, "max_regions")
         _fraction(self, "min_visible")
 
 

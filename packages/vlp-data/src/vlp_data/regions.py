@@ -202,23 +202,24 @@ def collate_regions(
     size: int,
     text: TextOptions,
     masking: MaskingOptions,
-    regions: RegionOptions,
+    batch_texts: int,
+    patch_size: int,
 ) -> RegionBatch:
-    """One batch with exactly `regions.batch_texts` pairs. Pictures without a pair are left out; other pictures stay even if none of
+    """One batch with exactly `batch_texts` pairs. Pictures without a pair are left out; other pictures stay even if none of
     their pairs is chosen. Raises ValueError when there is no pair at all."""
     examples = [example for example in examples if example.pairs]
     pairs = [(number, pair) for number, example in enumerate(examples) for pair in example.pairs]
-    kept = [pairs[i] for i in choose_pairs(len(pairs), regions.batch_texts, rng)]
+    kept = [pairs[i] for i in choose_pairs(len(pairs), batch_texts, rng)]
     fields = collate_masked([pair.text for _, pair in kept], tokenizer, text, masking)
     return RegionBatch(
         keys=tuple(examples[number].key for number, _ in kept),
         image=torch.stack([example.image for example in examples]),
         image_index=torch.tensor([number for number, _ in kept]),
         image_attention_mask=torch.stack(
-            [patch_mask(pair.box, size=size, patch_size=regions.patch_size) for _, pair in kept]
+            [patch_mask(pair.box, size=size, patch_size=patch_size) for _, pair in kept]
         ),
         **fields._asdict(),
         target_boxes=torch.tensor([target_box(pair.box, size=size) for _, pair in kept], dtype=torch.float32),
         is_image=torch.tensor([int(pair.box is None) for _, pair in kept]),
-        padded_pairs=max(0, regions.batch_texts - len(pairs)),
+        padded_pairs=max(0, batch_texts - len(pairs)),
     )

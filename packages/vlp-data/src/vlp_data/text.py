@@ -3,6 +3,8 @@
 Source: data specification 2; X-VLM specification 5.6 and 5.7 (dataset/utils.py, dataset/tokenization).
 """
 
+import json
+import os
 import random
 import re
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ import torch
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
+from vlp_data import files
 from vlp_data.errors import BadSample, DataError
 from vlp_data.masking import mask_tokens
 from vlp_data.options import MaskingOptions, TextOptions
@@ -86,7 +89,7 @@ class Tokenizer:
 
     @classmethod
     def wordpiece(cls, vocab_file: str | Path, *, lowercase: bool = True) -> Self:
-        """BERT's tokenizer from `vocab.txt` (one piece per line, the line number is the id).
+        """BERT's tokenizer from `vocab.txt` (one piece per line, the line number is the id); a path or fsspec URL.
 
         Raises DataError when the file is missing or lacks a special token.
         """
@@ -109,10 +112,18 @@ class Tokenizer:
 
         Raises DataError when a file is missing or lacks a special token.
         """
-        for file in (vocab_file, merges_file):
-            if not Path(file).is_file():
-                raise DataError(f"{file} not found; RoBERTa needs vocab.json and merges.txt")
-        backend = tokenizers.Tokenizer(models.BPE.from_file(str(vocab_file), str(merges_file)))
+        try:
+            vocabulary = json.loads(_read(vocab_file, "RoBERTa needs vocab.json and merges.txt"))
+        except ValueError as error:
+            raise DataError(f"{vocab_file} is not JSON: {error}") from error
+        lines = _read(merges_file, "RoBERTa needs vocab.json and merges.txt").split("\n")
+        merges = [
+            tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")
+        ]
+        try:
+            backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+        except Exception as error:  # the library raises plain Exception
+            raise DataError(f"{vocab_file} and {merges_file} do not fit together: {error}") from error
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         return cls._finish("roberta", backend, _ROBERTA, vocab_file)
@@ -225,13 +236,27 @@ class Tokenizer:
         return self.pad(rows, max_tokens if pad == "max" else None)
 
 
-def _read_lines(file: str | Path) -> list[str]:
+def _read(file: str | Path, needed: str) -> str:
     try:
-        text = Path(file).read_text(encoding="utf-8")
+        return files.read(os.fspath(file)).decode("utf-8")
     except FileNotFoundError:
-        raise DataError(f"{file} not found; BERT needs its vocab.txt") from None
+        raise DataError(f"{file} not found; {needed}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 text: {error}") from error
+
+
+def _read_lines(file: str | Path) -> list[str]:
+    text = _read(file, "BERT needs its vocab.txt")
     # Only "\n" ends a line: vocabularies hold characters that str.splitlines would take for line ends.
     return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def tokenizer_from(kind: Literal["bert", "roberta"], paths: Sequence[str | Path]) -> Tokenizer:
+    """`Tokenizer.wordpiece` of one file or `Tokenizer.roberta` of two. Raises DataError for another number of files."""
+    wanted = {"bert": ("vocab.txt",), "roberta": ("vocab.json", "merges.txt")}[kind]
+    if len(paths) != len(wanted):
+        raise DataError(f"a {kind} tokenizer takes {' and '.join(wanted)}, got {len(paths)} files")
+    return Tokenizer.wordpiece(paths[0]) if kind == "bert" else Tokenizer.roberta(*paths)
 
 
 class MaskedText(NamedTuple):

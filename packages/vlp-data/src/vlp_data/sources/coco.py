@@ -1,0 +1,202 @@
+"""COCO annotation files and Karpathy's split file.
+
+Source: data specification 1.6; cocodataset.org format description; Karpathy and Fei-Fei, arXiv 1412.2306 (splits).
+"""
+
+import posixpath
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from vlp_data import files
+from vlp_data.errors import DataError
+from vlp_data.options import CocoCaptions, CocoInstances, Karpathy
+from vlp_data.schema import Image, Region, Sample, Text
+from vlp_data.sources.rows import Rows, field, read_json
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """Rows of a COCO or Karpathy file, one per picture that has something to say."""
+
+    options: CocoCaptions | CocoInstances | Karpathy
+    rows: Rows
+    left_out: dict[str, int]
+    """Why pictures or annotations of the file are no part of the rows, with counts."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self.rows[index]
+        texts = [Text(text=text, role="caption", id=number, listed=True) for text, number in row["captions"]]
+        regions = []
+        for region in row.get("regions", ()):
+            x, y, w, h = region["bbox"]
+            regions.append(
+                Region(
+                    box=(x, y, x + w, y + h),
+                    texts=(len(texts),),
+                    category=region["category_id"],
+                    mask=region["segmentation"],
+                    crowd=bool(region["iscrowd"]),
+                    area=region["area"],
+                    id=region["id"],
+                )
+            )
+            texts.append(Text(text=region["name"], role="class_name"))
+        return Sample(
+            key=row["key"],
+            images=(
+                Image(
+                    path=files.join(self.options.images, row["file"]),
+                    size=row["size"] and tuple(row["size"]),
+                    id=row["id"],
+                ),
+            ),
+            texts=tuple(texts),
+            regions=tuple(regions),
+            meta={"file": self.options.annotations, **row["meta"]},
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "format": self.options.format,
+            "file": self.options.annotations,
+            "rows": len(self),
+            "left_out": self.left_out,
+        }
+
+
+def _images(content: dict[str, Any], path: str) -> dict[Any, dict[str, Any]]:
+    """Rows to be by picture id."""
+    licences = {licence["id"]: licence.get("name") for licence in content.get("licenses", ())}
+    name = posixpath.splitext(posixpath.basename(path))[0]
+    images = {}
+    for number, image in enumerate(field(content, "images", list, path)):
+        where = f"{path}: images.{number}"
+        identifier = field(image, "id", (int, str), where)
+        if identifier in images:
+            raise DataError(f"{where}: the id {identifier} occurs twice")
+        size = [image["width"], image["height"]] if "width" in image and "height" in image else None
+        meta = {"licence": licences[image["license"]]} if image.get("license") in licences else {}
+        images[identifier] = {
+            "key": f"{name}/{identifier}",
+            "id": identifier,
+            "file": field(image, "file_name", str, where),
+            "size": size,
+            "captions": [],
+            "meta": meta,
+        }
+    return images
+
+
+def _add_captions(images: dict[Any, dict[str, Any]], path: str, content: dict[str, Any]) -> int:
+    """Append captions to their pictures; returns how many belong to none."""
+    homeless = 0
+    for number, annotation in enumerate(field(content, "annotations", list, path)):
+        where = f"{path}: annotations.{number}"
+        image = images.get(field(annotation, "image_id", (int, str), where))
+        text = field(annotation, "caption", str, where)
+        if image is None:
+            homeless += 1
+        else:
+            image["captions"].append((text, annotation.get("id")))
+    return homeless
+
+
+def open_captions(options: CocoCaptions) -> CocoSource:
+    """Read captions_*.json. Pictures without a caption are left out. Raises FileNotFoundError, DataError."""
+    content = read_json(options.annotations, dict)
+    images = _images(content, options.annotations)
+    left_out = {"captions of unknown pictures": _add_captions(images, options.annotations, content)}
+    return _source(options, images, "captions", left_out)
+
+
+def open_instances(options: CocoInstances) -> CocoSource:
+    """Read instances_*.json, perhaps with captions. Boxes with no area and, unless asked for, crowds are left out, and pictures without
+    a box. Raises FileNotFoundError, DataError."""
+    path = options.annotations
+    content = read_json(path, dict)
+    images = _images(content, path)
+    names = {category["id"]: category["name"] for category in field(content, "categories", list, path)}
+    left_out: Counter[str] = Counter()
+    for row in images.values():
+        row["regions"] = []
+    for number, annotation in enumerate(field(content, "annotations", list, path)):
+        where = f"{path}: annotations.{number}"
+        box = field(annotation, "bbox", list, where)
+        category = field(annotation, "category_id", int, where)
+        image = images.get(field(annotation, "image_id", (int, str), where))
+        if len(box) != 4:
+            raise DataError(f"{where}: `bbox` must be [x, y, w, h], found {box!r}")
+        if category not in names:
+            raise DataError(f"{where}: category {category} is not in `categories`")
+        if image is None:
+            left_out["boxes of unknown pictures"] += 1
+        elif annotation.get("iscrowd") and not options.crowd:
+            left_out["crowds"] += 1
+        elif box[2] <= 0 or box[3] <= 0:
+            left_out["boxes without area"] += 1
+        else:
+            image["regions"].append(
+                {
+                    "bbox": box,
+                    "category_id": category,
+                    "name": names[category],
+                    "segmentation": annotation.get("segmentation"),
+                    "iscrowd": annotation.get("iscrowd", 0),
+                    "area": annotation.get("area"),
+                    "id": annotation.get("id"),
+                }
+            )
+    if options.captions:
+        left_out["captions of unknown pictures"] = _add_captions(
+            images, options.captions, read_json(options.captions, dict)
+        )
+    return _source(options, images, "regions", left_out)
+
+
+def open_karpathy(options: Karpathy) -> CocoSource:
+    """Read dataset_*.json; all pictures of the split. Raises FileNotFoundError, DataError."""
+    path = options.annotations
+    content = read_json(path, dict)
+    splits = {"train", "restval"} if options.split == "train" and options.restval else {options.split}
+    images: dict[Any, dict[str, Any]] = {}
+    name = content.get("dataset", posixpath.splitext(posixpath.basename(path))[0])
+    left_out: Counter[str] = Counter()
+    for number, image in enumerate(field(content, "images", list, path)):
+        where = f"{path}: images.{number}"
+        if field(image, "split", str, where) not in splits:
+            left_out[f"pictures of split {image['split']}"] += 1
+            continue
+        identifier = next((image[k] for k in ("cocoid", "imgid", "filename") if k in image), number)
+        sentences = field(image, "sentences", list, where)
+        images[number] = {
+            "key": f"{name}/{image['split']}/{identifier}",
+            "id": identifier,
+            "file": posixpath.join(image.get("filepath", ""), field(image, "filename", str, where)),
+            "size": None,
+            "captions": [(field(s, "raw", str, where), s.get("sentid")) for s in sentences],
+            "meta": {"split": image["split"]},
+        }
+    return _source(options, images, "captions", left_out)
+
+
+def _source(
+    options: CocoCaptions | CocoInstances | Karpathy,
+    images: dict[Any, dict[str, Any]],
+    needed: str,
+    left_out: dict[str, int],
+) -> CocoSource:
+    rows = [row for row in images.values() if row[needed]]
+    left_out[f"pictures without {needed}"] = len(images) - len(rows)
+    if not rows:
+        raise DataError(f"{options.annotations}: no picture with {needed} ({_listed(left_out)})")
+    return CocoSource(options, Rows(rows), {reason: count for reason, count in left_out.items() if count})
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return (
+        ", ".join(f"{count} {reason}" for reason, count in counts.items() if count) or "the file lists none"
+    )
