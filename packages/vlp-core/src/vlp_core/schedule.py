@@ -1,6 +1,9 @@
 """Learning-rate schedules as pure functions of the step; they return a factor on the base rate."""
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Literal
 
 
 def warmup_steps(warmup: int | float, total_steps: int) -> int:
@@ -26,3 +29,17 @@ def cosine(step: int, *, warmup: int | float, total_steps: int, floor: float = 0
         return step / max(1, warm)
     progress = min(1.0, (step - warm) / max(1, total_steps - warm))
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def constant(step: int, *, warmup: int | float, total_steps: int) -> float:
+    """0 -> 1 linearly over the warm-up, then 1."""
+    warm = warmup_steps(warmup, total_steps)
+    return step / warm if step < warm else 1.0
+
+
+def named(
+    kind: Literal["linear", "cosine", "constant"], *, warmup: int | float, total_steps: int
+) -> Callable[[int], float]:
+    """The schedule of a recipe as a function of the step alone."""
+    functions = {"linear": linear, "cosine": cosine, "constant": constant}
+    return functools.partial(functions[kind], warmup=warmup, total_steps=total_steps)

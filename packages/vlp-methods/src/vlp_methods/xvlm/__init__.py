@@ -1,0 +1,18 @@
+"""X-VLM: Multi-Grained Vision Language Pre-Training (Zeng, Zhang, Li; ICML 2022, arXiv 2111.08276).
+
+One model aligns texts with whole pictures, regions and objects: a region is the set of patches that it covers. Four objectives on every
+(visual concept, text) pair: contrastive (ITC), matching with hard negatives (ITM), masked language modelling (MLM), and the box that a
+text speaks of, from the whole picture.
+
+    schema.py    what a recipe may say
+    pretrain.py  the objective, and the builder that joins model, data and optimizer
+    recipes/     pretrain_4m_base, pretrain_16m_base and variants; shapes for two CPU cores
+
+The model itself is `vlp_core.models.xvlm`, the losses are `vlp_core.losses`, the data side is `vlp_data.examples` and `vlp_data.regions`.
+"""
+
+from vlp_methods.engine.entry import TaskEntry
+
+tasks = {
+    "pretrain": TaskEntry(schema="vlp_methods.xvlm.schema:Pretrain", build="vlp_methods.xvlm.pretrain:build"),
+}

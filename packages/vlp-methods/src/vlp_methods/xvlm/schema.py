@@ -1,0 +1,266 @@
+"""What a recipe of X-VLM may say. Imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vlp_core.recipe import PathText
+from vlp_data.options import (
+    ImageOptions,
+    ImageTextSource,
+    MaskingOptions,
+    RegionOptions,
+    RegionSource,
+    TextOptions,
+)
+
+from vlp_methods.engine.options import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swin:
+    """Swin Transformer (specification 2.2)."""
+
+    kind: Literal["swin"] = "swin"
+    image_size: int = 224
+    """Side of the square input in pixels."""
+    window: int = 7
+    """Side of an attention window in tokens."""
+    width: int = 128
+    """Width of the first stage; it doubles with every stage."""
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    """Blocks of each stage."""
+    heads: tuple[int, ...] = (4, 8, 16, 32)
+    """Attention heads of each stage."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the feed-forward part over the width of the stage."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block; rises linearly from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipVit:
+    """Vision tower of CLIP (specification 2.3)."""
+
+    kind: Literal["clip"] = "clip"
+    image_size: int = 224
+    """Side of the square input in pixels."""
+    patch: int = 16
+    """Side of a patch in pixels."""
+    width: int = 768
+    """Width of the states."""
+    depth: int = 12
+    """Blocks."""
+    heads: int = 12
+    """Attention heads."""
+    hidden: int = 3072
+    """Width inside the feed-forward part."""
+    local_depth: int = 4
+    """Last blocks in which a region sees its own patches only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vit:
+    """DeiT (specification 2.4)."""
+
+    kind: Literal["vit"] = "vit"
+    image_size: int = 224
+    """Side of the square input in pixels."""
+    patch: int = 16
+    """Side of a patch in pixels."""
+    width: int = 768
+    """Width of the states."""
+    depth: int = 12
+    """Blocks."""
+    heads: int = 12
+    """Attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the feed-forward part over the width."""
+    local_depth: int = 4
+    """Last blocks in which a region sees its own patches only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """BERT or RoBERTa; the upper layers attend to the image (specification 2.5). The vocabulary is that of `data.tokenizer`."""
+
+    kind: Literal["bert", "roberta"] = "bert"
+    """Which of the two; the tokenizer must be of the same kind."""
+    width: int = 768
+    """Width of the states."""
+    layers: int = 12
+    """Layers, fusion layers included."""
+    fusion_layer: int = 6
+    """First layer that attends to the image."""
+    heads: int = 12
+    """Attention heads."""
+    hidden: int = 3072
+    """Width inside the feed-forward part."""
+    positions: int = 512
+    """Rows of the position table (RoBERTa: 514)."""
+    token_types: int = 2
+    """Rows of the token type table (RoBERTa: 1)."""
+    dropout: float = 0.1
+    """Dropout on embeddings and outputs of layers."""
+    attention_dropout: float = 0.1
+    """Dropout on attention probabilities."""
+    norm_eps: float = 1e-12
+    """Epsilon of the layer norms (RoBERTa: 1e-5)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Checkpoints to start from; an empty one leaves that part at its initial values. Position tables are resized where needed."""
+
+    vision: PathText = ""
+    """Image encoder: Microsoft's or timm's Swin, the vision tower of a Hugging Face CLIP, or DeiT."""
+    text: PathText = ""
+    """Masked language model: Hugging Face BERT or RoBERTa. Cross-attention starts fresh."""
+    model: PathText = ""
+    """A whole X-VLM: an official pre-training checkpoint, or an export folder of a run."""
+
+    def __post_init__(self) -> None:
+        if self.model and (self.vision or self.text):
+            raise ValueError("model holds both encoders; leave out vision and text, or model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The model."""
+
+    vision: Swin | ClipVit | Vit = field(default_factory=Swin)
+    """Image encoder."""
+    text: TextEncoder = field(default_factory=TextEncoder)
+    """Text and fusion encoder."""
+    embed_width: int = 256
+    """Width of the shared space of pictures and texts."""
+    temperature: float = 0.07
+    """Initial temperature of the contrastive loss; trained, kept in 0.001..0.5."""
+    weights: Weights = field(default_factory=Weights)
+    """Where to start from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesWorld:
+    """Pictures drawn from a seed (`vlp_data.shapes`), made on first use."""
+
+    images: int = 2000
+    """Scenes of all splits together."""
+    seed: int = 0
+    """The world."""
+    size: int = 96
+    """Side of the pictures in pixels."""
+    val: int | None = None
+    """Scenes kept for validation; null: a tenth."""
+    test: int | None = None
+    """Scenes kept for test; null: a tenth."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    """Vocabulary."""
+
+    kind: Literal["bert", "roberta"] = "bert"
+    """WordPiece, or byte-level BPE."""
+    files: tuple[PathText, ...]
+    """bert: vocab.txt. roberta: vocab.json, merges.txt. Relative to `data.root`."""
+
+    def __post_init__(self) -> None:
+        wanted = {"bert": 1, "roberta": 2}[self.kind]
+        if len(self.files) != wanted:
+            names = {"bert": "vocab.txt", "roberta": "vocab.json and merges.txt"}[self.kind]
+            raise ValueError(f"a {self.kind} tokenizer takes {names}, got {len(self.files)} files")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageStream:
+    """Pictures with captions; one update of every step."""
+
+    source: ImageTextSource
+    """Where they come from."""
+    batch: int = 1024
+    """Pictures per update, over all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionStream:
+    """Regions and objects with their texts; one update in a share of the steps, before that of the pictures."""
+
+    source: RegionSource
+    """Where they come from."""
+    texts: int = 1024
+    """(region, text) pairs per update, over all ranks; always exactly this many."""
+    pictures: int = 384
+    """Pictures that these pairs are drawn from, over all ranks."""
+    share: float = 0.5
+    """Probability that a step has such an update (`iter_perc` of the official configs)."""
+    options: RegionOptions = field(default_factory=RegionOptions)
+    """How regions are drawn from a picture."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} must lie in (0, 1]; regions=null trains without regions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Data. Relative paths of sources and tokenizer start at `root`."""
+
+    world: ShapesWorld | None = None
+    """Draw the shapes world into `root` if it is not there yet; null for data of your own."""
+    root: PathText = ""
+    """Folder or fsspec URL; "" with a world: a folder of the user's cache (XDG_CACHE_HOME)."""
+    tokenizer: TokenizerFiles
+    """Vocabulary."""
+    images: ImageStream
+    """Pictures with captions."""
+    regions: RegionStream | None = None
+    """Regions with texts; null trains without them."""
+    test: ImageTextSource | None = None
+    """Pictures and captions for the retrieval test; null: no test."""
+    view: ImageOptions = field(default_factory=ImageOptions)
+    """Crop, flip, augmentation."""
+    text: TextOptions = field(default_factory=TextOptions)
+    """From caption to ids."""
+    masking: MaskingOptions = field(default_factory=MaskingOptions)
+    """What is masked."""
+    max_bad_fraction: float = 0.01
+    """Stop when a larger share of the samples cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalTest:
+    """The retrieval test of `data.test`."""
+
+    rerank: int = 128
+    """Candidates of each query that the fusion encoder scores; 0 ranks by similarity alone."""
+    image_batch: int = 64
+    """Pictures encoded together."""
+    pair_batch: int = 256
+    """Pairs the fusion encoder scores together."""
+    figures: int = 4
+    """Queries of each direction in the picture retrieval.png; 0 draws none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Training):
+    """X-VLM pre-training."""
+
+    model: Model = field(default_factory=Model)
+    """The model."""
+    data: Data
+    """The data."""
+    retrieval: RetrievalTest = field(default_factory=RetrievalTest)
+    """The test at the times of `evaluate`."""
+    gather_gradient: Literal["local", "full"] = "local"
+    """Gradient of the contrastive loss through features of other ranks: "local" is the official one, 1/ranks of "full" for the encoders."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.text.kind != self.data.tokenizer.kind:
+            raise ValueError(
+                f"model.text.kind={self.model.text.kind} does not fit data.tokenizer.kind={self.data.tokenizer.kind}"
+            )
+        if not self.data.root and self.data.world is None:
+            raise ValueError("data.root is required without data.world")
+        if self.evaluate.every is not None and self.data.test is None:
+            raise ValueError("evaluate.every needs data.test")
