@@ -21,9 +21,11 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from vlp_core.heads import MaskedLanguageHead, mlp_head
 from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
 from vlp_core.text.bert import Bert
+from vlp_core.vision.layers import take_rows
 
 Head = Literal["contrast", "match", "masked_language", "boxes"]
 HEADS: tuple[Head, ...] = ("contrast", "match", "masked_language", "boxes")
@@ -199,7 +201,7 @@ class Xvlm(nn.Module):
         first_rows = len(text_rows) * batch
         text_index = torch.cat([*text_rows, batch + rows])
         first, masked = self.text.fuse_and_read(
-            states.index_select(0, text_index),
+            take_rows(states, text_index),
             attention_mask_BT.index_select(0, text_index % batch),
             pool,
             (zero.expand(first_rows, 1), masked_positions_BP),
@@ -279,7 +281,7 @@ class Xvlm(nn.Module):
     ) -> Tensor:
         """Fused state of [CLS] for R pairs, [R, W]; projects every image of `image`."""
         (first,) = self.text.fuse_and_read(
-            text.embeds.index_select(0, text_index_R),
+            take_rows(text.embeds, text_index_R),
             text.attention_mask.index_select(0, text_index_R),
             image.embeds,
             (text_index_R.new_zeros(len(text_index_R), 1),),
@@ -293,7 +295,7 @@ class Xvlm(nn.Module):
         """As `_fuse_first`, projecting only the images that occur; finding them waits for the device."""
         used, image_index = image_index_R.unique(return_inverse=True)
         return self._fuse_first(
-            ImageFeatures(image.embeds.index_select(0, used), None), text, image_index, text_index_R
+            ImageFeatures(take_rows(image.embeds, used), None), text, image_index, text_index_R
         )
 
 

@@ -8,6 +8,7 @@ Shape letters: B pairs, questions or images, A answers, T text tokens, V vocabul
 from typing import Literal
 
 from torch import Tensor, nn
+
 from vlp_core.heads import MaskedLanguageHead, mlp_head
 from vlp_core.models.xvlm import require_fit
 from vlp_core.text.bert import Bert

@@ -31,6 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlp_core.vision.layers import take_rows
+
 
 def split_heads(x_RTW: Tensor, heads: int) -> Tensor:
     """[R, T, H*K] -> [R, H, T, K]."""
@@ -295,7 +297,7 @@ class Bert(nn.Module):
         for turn, layer in enumerate(self.layers[self.fusion_layer :]):
             projected = self._project(turn, image_MSD, projected)
             index = indices[turn % len(indices)]
-            rows = projected if index is None else projected.index_select(0, index)
+            rows = projected if index is None else take_rows(projected, index)
             x_RTW = layer(x_RTW, mask, rows, image_masks[turn % len(indices)])
         return x_RTW
 
@@ -331,7 +333,7 @@ class Bert(nn.Module):
         for turn, layer in enumerate(body):
             projected = self._project(turn, image_MSD, projected)
             index = indices[turn % len(indices)]
-            rows = projected if index is None else projected.index_select(0, index)
+            rows = projected if index is None else take_rows(projected, index)
             x_RTW = layer(x_RTW, mask, rows, image_masks[turn % len(indices)])
         projected = self._project(len(body), image_MSD, projected)
         index = indices[len(body) % len(indices)]
@@ -345,7 +347,7 @@ class Bert(nn.Module):
                 last(
                     x_RTW[part],
                     None if mask is None else mask[part],
-                    projected[part] if index is None else projected.index_select(0, index[part]),
+                    projected[part] if index is None else take_rows(projected, index[part]),
                     None if image_mask is None else image_mask[part],
                     positions,
                 )

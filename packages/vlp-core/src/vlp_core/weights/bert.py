@@ -1,29 +1,29 @@
 """Tensor names of BERT and RoBERTa in Hugging Face's layout, which X-VLM's `xbert.py` and `xroberta.py` follow."""
 
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vlp_core.text.bert import Bert
 from vlp_core.weights.adapter import Adapter, Buffer, Drop, Fuse, Rename, Rule, Tied
 from vlp_core.weights.loading import Loaded, load
 
+Kind = Literal["bert", "roberta"]
+
 _LAYER = "encoder.layer.{i}."
 
 
-def encoder(text: Bert) -> Adapter:
-    """Names below `bert.` or `roberta.`, for an encoder of the size and sharing of `text`."""
-    rules: list[Rule] = [
-        Rename("embeddings.word_embeddings.weight", "word_embedding.weight"),
-        Rename("embeddings.position_embeddings.weight", "position_embedding.weight"),
-        Rename("embeddings.token_type_embeddings.weight", "type_embedding.weight"),
-        Buffer(
-            "embeddings.position_ids",
-            lambda: torch.arange(text.position_embedding.num_embeddings)[None],
-        ),
-    ]
+def encoder_adapter(text: Bert, *, source_prefix: str = "", prefix: str = "") -> Adapter:
+    """Names below `bert.` or `roberta.`, for an encoder with the sharing of `text`.
+
+    `source_prefix`, `prefix`: before every name of the source and of ours.
+    """
     first, group = text.fusion_layer, text.layers_per_image_projection
     # Fusion layers that share a projection hold it under each layer's name in the source, and once here.
-    rules += [
+    shared: list[Rule] = [
         Tied(
             f"encoder.layer.{layer}.crossattention.self.{part}.{{p}}",
             of=f"encoder.layer.{layer - (layer - first) % group}.crossattention.self.{part}.{{p}}",
@@ -32,7 +32,11 @@ def encoder(text: Bert) -> Adapter:
         if (layer - first) % group
         for part in ("key", "value")
     ]
-    rules += [
+    rules: list[Rule] = [
+        Rename("embeddings.word_embeddings.weight", "word_embedding.weight"),
+        Rename("embeddings.position_embeddings.weight", "position_embedding.weight"),
+        Rename("embeddings.token_type_embeddings.weight", "type_embedding.weight"),
+        Buffer("embeddings.position_ids", partial(_position_ids, text.position_embedding.num_embeddings)),
         Fuse(
             tuple(f"{_LAYER}attention.self.{part}.{{p}}" for part in ("query", "key", "value")),
             "layers.{i}.attention.query_key_value.{p}",
@@ -46,15 +50,53 @@ def encoder(text: Bert) -> Adapter:
         Rename(f"{_LAYER}crossattention.output.dense.{{p}}", "layers.{i}.cross.out.{p}"),
         Rename(f"{_LAYER}intermediate.dense.{{p}}", "layers.{i}.expand.{p}"),
         Rename(f"{_LAYER}output.dense.{{p}}", "layers.{i}.contract.{p}"),
+        *_norm("embeddings.LayerNorm", "embedding_norm"),
+        *_norm(f"{_LAYER}attention.output.LayerNorm", "layers.{i}.attention_norm"),
+        *_norm(f"{_LAYER}crossattention.output.LayerNorm", "layers.{i}.cross_norm"),
+        *_norm(f"{_LAYER}output.LayerNorm", "layers.{i}.output_norm"),
     ]
-    for source, ours in (
-        ("embeddings.LayerNorm", "embedding_norm"),
-        (f"{_LAYER}attention.output.LayerNorm", "layers.{i}.attention_norm"),
-        (f"{_LAYER}crossattention.output.LayerNorm", "layers.{i}.cross_norm"),
-        (f"{_LAYER}output.LayerNorm", "layers.{i}.output_norm"),
-    ):
-        rules += _norm(source, ours)
-    return Adapter(tuple(rules))
+    return Adapter((*shared, *rules)).prefixed(source=source_prefix, ours=prefix)
+
+
+def head_adapter(kind: Kind, *, source_prefix: str = "", prefix: str = "mlm_head.") -> Adapter:
+    """Names of the head of `BertForMaskedLM` or `RobertaForMaskedLM`; its output projection is the word embedding."""
+    roberta = kind == "roberta"
+    head = "lm_head." if roberta else "cls.predictions."
+    transform = head if roberta else f"{head}transform."
+    return Adapter(
+        (
+            Tied(f"{head}decoder.weight", of=f"{kind}.embeddings.word_embeddings.weight"),
+            Tied(f"{head}decoder.bias", of=f"{head}bias"),
+            Rename(f"{head}bias", "bias"),
+            Rename(f"{transform}dense.{{p}}", "dense.{p}"),
+            *_norm(transform + ("layer_norm" if roberta else "LayerNorm"), "norm"),
+        )
+    ).prefixed(source=source_prefix, ours=prefix)
+
+
+def language_model_adapter(
+    text: Bert, *, source_prefix: str = "", prefix: str = "text.", head_prefix: str = "mlm_head."
+) -> Adapter:
+    """Names of `BertForMaskedLM` or `RobertaForMaskedLM` for a model with `text` and a `MaskedLanguageHead` at our prefixes."""
+    return head_adapter(text.kind, source_prefix=source_prefix, prefix=head_prefix) + encoder_adapter(
+        text, source_prefix=f"{source_prefix}{text.kind}.", prefix=prefix
+    )
+
+
+def load_bert(model: nn.Module, state: dict[str, Tensor] | str | Path) -> Loaded:
+    """Start `model.text` and `model.mlm_head` from published BERT or RoBERTa weights.
+
+    Cross-attention is not in such a file and keeps its initial values. The pooler, the next-sentence head and old names (gamma, beta)
+    are understood.
+
+    Raises:
+        CheckpointError: See `vlp_core.weights.load`.
+    """
+    adapter = language_model_adapter(model.text) + Adapter(
+        (Drop(f"{model.text.kind}.pooler.{{rest...}}"), Drop("cls.seq_relationship.{rest...}"))
+    )
+    parts = nn.ModuleDict({"text": model.text, "mlm_head": model.mlm_head})
+    return load(parts, state, adapter, allow_missing=("text.layers.*.cross", "text.layers.*.cross_norm"))
 
 
 def _norm(source: str, ours: str) -> list[Rule]:
@@ -67,43 +109,5 @@ def _norm(source: str, ours: str) -> list[Rule]:
     ]
 
 
-def language_model(text: Bert, *, text_prefix: str = "text.", head_prefix: str = "mlm_head.") -> Adapter:
-    """Names of `BertForMaskedLM` / `RobertaForMaskedLM` for a model that holds `text` and a `MaskedLanguageHead` at our prefixes."""
-    roberta = text.kind == "roberta"
-    base = "roberta." if roberta else "bert."
-    head = "lm_head." if roberta else "cls.predictions."
-    transform = "lm_head." if roberta else "cls.predictions.transform."
-    return Adapter(
-        (
-            Tied(f"{head}decoder.weight", of=f"{base}embeddings.word_embeddings.weight"),
-            Tied(f"{head}decoder.bias", of=f"{head}bias"),
-            Rename(f"{head}bias", f"{head_prefix}bias"),
-            Rename(f"{transform}dense.{{p}}", f"{head_prefix}dense.{{p}}"),
-            *_norm(transform + ("layer_norm" if roberta else "LayerNorm"), f"{head_prefix}norm"),
-        )
-    ) + encoder(text).prefixed(source=base, ours=text_prefix)
-
-
-def published(text: Bert, *, text_prefix: str = "text.", head_prefix: str = "mlm_head.") -> Adapter:
-    """As `language_model`, for the published weights, whose pooler and next-sentence head have no counterpart here."""
-    base = "roberta." if text.kind == "roberta" else "bert."
-    return language_model(text, text_prefix=text_prefix, head_prefix=head_prefix) + Adapter(
-        (Drop(f"{base}pooler.{{rest...}}"), Drop("cls.seq_relationship.{rest...}"))
-    )
-
-
-def load_published(model: nn.Module, path: str) -> Loaded:
-    """Start the `text` encoder and `mlm_head` of `model` from published BERT or RoBERTa weights.
-
-    Cross-attention is not in such a file and keeps its initial values, as everything outside text encoder and head.
-
-    Raises:
-        CheckpointError: See `vlp_core.weights.load`.
-    """
-    parts = nn.ModuleDict({"text": model.text, "mlm_head": model.mlm_head})
-    return load(
-        parts,
-        path,
-        published(model.text),
-        allow_missing=("text.layers.*.cross", "text.layers.*.cross_norm"),
-    )
+def _position_ids(positions: int) -> Tensor:
+    return torch.arange(positions)[None]

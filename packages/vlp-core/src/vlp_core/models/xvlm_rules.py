@@ -1,0 +1,38 @@
+"""Which parameters of X-VLM decay, and which learn faster. Source: X-VLM `optim.py` and the `init_params` of its models."""
+
+from torch import nn
+
+from vlp_core.models.xvlm import Xvlm
+from vlp_core.models.xvlm_tasks import XvlmNlvr, XvlmVqa
+from vlp_core.optim import ParameterRule
+
+# Biases and norms do not decay. Kept from the reference: "bias" also stands in the name of Swin's position tables (no decay), and the
+# norms inside the MLP heads are called by number (decay).
+NO_DECAY = ParameterRule(pattern=r"bias|norm\.weight$", decay=False)
+
+
+def parameter_rules(
+    model: nn.Module, *, fresh_lr_scale: float = 2.0, as_released: bool = True
+) -> list[ParameterRule]:
+    """Rules for `vlp_core.optim.parameter_groups`.
+
+    Args:
+        model: `Xvlm`, `XvlmNlvr`, `XvlmVqa` or `XvlmCaption`.
+        fresh_lr_scale: Factor on the learning rate of what starts without pre-trained values: cross-attention, projections,
+            temperature and heads in pre-training; the answer decoder's keys and values of VQA where they could not be copied; the
+            class head of NLVR2.
+        as_released: The released multi-GPU NLVR2 fine-tuning does not scale its class head, because the optimizer is made from a
+            wrapper that hides the names; False scales it as the code intends.
+    """
+    match model:
+        case Xvlm() if "masked_language" in model.heads:
+            fresh = r"\.cross|^(vision_proj|text_proj|temperature|itm_head|bbox_head)\b"
+        case XvlmVqa() if model.decoder.image_width != model.text.image_width:
+            fresh = r"^decoder\..*\.cross\.key_value\."
+        case XvlmNlvr(stage="domain"):
+            fresh = r"^ta_head\."
+        case XvlmNlvr() if not as_released:
+            fresh = r"^cls_head\."
+        case _:
+            return [NO_DECAY]
+    return [NO_DECAY, ParameterRule(pattern=fresh, lr_scale=fresh_lr_scale)]

@@ -1,0 +1,477 @@
+"""Official X-VLM checkpoints of all tasks, in and out, and from pre-training to a task.
+
+Seven layouts exist, told apart by their names (`layout`). `load` fills a model from a checkpoint of its own layout; `load_start` starts
+a task's model from an earlier stage, as the reference's `load_pretrained` functions do:
+
+    from            to                what happens
+    pretrain        retrieval, bbox   text encoder without its language head; heads kept
+    pretrain        nlvr, nlvr_domain each fusion layer is copied to two; class head fresh
+    nlvr_domain     nlvr              as it is; class head fresh
+    pretrain        vqa               encoder as for retrieval; fusion layers, embeddings and language head become the decoder, whose
+                                      cross-attention keys and values stay fresh unless image and text width are equal
+    pretrain        caption           the whole text encoder becomes the decoder
+    bbox, caption   the same          as it is (domain stage to fine-tuning)
+
+Source: arXiv 2111.08276; `load_pretrained` in `models/model_*.py`.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from vlp_core.models.xvlm import Xvlm
+from vlp_core.models.xvlm_tasks import XvlmCaption, XvlmNlvr, XvlmVqa
+from vlp_core.weights import loading
+from vlp_core.weights.adapter import Adapter, CheckpointError, Drop, Rename, Tied, groups
+from vlp_core.weights.bert import encoder_adapter, head_adapter, language_model_adapter
+from vlp_core.weights.files import Checkpoint, read
+from vlp_core.weights.loading import Loaded
+from vlp_core.weights.vision import xvlm_vision_adapter
+
+log = logging.getLogger(__name__)
+
+Layout = Literal["pretrain", "retrieval", "bbox", "nlvr", "nlvr_domain", "vqa", "caption"]
+
+_STARTS: dict[Layout, tuple[Layout, ...]] = {
+    "pretrain": (),
+    "retrieval": ("pretrain",),
+    "bbox": ("pretrain", "bbox"),
+    "nlvr_domain": ("pretrain",),
+    "nlvr": ("pretrain", "nlvr_domain"),
+    "vqa": ("pretrain",),
+    "caption": ("pretrain", "caption"),
+}
+"""Layouts that a model of a layout can start from."""
+
+# Stored by the source and computed here; also for another picture size, where their number and shape differ.
+_BUFFERS = Adapter(
+    (
+        Drop("vision_encoder.layers.{i}.blocks.{j}.attn.relative_position_index"),
+        Drop("vision_encoder.layers.{i}.blocks.{j}.attn_mask"),
+        Drop("vision_encoder.position_ids"),
+    )
+)
+_BUFFER_NAMES = ("relative_position_index", "attn_mask", "position_ids")
+
+
+def layout(state: Mapping[str, Tensor]) -> Layout:
+    """Which task an official checkpoint belongs to.
+
+    Raises:
+        CheckpointError: It is no X-VLM checkpoint.
+    """
+    has = {".".join(name.split(".")[:2]) for name in state} | {name.split(".")[0] for name in state}
+    if "vision_encoder" in has:
+        if "text_decoder" in has:
+            return "vqa" if "text_encoder" in has else "caption"
+        if "cls_head" in has:
+            return "nlvr"
+        if "ta_head" in has:
+            return "nlvr_domain"
+        if {"text_encoder.bert", "text_encoder.roberta"} & has:
+            return "pretrain"
+        if "itm_head" in has:
+            return "retrieval"
+        if "bbox_head" in has:
+            return "bbox"
+    raise CheckpointError(f"this is no X-VLM checkpoint; it holds {groups(state)}")
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """The layout in which a model is stored."""
+    match model:
+        case XvlmVqa():
+            return "vqa"
+        case XvlmCaption():
+            return "caption"
+        case XvlmNlvr(stage="domain"):
+            return "nlvr_domain"
+        case XvlmNlvr():
+            return "nlvr"
+        case Xvlm():
+            if "masked_language" in model.heads:
+                return "pretrain"
+            return "retrieval" if "match" in model.heads else "bbox"
+    raise TypeError(f"X-VLM has no layout for {type(model).__name__}")
+
+
+def model_name(found: Layout) -> str:
+    """The name for `vlp_core.models.create`."""
+    names = {"nlvr": "xvlm_nlvr", "nlvr_domain": "xvlm_nlvr", "vqa": "xvlm_vqa", "caption": "xvlm_caption"}
+    return names.get(found, "xvlm")
+
+
+def xvlm_adapter(model: nn.Module) -> Adapter:
+    """Between a model's names and those of the official checkpoints of its task, buffers and tied names included."""
+    vision = xvlm_vision_adapter(model.vision, source_prefix="vision_encoder.", prefix="vision.")
+    match model:
+        case Xvlm() if "masked_language" in model.heads:
+            text = language_model_adapter(model.text, source_prefix="text_encoder.")
+        case Xvlm() | XvlmNlvr():
+            text = encoder_adapter(model.text, source_prefix="text_encoder.", prefix="text.")
+        case XvlmVqa():
+            text = encoder_adapter(
+                model.text, source_prefix="text_encoder.", prefix="text."
+            ) + language_model_adapter(
+                model.decoder, source_prefix="text_decoder.", prefix="decoder.", head_prefix="lm_head."
+            )
+        case XvlmCaption():
+            text = language_model_adapter(model.text, source_prefix="text_decoder.", head_prefix="lm_head.")
+        case _:
+            raise TypeError(f"X-VLM has no layout for {type(model).__name__}")
+    heads = {
+        "temperature": Rename("temp", "temperature"),
+        **{
+            name: Rename(f"{name}.{{p}}", f"{name}.{{p}}") for name in ("vision_proj", "text_proj", "ta_head")
+        },
+        **{
+            name: Rename(f"{name}.{{i}}.{{p}}", f"{name}.{{i}}.{{p}}")
+            for name in ("itm_head", "bbox_head", "cls_head")
+        },
+    }
+    present = tuple(rule for name, rule in heads.items() if hasattr(model, name))
+    return vision + text + Adapter(present) + _BUFFERS
+
+
+def load(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
+    """Fill a model from an official checkpoint of the same task; position tables for another picture size are resized.
+
+    Raises:
+        CheckpointError: A checkpoint of another stage, with the way out; see also `vlp_core.weights.load`.
+    """
+    state, name = _open(source)
+    found, wanted = layout(state), layout_of(model)
+    if found != wanted:
+        way = (
+            "start training from it with vlp_core.weights.xvlm.load_start, then use the result"
+            if found in _STARTS[wanted]
+            else "nothing can be converted from one to the other"
+        )
+        raise CheckpointError(
+            f"{name} is a {found} checkpoint of X-VLM where a {wanted} one is expected; {way}"
+        )
+    return loading.load(model, state, xvlm_adapter(model), name=name)
+
+
+def load_start(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
+    """Start a task's model from an official checkpoint of an earlier stage; see the module for what becomes of what.
+
+    Returns:
+        What was loaded, what stays fresh (`missing`, our names), and what of the checkpoint is not used (`unexpected`, its names).
+
+    Raises:
+        CheckpointError: The task cannot start from this checkpoint, or names beyond the table's are missing or left over.
+    """
+    state, name = _open(source)
+    found, wanted = layout(state), layout_of(model)
+    if found not in _STARTS[wanted]:
+        choices = " or ".join(_STARTS[wanted]) or "text and vision weights (load_bert, load_vision)"
+        raise CheckpointError(
+            f"{name} is a {found} checkpoint of X-VLM; a {wanted} model starts from {choices}"
+        )
+    if found != "pretrain":
+        return loading.load(
+            model,
+            state,
+            xvlm_adapter(model),
+            allow_missing=("cls_head",),
+            allow_unexpected=("vision_proj", "ta_head"),
+            name=name,
+        )
+    return _load_from_pretraining(model, state, name)
+
+
+def _load_from_pretraining(model: nn.Module, state: Mapping[str, Tensor], name: str) -> Loaded:
+    kind = model.text.kind
+    prefix = f"text_encoder.{kind}."
+    if not any(key.startswith(prefix) for key in state):
+        raise CheckpointError(f"{name} was not pre-trained with {kind}, the text encoder of this model")
+    body = (
+        xvlm_vision_adapter(model.vision, source_prefix="vision_encoder.", prefix="vision.")
+        # Pre-training shares no projections, whatever the model does.
+        + Adapter(
+            tuple(
+                rule
+                for rule in encoder_adapter(model.text, source_prefix=prefix, prefix="text.").rules
+                if not isinstance(rule, Tied)
+            )
+        )
+        + Adapter(
+            (
+                Rename("temp", "temperature"),
+                Rename("vision_proj.{p}", "vision_proj.{p}"),
+                Rename("text_proj.{p}", "text_proj.{p}"),
+                Rename("itm_head.{i}.{p}", "itm_head.{i}.{p}"),
+                Rename("bbox_head.{i}.{p}", "bbox_head.{i}.{p}"),
+            )
+        )
+        + _BUFFERS
+    )
+    head = head_adapter(kind, source_prefix="text_encoder.")
+    ours, unmatched = (head + body).translate(state)
+    targets = _targets(model)
+    placed: dict[str, Tensor] = {}
+    used: set[str] = set()
+    expected = model.state_dict()
+    for key, tensor in ours.items():
+        for target in targets(key):
+            # VQA's decoder attends to text where pre-training attended to images: copied only when the widths agree.
+            if target in expected and not (
+                _is_answer_key_value(target) and tensor.shape != expected[target].shape
+            ):
+                placed[target] = tensor
+                used.add(key)
+    fresh = {
+        "nlvr": ("cls_head",),
+        "nlvr_domain": ("ta_head",),
+        "vqa": ("decoder.layers.*.cross.key_value",),
+    }
+    result = loading.load(model, placed, allow_missing=fresh.get(layout_of(model), ()), name=name)
+    if unmatched:
+        raise CheckpointError(f"{name} holds {len(unmatched)} unknown tensors: {groups(unmatched)}")
+    adapter = head + body if any(key.startswith("mlm_head.") for key in used) else body
+    taken = adapter.to_source({key: ours[key].to("meta") for key in used})
+    unused = tuple(key for key in state if key not in taken and not key.endswith(_BUFFER_NAMES))
+    log.info(
+        "%s: %d tensors loaded; fresh: %s; unused: %s",
+        name,
+        len(result.loaded),
+        groups(result.missing) or "none",
+        groups(unused) or "none",
+    )
+    return result._replace(unexpected=unused)
+
+
+def _is_answer_key_value(name: str) -> bool:
+    return name.startswith("decoder.") and ".cross.key_value." in name
+
+
+def _targets(model: nn.Module) -> Callable[[str], tuple[str, ...]]:
+    """For a name of the pre-training model the names it gets in `model` (or would get, where `model` has no such part)."""
+    match model:
+        case Xvlm():
+            return lambda name: (name,)
+        case XvlmCaption():
+            return lambda name: (re.sub(r"^mlm_head\.", "lm_head.", name),)
+        case XvlmNlvr():
+            return partial(_nlvr_targets, model.text.fusion_layer, model.text.layers_per_image_projection)
+        case XvlmVqa():
+            return partial(_vqa_targets, model.text.fusion_layer)
+    raise TypeError(f"X-VLM has no layout for {type(model).__name__}")
+
+
+def _layer(name: str) -> tuple[int, str] | None:
+    found = re.fullmatch(r"text\.layers\.(\d+)\.(.+)", name)
+    return (int(found[1]), found[2]) if found else None
+
+
+def _nlvr_targets(first: int, copies: int, name: str) -> tuple[str, ...]:
+    layer = _layer(name)
+    if layer is None or layer[0] < first:
+        return (name,)
+    start = first + copies * (layer[0] - first)
+    # The copies share one key/value projection, held by the first of them.
+    number = 1 if layer[1].startswith("cross.key_value.") else copies
+    return tuple(f"text.layers.{start + copy}.{layer[1]}" for copy in range(number))
+
+
+def _vqa_targets(first: int, name: str) -> tuple[str, ...]:
+    if name.startswith("mlm_head."):
+        return ("lm_head." + name.removeprefix("mlm_head."),)
+    layer = _layer(name)
+    if layer is None:
+        return (name, re.sub(r"^text\.", "decoder.", name)) if name.startswith("text.") else (name,)
+    return (name,) if layer[0] < first else (name, f"decoder.layers.{layer[0] - first}.{layer[1]}")
+
+
+def _open(source: Mapping[str, Tensor] | str | Path) -> tuple[Mapping[str, Tensor], str]:
+    return (read(source), str(source)) if isinstance(source, str | Path) else (source, "the state dict")
+
+
+# Sizes ------------------------------------------------------------------------------------------------------------------------
+
+
+def vision_arguments(
+    kind: Literal["swin", "clip", "deit"], config: Mapping[str, Any], *, image_size: int
+) -> dict[str, Any]:
+    """The official config file of an image encoder (`configs/config_swinB_224.json` ...) as `vision` of `vlp_core.models.create`."""
+    match kind:
+        case "swin":
+            return {
+                "kind": "swin",
+                "image_size": image_size,
+                "window": config["window_size"],
+                "width": config["embed_dim"],
+                "depths": list(config["depths"]),
+                "heads": list(config["num_heads"]),
+            }
+        case "clip":
+            return {
+                "kind": "clip",
+                "image_size": image_size,
+                "patch": config["patch_size"],
+                "width": config["vision_width"],
+                "depth": config["num_hidden_layers"],
+                "heads": config["num_attention_heads"],
+                "hidden": config["intermediate_size"],
+                "activation": config["hidden_act"],
+                "local_depth": config["local_attn_depth"],
+            }
+        case "deit":
+            return {
+                "kind": "vit",
+                "image_size": image_size,
+                "patch": config["patch_size"],
+                "width": config["embed_dim"],
+                "depth": config["depth"],
+                "heads": config["num_heads"],
+                "local_depth": config["local_attn_depth"],
+            }
+    raise ValueError(f"vision encoder {kind!r} is not one of X-VLM's; choose swin, clip or deit")
+
+
+def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The official config file of a text encoder (`config_bert.json`, Hugging Face's field names) as `text` of `create`."""
+    return {
+        "kind": config["model_type"],
+        "vocabulary": config["vocab_size"],
+        "width": config["hidden_size"],
+        "layers": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "hidden": config["intermediate_size"],
+        "positions": config["max_position_embeddings"],
+        "token_types": config["type_vocab_size"],
+        "pad_id": config["pad_token_id"],
+        "fusion_layer": config["fusion_layer"],
+        "dropout": config["hidden_dropout_prob"],
+        "attention_dropout": config["attention_probs_dropout_prob"],
+        "norm_eps": config["layer_norm_eps"],
+    }
+
+
+def infer_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Arguments of `vlp_core.models.create` for an official checkpoint, from the shapes of its tensors and the `image_res` beside them.
+
+    Numbers of attention heads are in no shape (Swin's are); 64 channels per head, as in every published X-VLM, are assumed.
+
+    Raises:
+        CheckpointError: A width that is no multiple of 64, or a picture size that nothing tells.
+    """
+    state = checkpoint.state
+    found = layout(state)
+    config = checkpoint.extra.get("config")
+    size = config.get("image_res") if isinstance(config, Mapping) else None
+    arguments: dict[str, Any] = {"vision": _infer_vision(state, size)}
+    encoder = "text_decoder." if found == "caption" else "text_encoder."
+    arguments["text"] = _infer_text(state, encoder)
+    match found:
+        case "vqa":
+            arguments["decoder"] = _infer_text(state, "text_decoder.")
+        case "nlvr" | "nlvr_domain":
+            arguments["stage"] = "fine_tune" if found == "nlvr" else "domain"
+        case "pretrain" | "retrieval" | "bbox":
+            parts = {"contrast": "temp", "match": "itm_head.0.weight", "boxes": "bbox_head.0.weight"}
+            arguments["heads"] = [head for head, key in parts.items() if key in state]
+            if found == "pretrain":
+                arguments["heads"].append("masked_language")
+    if "vision_proj.weight" in state:
+        arguments["embed_width"] = len(state["vision_proj.weight"])
+    return arguments
+
+
+def _heads(width: int, what: str) -> int:
+    if width % 64:
+        raise CheckpointError(
+            f"the {what} is {width} wide, no multiple of 64, so its number of attention heads cannot be told from the checkpoint; "
+            "give `arguments`"
+        )
+    return width // 64
+
+
+def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+    """One more than the largest number that `pattern` captures."""
+    compiled = re.compile(pattern)
+    return 1 + max((int(found[1]) for key in state if (found := compiled.match(key))), default=-1)
+
+
+def _infer_vision(state: Mapping[str, Tensor], size: int | None) -> dict[str, Any]:
+    base = "vision_encoder."
+    if f"{base}cls_token" in state or f"{base}class_embedding" in state:
+        return _infer_vit(state, base)
+    table = "attn.relative_position_bias_table"
+    stages = _count(state, r"vision_encoder\.layers\.(\d+)\.blocks")
+    first = state[f"{base}layers.0.blocks.0.{table}"]
+    window = (math.isqrt(len(first)) + 1) // 2
+    if size is None:
+        mask = state.get(f"{base}layers.0.blocks.1.attn_mask")
+        if mask is None:
+            raise CheckpointError(
+                "the checkpoint has neither `image_res` in its config nor Swin's masks, so the picture size is unknown; "
+                "give `arguments`"
+            )
+        size = 4 * window * math.isqrt(len(mask))
+    width = len(state[f"{base}patch_embed.proj.weight"])
+    return {
+        "kind": "swin",
+        "image_size": size,
+        "window": window,
+        "width": width,
+        "depths": [_count(state, rf"vision_encoder\.layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)],
+        "heads": [state[f"{base}layers.{i}.blocks.0.{table}"].shape[1] for i in range(stages)],
+        "mlp_ratio": len(state[f"{base}layers.0.blocks.0.mlp.fc1.weight"]) / width,
+    }
+
+
+def _infer_vit(state: Mapping[str, Tensor], base: str) -> dict[str, Any]:
+    clip = f"{base}class_embedding" in state
+    patch = state[f"{base}patch_embed.weight" if clip else f"{base}patch_embed.proj.weight"]
+    table = state[f"{base}pos_embed.weight"] if clip else state[f"{base}pos_embed"][0]
+    width = len(patch)
+    layers = "encoder.layers" if clip else "blocks"
+    hidden = len(state[f"{base}{layers}.0.mlp.fc1.weight"])
+    depth = _count(state, rf"vision_encoder\.{re.escape(layers)}\.(\d+)\.")
+    return {
+        "kind": "clip" if clip else "vit",
+        "image_size": patch.shape[-1] * math.isqrt(len(table) - 1),
+        "patch": patch.shape[-1],
+        "width": width,
+        "depth": depth,
+        "heads": _heads(width, "image encoder"),
+        **({"hidden": hidden} if clip else {"mlp_ratio": hidden / width}),
+    }
+
+
+def _infer_text(state: Mapping[str, Tensor], base: str) -> dict[str, Any]:
+    kind = "roberta" if f"{base}lm_head.bias" in state else "bert"
+    for inner in ("bert.", "roberta."):
+        if f"{base}{inner}embeddings.word_embeddings.weight" in state:
+            kind, base = inner.rstrip("."), base + inner
+            break
+    words = state[f"{base}embeddings.word_embeddings.weight"]
+    types = len(state[f"{base}embeddings.token_type_embeddings.weight"])
+    if types == 1:  # a retrieval file of RoBERTa does not say its kind; BERT has two token types
+        kind = "roberta"
+    prefix = re.escape(base)
+    layers = _count(state, rf"{prefix}encoder\.layer\.(\d+)\.")
+    crossing = [
+        i for i in range(layers) if f"{base}encoder.layer.{i}.crossattention.self.query.weight" in state
+    ]
+    return {
+        "kind": kind,
+        "vocabulary": len(words),
+        "width": words.shape[1],
+        "layers": layers,
+        "heads": _heads(words.shape[1], "text encoder"),
+        "hidden": len(state[f"{base}encoder.layer.0.intermediate.dense.weight"]),
+        "positions": len(state[f"{base}embeddings.position_embeddings.weight"]),
+        "token_types": types,
+        "pad_id": 1 if kind == "roberta" else 0,
+        "fusion_layer": crossing[0],
+        "norm_eps": 1e-5 if kind == "roberta" else 1e-12,
+    }

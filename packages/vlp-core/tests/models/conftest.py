@@ -1,0 +1,93 @@
+"""Models of golden cases, and comparison of gradients under the reference's names."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from vlp_core import models
+from vlp_core.weights import xvlm
+
+HEADS = {
+    "model_pretrain.XVLM": ["contrast", "match", "masked_language", "boxes"],
+    "model_retrieval.XVLM": ["contrast", "match"],
+    "model_bbox.XVLM": ["boxes"],
+    "model_bbox_pretrain.XVLM": ["boxes"],
+}
+
+
+def arguments(config) -> dict:
+    """Arguments of `create` for the config of a golden case."""
+    found = {
+        "vision": xvlm.vision_arguments(
+            config["vision"], config["vision_config"], image_size=config["image_res"]
+        ),
+        "text": xvlm.text_arguments(config["text_config"]),
+    }
+    kind = config["model"]
+    if kind in HEADS:
+        found["heads"] = HEADS[kind]
+    if "embed_dim" in config:
+        found["embed_width"] = config["embed_dim"]
+    if "text_layers_built" in config:
+        found["text"]["layers"] = config["text_layers_built"]
+    if kind.startswith("model_nlvr"):
+        plain = config["text_config"]
+        found["text"]["layers"] = 2 * plain["num_hidden_layers"] - plain["fusion_layer"]
+        found["stage"] = "domain" if "pretrain" in kind else "fine_tune"
+    if "num_dec_layers" in config:
+        found["decoder"] = {**found["text"], "layers": config["num_dec_layers"]}
+        del found["decoder"]["fusion_layer"]
+    return found
+
+
+def name(config) -> str:
+    for part, model in (("nlvr", "xvlm_nlvr"), ("vqa", "xvlm_vqa"), ("captioning", "xvlm_caption")):
+        if f"model_{part}" in config["model"]:
+            return model
+    return "xvlm"
+
+
+@pytest.fixture(scope="session")
+def golden_arguments() -> Callable[..., tuple[str, dict]]:
+    return lambda config: (name(config), arguments(config))
+
+
+@pytest.fixture(scope="session")
+def golden_model() -> Callable[..., nn.Module]:
+    """The model of a case with its weights, in evaluation mode as the reference ran it."""
+
+    def build(case) -> nn.Module:
+        model = models.create(name(case.config), **arguments(case.config))
+        xvlm.load(model, case.tensors("weights"))
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def assert_equal() -> Callable[..., None]:
+    """Named tensors against expected ones of the same names, with the tolerance of features and losses."""
+
+    def check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+        for key, value in found.items():
+            torch.testing.assert_close(
+                value.detach(), expected[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+            )
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def assert_gradient_norms() -> Callable[..., None]:
+    """Norm of every parameter's gradient under the reference's name; null means no gradient at all."""
+
+    def check(model: nn.Module, expected: dict[str, float | None], scale: float = 1.0) -> None:
+        ours = {key: p.grad * scale for key, p in model.named_parameters() if p.grad is not None}
+        source = xvlm.xvlm_adapter(model).to_source(ours, gradients=True)
+        norms = {key: gradient.norm().item() for key, gradient in source.items()}
+        reference = {key: norm for key, norm in expected.items() if norm is not None}
+        assert norms.keys() == reference.keys()
+        assert norms == pytest.approx(reference, rel=1e-3, abs=1e-6)
+
+    return check
