@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from vlp_data.errors import DataError
+
 _T = TypeVar("_T")
 PAUSES_SECONDS = (0.5, 2.0, 8.0)
 """Waits before the second, third and fourth attempt of a remote read."""
@@ -39,18 +41,26 @@ def join(root: str, path: str) -> str:
 def _filesystem(url: str) -> tuple[Any, str]:
     import fsspec.core
 
-    return fsspec.core.url_to_fs(url)
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (
+        ImportError,
+        ValueError,
+    ) as error:  # the package for the protocol is not installed, or there is no such protocol
+        raise DataError(f"{url} cannot be reached: {error}") from error
 
 
-def _repeat(action: Callable[[], _T]) -> _T:
-    for pause in PAUSES_SECONDS:
+def _repeat(url: str, action: Callable[[], _T]) -> _T:
+    for pause in (*PAUSES_SECONDS, None):
         try:
             return action()
         except (FileNotFoundError, PermissionError, IsADirectoryError):
             raise
-        except OSError:
+        except Exception as error:  # each protocol has errors of its own, many of them no OSError
+            if pause is None:
+                raise OSError(f"{url}: {type(error).__name__}: {error}") from error
             time.sleep(pause)
-    return action()
+    raise AssertionError
 
 
 def read(path: str) -> bytes:
@@ -58,7 +68,7 @@ def read(path: str) -> bytes:
     if not is_url(path):
         return local(path).read_bytes()
     filesystem, inner = _filesystem(path)
-    return _repeat(lambda: filesystem.cat_file(inner))
+    return _repeat(path, lambda: filesystem.cat_file(inner))
 
 
 def read_range(path: str, start: int, length: int) -> bytes:
@@ -69,7 +79,7 @@ def read_range(path: str, start: int, length: int) -> bytes:
             data = stream.read(length)
     else:
         filesystem, inner = _filesystem(path)
-        data = _repeat(lambda: filesystem.cat_file(inner, start=start, end=start + length))
+        data = _repeat(path, lambda: filesystem.cat_file(inner, start=start, end=start + length))
     if len(data) != length:
         raise EOFError(f"{path} has {len(data)} bytes at {start}, {length} were expected; did it change?")
     return data

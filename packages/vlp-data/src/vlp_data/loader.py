@@ -45,6 +45,8 @@ class _Request(NamedTuple):
 
 
 class _Answer(NamedTuple):
+    """A batch and what was passed over for it; no batch when a place could not be filled."""
+
     batch: Any
     skipped: list[Skipped]
 
@@ -58,7 +60,12 @@ class _Batches(Dataset):
 
     def __getitem__(self, request: _Request) -> _Answer:
         skipped: list[Skipped] = []
-        made = [self._one(epoch, index, skipped) for epoch, index in request.places]
+        made = []
+        for epoch, index in request.places:
+            example = self._one(epoch, index, skipped)
+            if example is None:
+                return _Answer(None, skipped)
+            made.append(example)
         rng = generator(self.seed, "batch", request.position)
         try:
             return _Answer(self.examples.collate(made, rng), skipped)
@@ -68,6 +75,7 @@ class _Batches(Dataset):
             raise
 
     def _one(self, epoch: int, index: int, skipped: list[Skipped]) -> Any:
+        """The example of a place or of its first usable replacement; None after too many attempts."""
         length = len(self.examples)
         for attempt in range(ATTEMPTS):
             rng = generator(self.seed, epoch, index, *([attempt] if attempt else []))
@@ -82,10 +90,7 @@ class _Batches(Dataset):
             if not isinstance(made, Skipped):
                 return made
             skipped.append(made)
-        last = skipped[-1]
-        raise DataError(
-            f"{ATTEMPTS} samples in a row cannot be used; the last one: {last.cause}: {last.file}: {last.detail}"
-        )
+        return None
 
 
 def _key(examples: Examples, index: int) -> str:
@@ -161,25 +166,36 @@ class Loader(Generic[_Batch]):
                     batch_size=None,
                     sampler=_Requests(self.order, self.position, self.global_batch, self.rank, self.world),
                     collate_fn=_as_it_is,
+                    generator=torch.Generator(),  # its own, because the global one belongs to the training step
                     **self._loader_arguments,
                 )
             )
         try:
             batch, skipped = next(self._iterator)
-        except Exception as error:
+        except RuntimeError as error:
             self.close()
-            if isinstance(error, RuntimeError) and "timed out" in str(error):
+            if "timed out" in str(error):
                 seconds = self._loader_arguments["timeout"]
                 raise DataError(
-                    f"no batch within {seconds:g} s at position {self.position}: storage hangs, or workers starve"
+                    f"no batch within {seconds:g} s at position {self.position}: storage hangs, or the workers starve"
                 ) from error
+            error.add_note(f"while fetching the batch at position {self.position}")
             raise
-        self.position += self.global_batch
+        except BaseException:
+            self.close()
+            raise
         self._account(batch, skipped)
+        if batch is None:
+            self.close()
+            last = skipped[-1]
+            raise DataError(
+                f"{ATTEMPTS} samples in a row cannot be used; the last one: {last.cause}: {last.file}: {last.detail}"
+            )
+        self.position += self.global_batch
         return batch
 
     def _account(self, batch: Any, skipped: list[Skipped]) -> None:
-        self.read += self.global_batch // self.world + len(skipped)
+        self.read += len(skipped) + (0 if batch is None else self.global_batch // self.world)
         if padded := getattr(batch, "padded_pairs", 0):
             self.counts["padded_pairs"] += padded
         for cause, file, detail in skipped:
@@ -278,7 +294,6 @@ def _as_it_is(answer: _Answer) -> _Answer:
 def _prepare_worker(_: int) -> None:
     import cv2
 
-    torch.set_num_threads(1)
     cv2.setNumThreads(0)  # OpenCV's thread pool does not survive a fork
     # A scheduler sends SIGTERM to the whole process group, but the training process wants to finish its step and save. Workers end when
     # it ends; the alarm is for one that hangs.

@@ -266,23 +266,3 @@ class RegionOptions:
     def __post_init__(self) -> None:
         _positive(self, "max_regions")
         _fraction(self, "min_visible")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderOptions:
-    """How batches are fetched. None of it changes what they hold."""
-
-    workers: int = 4
-    """Processes that read and decode; 0 works in the training process."""
-    prefetch: int = 2
-    """Batches each worker keeps ready."""
-    max_bad_fraction: float = 0.01
-    """Stop when a larger share of the samples was unusable (see `vlp_data.loader`); 0 stops at the first one."""
-    timeout_seconds: float = 900.0
-    """Stop when workers deliver nothing for this long; 0 waits for ever."""
-
-    def __post_init__(self) -> None:
-        _fraction(self, "max_bad_fraction")
-        if self.workers < 0:
-            raise ValueError(f"workers={self.workers} must not be negative")
-        _positive(self, "prefetch")

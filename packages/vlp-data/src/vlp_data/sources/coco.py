@@ -21,8 +21,8 @@ class CocoSource:
 
     options: CocoCaptions | CocoInstances | Karpathy
     rows: Rows
-    left_out: dict[str, int]
-    """Why pictures or annotations of the file are no part of the rows, with counts."""
+    notes: dict[str, int]
+    """What of the file is no part of the rows or was repaired, with counts."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,7 +64,7 @@ class CocoSource:
             "format": self.options.format,
             "file": self.options.annotations,
             "rows": len(self),
-            "left_out": self.left_out,
+            "notes": self.notes,
         }
 
 
@@ -109,8 +109,8 @@ def open_captions(options: CocoCaptions) -> CocoSource:
     """Read captions_*.json. Pictures without a caption are left out. Raises FileNotFoundError, DataError."""
     content = read_json(options.annotations, dict)
     images = _images(content, options.annotations)
-    left_out = {"captions of unknown pictures": _add_captions(images, options.annotations, content)}
-    return _source(options, images, "captions", left_out)
+    notes = {"captions of unknown pictures": _add_captions(images, options.annotations, content)}
+    return _source(options, images, "captions", notes)
 
 
 def open_instances(options: CocoInstances) -> CocoSource:
@@ -120,7 +120,7 @@ def open_instances(options: CocoInstances) -> CocoSource:
     content = read_json(path, dict)
     images = _images(content, path)
     names = {category["id"]: category["name"] for category in field(content, "categories", list, path)}
-    left_out: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     for row in images.values():
         row["regions"] = []
     for number, annotation in enumerate(field(content, "annotations", list, path)):
@@ -133,12 +133,15 @@ def open_instances(options: CocoInstances) -> CocoSource:
         if category not in names:
             raise DataError(f"{where}: category {category} is not in `categories`")
         if image is None:
-            left_out["boxes of unknown pictures"] += 1
+            notes["boxes of unknown pictures"] += 1
         elif annotation.get("iscrowd") and not options.crowd:
-            left_out["crowds"] += 1
+            notes["crowds"] += 1
         elif box[2] <= 0 or box[3] <= 0:
-            left_out["boxes without area"] += 1
+            notes["boxes without area"] += 1
         else:
+            if image["size"] and (clipped := _clip_rounding(box, image["size"])) != box:
+                box = clipped
+                notes["boxes clipped by less than a pixel"] += 1
             image["regions"].append(
                 {
                     "bbox": box,
@@ -151,10 +154,23 @@ def open_instances(options: CocoInstances) -> CocoSource:
                 }
             )
     if options.captions:
-        left_out["captions of unknown pictures"] = _add_captions(
+        notes["captions of unknown pictures"] = _add_captions(
             images, options.captions, read_json(options.captions, dict)
         )
-    return _source(options, images, "regions", left_out)
+    return _source(options, images, "regions", notes)
+
+
+def _clip_rounding(box: list[float], size: list[int]) -> list[float]:
+    """COCO's boxes were rounded to hundredths and stick out a little; what sticks out further is left for the sampler to judge."""
+    x, y, w, h = box
+    return [
+        x,
+        y,
+        *(
+            limit - start if limit < start + side < limit + 1 else side
+            for start, side, limit in zip((x, y), (w, h), size, strict=True)
+        ),
+    ]
 
 
 def open_karpathy(options: Karpathy) -> CocoSource:
@@ -164,11 +180,11 @@ def open_karpathy(options: Karpathy) -> CocoSource:
     splits = {"train", "restval"} if options.split == "train" and options.restval else {options.split}
     images: dict[Any, dict[str, Any]] = {}
     name = content.get("dataset", posixpath.splitext(posixpath.basename(path))[0])
-    left_out: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     for number, image in enumerate(field(content, "images", list, path)):
         where = f"{path}: images.{number}"
         if field(image, "split", str, where) not in splits:
-            left_out[f"pictures of split {image['split']}"] += 1
+            notes[f"pictures of split {image['split']}"] += 1
             continue
         identifier = next((image[k] for k in ("cocoid", "imgid", "filename") if k in image), number)
         sentences = field(image, "sentences", list, where)
@@ -180,20 +196,20 @@ def open_karpathy(options: Karpathy) -> CocoSource:
             "captions": [(field(s, "raw", str, where), s.get("sentid")) for s in sentences],
             "meta": {"split": image["split"]},
         }
-    return _source(options, images, "captions", left_out)
+    return _source(options, images, "captions", notes)
 
 
 def _source(
     options: CocoCaptions | CocoInstances | Karpathy,
     images: dict[Any, dict[str, Any]],
     needed: str,
-    left_out: dict[str, int],
+    notes: dict[str, int],
 ) -> CocoSource:
     rows = [row for row in images.values() if row[needed]]
-    left_out[f"pictures without {needed}"] = len(images) - len(rows)
+    notes[f"pictures without {needed}"] = len(images) - len(rows)
     if not rows:
-        raise DataError(f"{options.annotations}: no picture with {needed} ({_listed(left_out)})")
-    return CocoSource(options, Rows(rows), {reason: count for reason, count in left_out.items() if count})
+        raise DataError(f"{options.annotations}: no picture with {needed} ({_listed(notes)})")
+    return CocoSource(options, Rows(rows), {reason: count for reason, count in notes.items() if count})
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -38,18 +38,27 @@ class LineFiles:
     def __len__(self) -> int:
         return int(self._first[-1])
 
-    def place(self, index: int) -> tuple[str, int]:
-        """(file, line number from 1) of a line."""
+    def _part(self, index: int) -> tuple[int, int]:
+        """(number of the file, number of the line in it), both from 0."""
         if not 0 <= index < len(self):
             raise IndexError(f"line {index} of {len(self)}")
-        number = int(np.searchsorted(self._first, index, side="right")) - 1
-        return self.paths[number], index - int(self._first[number]) + 1
+        file = int(np.searchsorted(self._first, index, side="right")) - 1
+        return file, index - int(self._first[file])
+
+    def place(self, index: int) -> tuple[str, int]:
+        """(file, line number from 1) of a line."""
+        file, line = self._part(index)
+        return self.paths[file], line + 1
 
     def __getitem__(self, index: int) -> bytes:
-        path, line = self.place(index)
-        offsets = self._offsets[self.paths.index(path)]
-        start, end = int(offsets[line - 1]), int(offsets[line])
-        return files.read_range(path, start, end - start)
+        file, line = self._part(index)
+        path, (start, end) = self.paths[file], self._offsets[file][line : line + 2].tolist()
+        try:
+            return files.read_range(path, start, end - start)
+        except OSError as error:
+            raise BadSample("unreadable file", path, f"{type(error).__name__}: {error}") from error
+        except EOFError as error:
+            raise DataError(f"{error} Line files must not change while they are in use.") from error
 
 
 def line_offsets(path: str, index: str = "") -> np.ndarray:

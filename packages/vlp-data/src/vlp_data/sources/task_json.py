@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vlp_data import files
-from vlp_data.errors import DataError
+from vlp_data.errors import BadSample, DataError
 from vlp_data.options import TaskJson
 from vlp_data.schema import Image, Role, Sample, Target, Text
 from vlp_data.sources.rows import Rows, field, read_json
@@ -44,7 +44,10 @@ class TaskJsonSource:
             raise IndexError(f"row {index} of {len(self)}")
         number = int(np.searchsorted(self.first, index, side="right")) - 1
         row = index - int(self.first[number])
-        return parse_entry(self.rows[number][row], self.paths[number], row, self.options)
+        try:
+            return parse_entry(self.rows[number][row], self.paths[number], row, self.options)
+        except DataError as error:
+            raise BadSample("broken entry", f"{self.paths[number]}:{row}", str(error)) from error
 
     def describe(self) -> dict[str, Any]:
         kinds = Counter(
