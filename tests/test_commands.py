@@ -114,8 +114,43 @@ def run(block: Block, folder: Path, *, path: Path, timeout: int) -> str:
     return done.stdout
 
 
+def prepare(folder: Path) -> None:
+    """The files that blocks name as if the reader had them: an official X-VLM checkpoint (tiny here), BERT's vocabulary, a picture."""
+    import torch
+    from PIL import Image
+    from vlp_core import models
+    from vlp_core.weights.xvlm import xvlm_adapter
+
+    vocabulary = ROOT / "golden" / "xvlm" / "vocab.txt"
+    shutil.copy(vocabulary, folder / "vocab.txt")
+    vision = {
+        "kind": "swin",
+        "image_size": 64,
+        "window": 2,
+        "width": 32,
+        "depths": [1, 2, 1],
+        "heads": [1, 2, 4],
+    }
+    words = len(vocabulary.read_text().splitlines())
+    text = {
+        "vocabulary": words,
+        "width": 64,
+        "layers": 2,
+        "heads": 1,
+        "hidden": 128,
+        "fusion_layer": 1,
+        "positions": 50,
+    }
+    model = models.create("xvlm", vision=vision, text=text, embed_width=32)
+    state = xvlm_adapter(model).to_source(model.state_dict())
+    torch.save({"model": state, "config": {"image_res": 64}}, folder / "4m_base_model_state_step_199999.th")
+    Image.effect_noise((90, 70), 80).convert("RGB").save(folder / "dog.jpg")
+
+
 @of_kind("quick")
 def test_quick_block_runs(block, tmp_path):
+    if block.language == "python":
+        prepare(tmp_path)
     run(block, tmp_path, path=Path(sys.executable).parent, timeout=280)
 
 
