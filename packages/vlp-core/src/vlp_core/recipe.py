@@ -37,6 +37,7 @@ __all__ = [
     "differences",
     "dump",
     "dumps",
+    "inline",
     "load",
     "nearest",
     "parse",
@@ -225,6 +226,16 @@ def dumps(recipe: Any) -> str:
     import yaml
 
     return yaml.dump(_plain(recipe), Dumper=_dumper(), sort_keys=False, width=110, allow_unicode=False)
+
+
+def inline(value: Any) -> str:
+    """A plain value as YAML on one line."""
+    import yaml
+
+    text: str = yaml.dump(
+        _plain(value), Dumper=_dumper(), sort_keys=False, width=1 << 30, default_flow_style=True
+    )
+    return text.removesuffix("...\n").rstrip("\n")
 
 
 # ---------------------------------------------------------------------------------------------------------- overrides

@@ -40,10 +40,10 @@ def run(recipe: Recipe, job: Job, ranks: Ranks) -> None:
         f"  {'in all':24} {sum(p.numel() for p in parameters) / 1e6:10.3f} M parameters, "
         f"{sum(p.numel() for p in trained) / 1e6:.3f} M trained"
     )
-    for group in job.optimizer.param_groups:
-        lines.append(
-            f"  group of {len(group['params'])} tensors: lr {group['lr']:.3g}, weight decay {group['weight_decay']:.3g}"
-        )
+    lines += [
+        f"  group of {len(group['params'])} tensors: lr {group['lr']:.3g}, weight decay {group['weight_decay']:.3g}"
+        for group in job.optimizer.param_groups
+    ]
 
     streams = job.streams()
     updater = Updater(job, settings, ranks)

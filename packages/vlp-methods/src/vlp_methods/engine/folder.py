@@ -15,14 +15,13 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -259,3 +258,25 @@ def open_run(path: Path) -> Path:
             f"{path} holds no recipe.yaml; give the folder of a run (--run DIR, default runs/...)"
         )
     return path
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The lines of metrics.jsonl as two tables: reports, evaluations."""
+    reports = [
+        {"step": line["step"], **line["losses"], "lr": line["lr"], "samples/s": line["samples_per_second"]}
+        for line in lines
+        if "losses" in line
+    ]
+    evaluations = [{"step": line["step"], **line["evaluation"]} for line in lines if "evaluation" in line]
+    return "\n\n".join(_columns(rows) for rows in (reports, evaluations) if rows) or "no report yet"
+
+
+def _columns(rows: list[dict[str, float]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([f"{row[name]:.5g}" if name in row else "-" for name in names] for row in rows)]
+    for row, values in zip(cells[1:], rows, strict=True):
+        row[0] = str(values["step"])
+    widths = [max(len(row[column]) for row in cells) for column in range(len(names))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells
+    )

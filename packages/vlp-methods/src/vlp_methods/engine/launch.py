@@ -51,19 +51,13 @@ def spawn(ranks: int, arguments: Sequence[str]) -> int:
         before = {n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
         try:
             for rank in range(ranks):
-                children.append(
-                    subprocess.Popen(
-                        [
-                            sys.executable,
-                            "-P",
-                            "-m",
-                            "vlp_methods.cli",
-                            *arguments,
-                        ],  # -P: files of this folder hide no module
-                        env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                        start_new_session=True,  # Ctrl-C reaches the ranks once, through `forward`
-                    )
+                child = subprocess.Popen(
+                    # -P: files of the working folder hide no module
+                    [sys.executable, "-P", "-m", "vlp_methods.cli", *arguments],
+                    env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    start_new_session=True,  # Ctrl-C reaches the ranks once, through `forward`
                 )
+                children.append(child)
             return _wait(children)
         finally:
             for child in children:

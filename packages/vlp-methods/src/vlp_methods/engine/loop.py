@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-
 from vlp_core.distributed import barrier, broadcast_object
 
 from vlp_methods.engine import checkpoint
@@ -18,9 +17,10 @@ from vlp_methods.engine.entry import UserError
 from vlp_methods.engine.folder import RunFolder, evaluation_folder
 from vlp_methods.engine.job import Job, Stream
 from vlp_methods.engine.options import Training
-from vlp_methods.engine.ranks import Ranks, StopSignals
+from vlp_methods.engine.ranks import Ranks
 from vlp_methods.engine.report import Meter, Reporter
 from vlp_methods.engine.step import Updater, Wire
+from vlp_methods.engine.stop import StopSignals
 
 log = logging.getLogger(__name__)
 

@@ -1,19 +1,18 @@
-"""The processes of a run: who am I, how do we talk, has someone asked us to stop.
+"""The processes of a run: which one am I, how do we talk.
 
 Ranks come from the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), as torchrun, `vlp-train --nproc` and the
 script of `vlp-train --sbatch` set it; without it there is one rank.
 """
 
 import os
-import signal
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Self
 
 import torch
 import torch.distributed as dist
 
 from vlp_methods.engine.entry import UserError
-from vlp_methods.engine.launch import PARENT, RENDEZVOUS
+from vlp_methods.engine.launch import RENDEZVOUS
 
 
 class Ranks:
@@ -60,35 +59,3 @@ class Ranks:
             if kind is None:
                 dist.barrier()  # gloo may abort the last rank when another leaves early
             dist.destroy_process_group()
-
-
-class StopSignals:
-    """SIGTERM, SIGUSR1 and the first Ctrl-C ask for a stop at the next step boundary; a second Ctrl-C ends at once.
-
-    A rank started by `vlp-train --nproc` also stops when that process is gone.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self.before: dict[int, signal.Handlers | None] = {}
-        self.parent = int(os.environ[PARENT]) if PARENT in os.environ else None
-
-    @property
-    def requested(self) -> bool:
-        if self.parent is not None and os.getppid() != self.parent and self.name is None:
-            self.name = "end of the launching process"
-        return self.name is not None
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.name == "SIGINT":
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            self.before[number] = signal.signal(number, self._handle)  # type: ignore[assignment]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

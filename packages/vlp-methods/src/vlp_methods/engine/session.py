@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from vlp_core import recipe as recipes
 from vlp_core.distributed import broadcast_object
 
@@ -21,9 +21,10 @@ from vlp_methods.engine.job import Job
 from vlp_methods.engine.launch import STOPPED
 from vlp_methods.engine.loop import TrainState, train
 from vlp_methods.engine.options import Training
-from vlp_methods.engine.ranks import Ranks, StopSignals
+from vlp_methods.engine.ranks import Ranks
 from vlp_methods.engine.report import Logging, Reporter, Screen, open_loggers
 from vlp_methods.engine.step import NotFiniteError, Updater
+from vlp_methods.engine.stop import StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +96,10 @@ def on_main(ranks: Ranks, action: Callable[[], Any]) -> Any:
     return result
 
 
-def run(recipe: Recipe, options: Options) -> int:
+def run(recipe: Recipe, options: Options, stop: StopSignals) -> int:
     """Train (or `dry` run) one recipe in this process; returns the exit code."""
     screen = Screen(sys.stdout)
-    with Logging(screen) as logging_, StopSignals() as stop:
+    with Logging(screen) as logging_:
         try:
             with Ranks(recipe.settings.device) as ranks:
                 configure(recipe.settings, debug=options.debug)
@@ -196,3 +197,26 @@ def _train(recipe: Recipe, options: Options, ranks: Ranks, stop: StopSignals, lo
     finally:
         if keeper:
             keeper.close()
+
+
+def export(recipe: Recipe, run: Path, target: Path) -> Path:
+    """Write the newest checkpoint of a run as a model folder, on the CPU. A folder other than RUN/export must not exist yet."""
+    newest = checkpoint.newest(run / "checkpoints")
+    if newest is None:
+        raise UserError(f"{run} has no checkpoint yet")
+    if target != run / "export" and target.exists():
+        raise UserError(f"{target} exists already; delete it or choose another folder")
+    try:
+        with Ranks("cpu") as ranks:
+            job = build(recipe, ranks)
+            if job.export is None:
+                raise UserError(f"task {recipe.settings.task} of {recipe.settings.method} exports nothing")
+            checkpoint.load_task(newest, job.task)
+            new = target.with_name(f".{target.name}.new")
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+            job.export(new)
+            checkpoint.replace_folder(new, target)
+    except USER_ERRORS as error:
+        raise UserError(str(error)) from error
+    return target

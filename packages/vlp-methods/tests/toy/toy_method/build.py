@@ -1,0 +1,161 @@
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from vlp_core import distributed, optim
+from vlp_methods.engine.job import Job, Mixing
+
+from toy_method.schema import Fit
+
+WIDTH = 6
+
+
+@dataclass(frozen=True)
+class Batch:
+    x: Tensor
+    y: Tensor
+    keys: tuple[str, ...]
+
+    def to(self, device: Any) -> "Batch":
+        return Batch(self.x.to(device), self.y.to(device), self.keys)
+
+
+class Stream:
+    """In-memory stand-in of vlp_data.loader.Loader: order and samples are pure functions of (seed, epoch, index)."""
+
+    def __init__(self, name: str, recipe: Fit) -> None:
+        self.name, self.recipe, self.position = name, recipe, 0
+
+    def sample(self, position: int) -> tuple[Tensor, Tensor, str]:
+        epoch, place = divmod(position, self.recipe.data.samples)
+        order = list(range(self.recipe.data.samples))
+        random.Random(f"{self.name} {self.recipe.seed} {epoch}").shuffle(order)
+        index = order[place]
+        generator = torch.Generator().manual_seed(
+            hash((self.recipe.seed, index, self.name == "images")) % (1 << 60)
+        )
+        x = torch.randn(WIDTH, generator=generator)
+        noise = torch.randn(1, generator=torch.Generator().manual_seed(1000 * epoch + index))
+        return x, x.sum().sin() + 0.01 * noise, f"{self.name}-{index}"
+
+    def __iter__(self) -> Iterator[Batch]:
+        total, world = self.recipe.data.batch, distributed.world_size()
+        each = total // world
+        while True:
+            first = self.position + distributed.rank() * each
+            rows = [self.sample(first + i) for i in range(each)]
+            self.position += total
+            x, y, keys = zip(*rows, strict=True)
+            yield Batch(torch.stack(x), torch.stack(y), keys)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+
+
+class Task(nn.Module):
+    def __init__(self, recipe: Fit) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.body = nn.Sequential(
+            nn.Linear(WIDTH, 16), nn.GELU(), nn.Dropout(recipe.dropout), nn.Linear(16, WIDTH)
+        )
+        self.head = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.out = nn.Linear(WIDTH, 1)
+        self.tied = nn.Linear(WIDTH, 1)
+        self.tied.weight = self.out.weight
+        self.momentum = nn.Linear(WIDTH, 1).requires_grad_(False)
+        self.momentum.load_state_dict(self.out.state_dict())
+        self.register_buffer("queue", torch.zeros(4))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+
+    def before_forward(self, step: int) -> None:
+        with torch.no_grad():
+            self.out.bias.clamp_(-5, 5)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        faults = self.recipe.faults
+        time.sleep(faults.sleep)
+        hidden = self.head(self.body(batch.x))
+        fit = (self.out(hidden) - batch.y).square().mean()
+        with torch.no_grad():
+            target = self.momentum(hidden) + self.queue.mean()
+        agree = 0.1 * (self.tied(hidden) - target).square().mean()
+        if faults.nan_key in batch.keys:
+            fit = fit * float("nan")
+        if faults.nan_gradient_key in batch.keys:
+            fit = fit + (hidden * 0).abs().sum().sqrt()  # 0, with an infinite slope times 0
+        return {"fit": fit, "agree": agree}
+
+    @torch.no_grad()
+    def after_update(self, step: int) -> None:
+        self.momentum.weight.lerp_(self.out.weight, 0.1)
+        self.queue = torch.roll(self.queue, 1)
+        self.queue[0] = self.momentum.weight.mean()
+        self.updates += 1
+        if (
+            os.environ.get("TOY_STOP_AFTER") == str(step + 1)
+            and distributed.rank() == distributed.world_size() - 1
+        ):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def build(recipe: Fit) -> Job:
+    if recipe.faults.missing_file:
+        raise FileNotFoundError("pictures.json not found; make it with `toy pictures`")
+    if recipe.faults.crash:
+        raise RuntimeError("a bug")
+    task = Task(recipe)
+    options = recipe.optimizer
+    groups = optim.parameter_groups(
+        task,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        rules=[
+            optim.ParameterRule(pattern="bias", decay=False, lr_scale=None),
+            optim.ParameterRule(pattern="^head", decay=None, lr_scale=2.0),
+        ],
+    )
+    make = optim.AdamW if recipe.algorithm == "vlp" else torch.optim.AdamW
+    optimizer = make(
+        groups, lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay
+    )
+
+    def learning_rate(step: int) -> float:
+        warmup = recipe.schedule.warmup(recipe.steps)
+        return min((step + 1) / (warmup + 1), 1.0)
+
+    def evaluate(task: nn.Module, step: int, folder: Any) -> dict[str, float]:
+        assert not task.training
+        assert not torch.is_grad_enabled()
+        x = torch.linspace(-1, 1, WIDTH)[None]
+        torch.rand(3)  # an evaluation may use randomness; training must not notice
+        return {
+            "output": float(task.out(task.head(task.body(x)))),
+            "step": float(step),
+            "peak": -abs(step - 6.0),
+        }
+
+    def export(folder: Any) -> None:
+        save_file({"out.weight": task.out.weight.detach().cpu().clone()}, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"updates": int(task.updates)}))
+
+    return Job(
+        task=task,
+        streams=lambda: {name: Stream(name, recipe) for name in ("regions", "images")},
+        mixing=Mixing((("regions", recipe.regions), ("images", 1.0))),
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        evaluate=evaluate,
+        export=export,
+    )

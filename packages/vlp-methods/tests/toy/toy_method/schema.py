@@ -1,0 +1,43 @@
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vlp_core.recipe import PathText
+from vlp_methods.engine.options import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    root: PathText = ""
+    """Unused; shows path fields."""
+    batch: int = 8
+    """Samples per global batch of each stream."""
+    samples: int = 24
+    """Samples of each stream."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    sleep: float = 0.0
+    """Seconds each forward takes longer."""
+    nan_key: str | None = None
+    """The loss of a batch that holds this sample is NaN."""
+    nan_gradient_key: str | None = None
+    """The loss of such a batch is finite, its gradient is not."""
+    missing_file: bool = False
+    """Building fails with FileNotFoundError."""
+    crash: bool = False
+    """Building fails with an error that is a bug."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit(Training):
+    data: Data = field(default_factory=Data)
+    """Data."""
+    dropout: float = 0.2
+    """Dropout."""
+    regions: float = 0.5
+    """Probability of a regions update."""
+    algorithm: Literal["vlp", "torch"] = "vlp"
+    """Which AdamW."""
+    faults: Faults = field(default_factory=Faults)
+    """What goes wrong."""
