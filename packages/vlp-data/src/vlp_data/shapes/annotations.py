@@ -1,11 +1,13 @@
 """All texts of a scene, and the JSON record that holds the scene without its pixels."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from vlp_data.shapes import language, questions
+from vlp_data.shapes import language
+from vlp_data.shapes import questions as asking
 from vlp_data.shapes.dice import Dice
 from vlp_data.shapes.scene import PAIR, TEXT, Layout, Scene
 
@@ -18,12 +20,12 @@ class Annotations:
     long_caption: str
     phrases: tuple[language.Phrase, ...]
     expressions: tuple[language.Expression, ...]
-    questions: tuple[questions.Question, ...]
-    hypotheses: tuple[questions.Hypothesis, ...]
+    questions: tuple[asking.Question, ...]
+    hypotheses: tuple[asking.Hypothesis, ...]
 
 
 def annotate(scene: Scene) -> Annotations:
-    """The texts of a scene, a pure function of it: five captions, a long one, region phrases, referring expressions, questions, hypotheses."""
+    """The texts of a scene, a pure function of it."""
     # One stream per kind of text, so that a change to one does not change the others.
     dice = [Dice(scene.seed, scene.index, TEXT, kind) for kind in range(6)]
     return Annotations(
@@ -31,8 +33,8 @@ def annotate(scene: Scene) -> Annotations:
         long_caption=language.long_caption(scene, dice[1]),
         phrases=language.phrases(scene, dice[2]),
         expressions=language.expressions(scene, dice[3]),
-        questions=questions.questions(scene, dice[4]),
-        hypotheses=questions.hypotheses(scene, dice[5]),
+        questions=asking.questions(scene, dice[4]),
+        hypotheses=asking.hypotheses(scene, dice[5]),
     )
 
 
@@ -42,10 +44,10 @@ class Pair:
 
     left: int
     right: int
-    sentences: tuple[questions.PairSentence, ...]
+    sentences: tuple[asking.PairSentence, ...]
 
 
-def pair(seed: int, index: int, indices: range, layouts: "dict[int, Layout]") -> Pair | None:
+def pair(seed: int, index: int, indices: range, layouts: Mapping[int, Layout]) -> Pair | None:
     """Scene `index` beside another scene of `indices` (its split); None when there is no other.
 
     `layouts` holds the layout of every scene of the split.
@@ -55,9 +57,7 @@ def pair(seed: int, index: int, indices: range, layouts: "dict[int, Layout]") ->
     dice = Dice(seed, index, PAIR)
     other = indices[(indices.index(index) + 1 + dice.below(len(indices) - 1)) % len(indices)]
     left, right = (index, other) if dice.chance(50) else (other, index)
-    return Pair(
-        left=left, right=right, sentences=questions.pair_sentences(layouts[left], layouts[right], dice)
-    )
+    return Pair(left=left, right=right, sentences=asking.pair_sentences(layouts[left], layouts[right], dice))
 
 
 def image_id(index: int) -> int:
@@ -76,7 +76,7 @@ def xywh(box: tuple[int, int, int, int]) -> list[int]:
 
 
 def record(scene: Scene, texts: Annotations, split: str) -> dict[str, Any]:
-    """The line of `annotations.jsonl`, without the pairs: everything about a scene as JSON types; boxes are xywh in pixels."""
+    """The line of `annotations.jsonl` without the pairs: all of a scene as JSON types; boxes are xywh in pixels."""
     from pycocotools import mask as coco_mask
 
     number = image_id(scene.index)
@@ -95,7 +95,10 @@ def record(scene: Scene, texts: Annotations, split: str) -> dict[str, Any]:
                 "bbox": xywh(box),
                 "area": int(mask.sum()),
                 "whole_area": int(whole.sum()),
-                "segmentation": {"size": list(mask.shape), "counts": runs["counts"].decode("ascii")},
+                "segmentation": {
+                    "size": list(mask.shape),
+                    "counts": cast(bytes, runs["counts"]).decode("ascii"),
+                },
             }
         )
     return {

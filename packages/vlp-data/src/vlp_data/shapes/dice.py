@@ -1,7 +1,8 @@
 """Random numbers that are the same on every machine and with every library version.
 
-NumPy promises that the raw words of a bit generator never change (NEP 19); it does not promise that for `Generator.integers`,
-`choice` or `shuffle`. So only raw 64-bit words are taken from NumPy, and everything else is integer arithmetic done here.
+NumPy promises that the raw words of a bit generator never change (NEP 19); it does not promise that for
+`Generator.integers`, `choice` or `shuffle`. So only raw 64-bit words are taken from NumPy, and everything
+else is integer arithmetic done here.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ class Dice:
     """A stream of random choices that is a pure function of `key`.
 
     Args:
-        key: non-negative integers below 2**32, for example (seed, index, purpose). Other keys give independent streams.
+        key: non-negative integers below 2**32, for example (seed, index, purpose). Other keys give
+            independent streams.
     """
 
     def __init__(self, *key: int) -> None:

@@ -1,12 +1,12 @@
 """What is true of a scene: which objects a description fits, where they are, how they stand to each other.
 
-Every sentence of the world is built on these functions. Each has a dead zone: where a person could hesitate, nothing is said and
-nothing is denied.
+Every sentence of the world is built on these functions. Each has a dead zone: where a person could hesitate,
+nothing is said and nothing is denied.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import permutations, product
 from typing import Literal
 
 from vlp_data.shapes.scene import Scene, Thing
@@ -72,7 +72,8 @@ def center(scene: Scene, number: int) -> tuple[int, int]:
 def relation(scene: Scene, first: int, second: int) -> Relation | None:
     """Where thing `first` lies, seen from `second`.
 
-    Box centres must differ by at least 12 % of the side, and along the named axis 1.5 times as much as along the other; else None.
+    Box centres must differ by at least 12 % of the side, and along the named axis 1.5 times as much as along
+    the other; else None.
     """
     (ax, ay), (bx, by) = center(scene, first), center(scene, second)
     dx, dy = ax - bx, ay - by
@@ -85,13 +86,29 @@ def relation(scene: Scene, first: int, second: int) -> Relation | None:
 
 
 def covers(scene: Scene, front: int, back: int) -> bool:
-    """Whether `front` hides at least 4 % (and 4 pixels) of `back`: seen pixels of `front` that `back` alone would own."""
+    """Whether seen pixels of `front` hide at least 8 % (and 4 pixels) of `back`."""
     hidden = int((scene.masks[front] & scene.whole_masks[back]).sum())
-    return hidden >= 4 and hidden * 100 >= 4 * int(scene.whole_masks[back].sum())
+    return hidden >= 4 and hidden * 100 >= 8 * int(scene.whole_masks[back].sum())
+
+
+def related_pairs(scene: Scene) -> list[tuple[int, int, Relation]]:
+    """All ordered pairs with a clear relation: (first, second, where first lies seen from second)."""
+    found = []
+    for first, second in permutations(range(len(scene.things)), 2):
+        side = relation(scene, first, second)
+        if side is not None:
+            found.append((first, second, side))
+    return found
+
+
+def overlaps(scene: Scene) -> list[tuple[int, int]]:
+    """All (front, back) where the front object covers a part of the other."""
+    return [(i, j) for i, j in permutations(range(len(scene.things)), 2) if covers(scene, i, j)]
 
 
 def place(scene: Scene, number: int) -> tuple[str, str] | None:
-    """(row, column) of a thing: "top", "middle" or "bottom", and "left", "middle" or "right"; None where it is not clear.
+    """(row, column) of a thing: "top", "middle" or "bottom", and "left", "middle" or "right"; None where it
+    is not clear.
 
     The box centre decides: below 36 % of the side, between 43 % and 57 %, or above 64 %.
     """
@@ -111,7 +128,7 @@ def _third(doubled: int, size: int, words: tuple[str, str, str]) -> str | None:
 
 
 def extreme(scene: Scene, numbers: Sequence[int], side: Relation) -> int | None:
-    """The thing of `numbers` that lies farthest to one side, at least 8 % of the picture before the next; None if there is none."""
+    """The thing of `numbers` that lies farthest to one side, by at least 8 % of the picture; else None."""
     axis, sign = {"left": (0, 1), "right": (0, -1), "above": (1, 1), "below": (1, -1)}[side]
     order = sorted(numbers, key=lambda number: sign * center(scene, number)[axis])
     gap = sign * (center(scene, order[1])[axis] - center(scene, order[0])[axis])

@@ -1,7 +1,8 @@
 """The outlines of the kinds of objects, and their rasterisation in integers.
 
-Everything is integer arithmetic, because the last bit of a float sine, and the fill rule of a drawing library, differ between
-processors and versions. Outlines live in a unit circle of radius `ONE`; y points down, as in pictures.
+Everything is integer arithmetic, because the last bit of a float sine, and the fill rule of a drawing
+library, differ between processors and versions. Outlines live in a unit circle of radius `ONE`; y points
+down, as in pictures.
 """
 
 import math
@@ -22,7 +23,8 @@ SPAN = 4096
 SAMPLES = 4
 """Samples per pixel and direction; 16 levels of coverage."""
 
-# Rounding to 1/65536 removes the differences of mathematical libraries: no value lies within 1e-6 of a tie (tested).
+# Rounding to 1/65536 removes the differences of mathematical libraries: no value lies within 1e-6 of a tie
+# (tested).
 COS = tuple(round(math.cos(2 * math.pi * step / TURN) * ONE) for step in range(TURN))
 SIN = tuple(COS[(step - TURN // 4) % TURN] for step in range(TURN))
 
@@ -51,7 +53,7 @@ def _circle() -> list[Contour]:
 
 
 def _ring() -> list[Contour]:
-    return [_arc(100, range(0, TURN, 4)), _arc(52, range(0, TURN, 4))]
+    return [_arc(100, range(0, TURN, 4)), _arc(48, range(0, TURN, 4))]
 
 
 def _star() -> list[Contour]:
@@ -72,7 +74,8 @@ def _flower() -> list[Contour]:
 
 
 def _heart() -> list[Contour]:
-    # The usual heart curve: x = 16 sin^3, y = 13 cos - 5 cos 2 - 2 cos 3 - cos 4, scaled into the unit circle.
+    # The usual heart curve: x = 16 sin^3, y = 13 cos - 5 cos 2 - 2 cos 3 - cos 4, scaled into the unit
+    # circle.
     points = []
     for k in range(0, TURN, 4):
         x = 16 * _sin(k) ** 3 // ONE**2
@@ -82,7 +85,8 @@ def _heart() -> list[Contour]:
 
 
 def _moon() -> list[Contour]:
-    # A circle less a circle of radius 0.8 around (0.45, 0): they meet at 51 degrees of the first and 77 of the second.
+    # A circle less a circle of radius 0.8 around (0.45, 0): they meet at 51 degrees of the first and 77 of
+    # the second.
     outer = _arc(100, range(37, 220, 3))
     inner = _arc(80, range(201, 54, -3), center=45)
     # Moved to the right, so that the box of the crescent is nearly centred.
@@ -172,7 +176,7 @@ def rasterise(kind: str, *, x: int, y: int, radius: int, turn: int, size: int) -
 
 
 def coverage(inside: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """How many of the samples of each pixel are set, 0 to SAMPLES ** 2: [H * SAMPLES, W * SAMPLES] to [H, W]."""
+    """Set samples of each pixel, 0 to SAMPLES ** 2: [H * SAMPLES, W * SAMPLES] to [H, W]."""
     # Sums of slices: eight times as fast as a reshape and a reduction over short axes.
     cells = inside.view(np.uint8)
     rows = sum((cells[k::SAMPLES] for k in range(1, SAMPLES)), cells[::SAMPLES])

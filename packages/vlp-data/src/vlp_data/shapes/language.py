@@ -38,7 +38,7 @@ PLACES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phrase:
-    """A region phrase: `text` describes the things `numbers`, which together fill `box` (xyxy, pixels, exclusive ends)."""
+    """`text` describes the things `numbers`, which together fill `box` (xyxy, pixels, exclusive ends)."""
 
     text: str
     numbers: tuple[int, ...]
@@ -47,7 +47,7 @@ class Phrase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expression:
-    """A referring expression that fits thing `number` and no other; `by` says whether looks, place or a neighbour single it out."""
+    """`text` fits thing `number` and no other; "looks", "place" or a "neighbour" single it out (`by`)."""
 
     text: str
     number: int
@@ -116,7 +116,7 @@ def background(ground: Background) -> str:
 
 
 def inventory(things: Sequence[Thing], *names: str) -> list[str]:
-    """Counted groups of all things that look alike in the named properties; "plain" and "medium" are left out."""
+    """Counted groups of the things that look alike in the named properties; "plain", "medium" are left out."""
     groups = Counter(
         Look(
             **{
@@ -131,7 +131,7 @@ def inventory(things: Sequence[Thing], *names: str) -> list[str]:
 
 
 def captions(scene: Scene, dice: Dice) -> tuple[str, str, str, str, str]:
-    """Five captions: everything by name, a relation, counts, the background, and the single objects that stand out."""
+    """Five captions: everything by name, a relation, counts, the background, and objects that stand out."""
     return (
         _everything(scene, dice), _relation(scene, dice), _counts(scene, dice), _background(scene, dice), _salient(scene, dice)
     )  # fmt: skip
@@ -150,15 +150,7 @@ def _everything(scene: Scene, dice: Dice) -> str:
 
 def _relation(scene: Scene, dice: Dice) -> str:
     things = scene.things
-    pairs = [
-        (i, j, side)
-        for i in range(len(things))
-        for j in range(len(things))
-        if i != j and (side := facts.relation(scene, i, j))
-    ]
-    fronts = [
-        (i, j) for i in range(len(things)) for j in range(len(things)) if i != j and facts.covers(scene, i, j)
-    ]
+    pairs, fronts = facts.related_pairs(scene), facts.overlaps(scene)
     ground = dice.choice(("", "", f" on {a(background(scene.layout.background))}"))
     if fronts and (not pairs or dice.chance(30)):
         front, back = dice.choice(fronts)
@@ -269,14 +261,14 @@ def long_caption(scene: Scene, dice: Dice) -> str:
             f"the background changes from {ground.colors[0]} to {ground.colors[1]} {direction[ground.direction][1]}"
         )
     told: list[int] = []
+    relations = {(first, second): RELATIONS[side] for first, second, side in facts.related_pairs(scene)}
     for number in sorted(
         range(len(things)), key=lambda i: (facts.center(scene, i)[1], facts.center(scene, i)[0])
     ):
         words = noun(full(things[number]))
         where = facts.place(scene, number)
-        side = next((s for other in reversed(told) if (s := facts.relation(scene, number, other))), None)
-        other = next((other for other in reversed(told) if facts.relation(scene, number, other)), None)
-        if where and (side is None or dice.chance(60)):
+        anchor = next((other for other in reversed(told) if (number, other) in relations), None)
+        if where and (anchor is None or dice.chance(60)):
             lines.append(
                 dice.choice(
                     (
@@ -285,21 +277,22 @@ def long_caption(scene: Scene, dice: Dice) -> str:
                     )
                 )
             )
-        elif side is not None and other is not None:
+        elif anchor is not None:
+            side = relations[number, anchor]
             lines.append(
                 dice.choice(
                     (
-                        f"{a(words)} is {RELATIONS[side]} {the(things, other)}",
-                        f"{RELATIONS[side]} {the(things, other)} there is {a(words)}",
+                        f"{a(words)} is {side} {the(things, anchor)}",
+                        f"{side} {the(things, anchor)} there is {a(words)}",
                     )
                 )
             )
         else:
             lines.append(f"the picture also has {a(words)}")
         told.append(number)
-    numbers = range(len(things))
-    overlaps = [(i, j) for i in numbers for j in numbers if i != j and facts.covers(scene, i, j)]
-    lines += [f"{the(things, front)} partly covers {the(things, back)}" for front, back in overlaps]
+    lines += [
+        f"{the(things, front)} partly covers {the(things, back)}" for front, back in facts.overlaps(scene)
+    ]
     shared = dice.choice(things)
     amount = facts.count(things, Look(color=shared.color))
     lines.append(f"{NUMBERS[amount]} of the shapes {'is' if amount == 1 else 'are'} {shared.color}")
@@ -307,30 +300,27 @@ def long_caption(scene: Scene, dice: Dice) -> str:
 
 
 def phrases(scene: Scene, dice: Dice) -> tuple[Phrase, ...]:
-    """Region phrases: two per object (brief and full), and one for each of at most four pairs that stand in a clear relation."""
+    """Region phrases: two per object (brief and full), and one for each of at most four related pairs."""
     things = scene.things
     found = []
     for number, thing in enumerate(things):
         brief = dice.choice((look(thing, "kind"), look(thing, "color", "kind")))
         texts = dict.fromkeys((a(noun(full(thing))), noun(brief)))
         found += [Phrase(text=text, numbers=(number,), box=scene.boxes[number]) for text in texts]
-    pairs = []
-    for i in range(len(things)):
-        for j in range(len(things)):
-            side = facts.relation(scene, i, j) if i != j else None
-            if side or (i != j and facts.covers(scene, i, j)):
-                words = "partly covering" if i != j and facts.covers(scene, i, j) else RELATIONS[side]  # type: ignore[index]
-                box = tuple(
-                    pick(scene.boxes[i][axis], scene.boxes[j][axis])
-                    for axis, pick in enumerate((min, min, max, max))
-                )
-                text = f"{a(noun(look(things[i], 'color', 'kind')))} {words} {a(noun(look(things[j], 'color', 'kind')))}"
-                pairs.append(Phrase(text=text, numbers=(i, j), box=box))  # type: ignore[arg-type]
-    return tuple(found + dice.sample(pairs, 4))
+    relations = {(i, j): RELATIONS[side] for i, j, side in facts.related_pairs(scene)}
+    relations |= dict.fromkeys(facts.overlaps(scene), "partly covering")
+    for (i, j), words in dice.sample(list(relations.items()), 4):
+        (left, top, right, bottom), (left2, top2, right2, bottom2) = scene.boxes[i], scene.boxes[j]
+        box = (min(left, left2), min(top, top2), max(right, right2), max(bottom, bottom2))
+        text = (
+            f"{a(noun(look(things[i], 'color', 'kind')))} {words} {a(noun(look(things[j], 'color', 'kind')))}"
+        )
+        found.append(Phrase(text=text, numbers=(i, j), box=box))
+    return tuple(found)
 
 
 def expressions(scene: Scene, dice: Dice) -> tuple[Expression, ...]:
-    """Referring expressions: for each object one or two by its looks, and by its place or a neighbour where that is unique."""
+    """For each object one or two expressions by its looks, and by place and neighbour where that is unique."""
     things = scene.things
     found = []
     for number in range(len(things)):

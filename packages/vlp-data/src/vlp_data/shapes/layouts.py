@@ -1,7 +1,8 @@
 """The files of a `shapes` folder in the layouts that real data has.
 
-All paths inside the files are relative to the folder. Sources of the layouts: COCO (cocodataset.org/#format-data), Karpathy's
-`dataset_coco.json`, X-VLM README (image and region lines), ALBEF (retrieval lists).
+All paths inside the files are relative to the folder. Sources of the layouts: COCO
+(cocodataset.org/#format-data), Karpathy's `dataset_coco.json`, X-VLM README (image and region lines), ALBEF
+(retrieval lists).
 """
 
 import json
@@ -15,7 +16,7 @@ from vlp_data.shapes.vocabulary import vocabulary
 Record = dict[str, Any]
 
 LINE_FILES = 8
-"""X-VLM lines of a split are spread over at most this many files: the reader splits files, not lines, over ranks and workers."""
+"""At most so many files per split of X-VLM lines: its reader spreads files, not lines, over ranks and workers."""
 
 _INFO = {
     "description": "vlp shapes: procedurally drawn scenes",
@@ -141,12 +142,10 @@ def _image_line(record: Record) -> Record:
 def _region_line(record: Record) -> Record:
     elems = []
     for thing in record["objects"]:
-        words = (
-            "" if thing["size"] == "medium" else thing["size"], "" if thing["texture"] == "plain" else thing["texture"], thing["color"]
-        )  # fmt: skip
-        elems.append(
-            {"caption": thing["kind"], "attributes": " ".join(filter(None, words)), "bb": thing["bbox"]}
-        )
+        words = [
+            thing[name] for name in ("size", "texture", "color") if thing[name] not in ("medium", "plain")
+        ]
+        elems.append({"caption": thing["kind"], "attributes": " ".join(words), "bb": thing["bbox"]})
     elems += [{"caption": phrase["text"], "bb": phrase["bbox"]} for phrase in record["phrases"]]
     return {"elems": elems, "caption": record["captions"], "image_rpath": record["image"]}
 

@@ -43,12 +43,16 @@ class Tones(NamedTuple):
 
 def mix(first: Rgb, second: Rgb, percent: int) -> Rgb:
     """`percent` of `second` in `first`."""
-    return tuple((a * (100 - percent) + b * percent + 50) // 100 for a, b in zip(first, second, strict=True))  # type: ignore[return-value]
+    red, green, blue = (
+        (a * (100 - percent) + b * percent + 50) // 100 for a, b in zip(first, second, strict=True)
+    )
+    return red, green, blue
 
 
 def varied(color: str, dice: Dice, spread: int) -> Rgb:
     """The named colour, each channel moved by at most `spread`."""
-    return tuple(min(255, max(0, value + dice.between(-spread, spread))) for value in PALETTE[color])  # type: ignore[return-value]
+    red, green, blue = (min(255, max(0, value + dice.between(-spread, spread))) for value in PALETTE[color])
+    return red, green, blue
 
 
 def brightness(color: Rgb) -> int:
@@ -57,7 +61,7 @@ def brightness(color: Rgb) -> int:
 
 
 def tones(color: str, dice: Dice) -> Tones:
-    """Tones of an object: the pattern and the outline are shades of its own colour, so that one colour word stays true."""
+    """Tones of an object: pattern and outline are shades of its own colour, so that one colour word stays true."""
     base = varied(color, dice, 10)
     bright = brightness(base) > 128
     accent = (
@@ -70,7 +74,7 @@ def tones(color: str, dice: Dice) -> Tones:
 
 
 Lines = NDArray[np.int32]
-"""Row numbers [H, 1] or column numbers [1, W] of samples, in 1/64 of a pixel of a 96-pixel picture: patterns scale with the picture."""
+"""Rows [H, 1] or columns [1, W] of samples in 1/64 pixel of a 96-pixel picture: patterns scale with pictures."""
 
 
 def _lines(size: int) -> tuple[Lines, Lines]:
@@ -197,9 +201,8 @@ def paint_background(
         return np.zeros((size, size, 3), np.int32) + first
     if kind == "gradient":
         step = np.arange(size, dtype=np.int32)
-        way = {
-            "vertical": 2 * step[:, None] + 0 * step, "horizontal": 2 * step + 0 * step[:, None], "diagonal": step[:, None] + step
-        }[direction][:, :, None]  # fmt: skip
+        down, right = np.broadcast_arrays(step[:, None], step[None, :])
+        way = {"vertical": 2 * down, "horizontal": 2 * right, "diagonal": down + right}[direction][:, :, None]
         end = 2 * (size - 1)
         return (first * (end - way) + second * way + end // 2) // end
     rows, columns = _lines(size)

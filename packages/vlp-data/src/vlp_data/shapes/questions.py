@@ -23,7 +23,7 @@ GROUNDS = {**PATTERNS, "noisy": "noise", "gradient": "gradient"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """A question with ten answers, as in VQA v2: all of them right, the first one (the majority) being `answer`."""
+    """A question with ten answers, as in VQA v2: all are right, and most of them are `answer`."""
 
     text: str
     answer: str
@@ -57,7 +57,10 @@ def _question(text: str, answer: str, kind: str, *, other: tuple[str, int] | Non
 
 
 def questions(scene: Scene, dice: Dice) -> tuple[Question, ...]:
-    """Up to eleven questions: colour, kind, pattern, count, place, existence, relation, background; "yes" as often as "no"."""
+    """Up to eleven questions: colour, kind, pattern, count, place, existence, relation, background.
+
+    "yes" is right as often as "no".
+    """
     makers = (
         _color,
         _what,
@@ -199,10 +202,7 @@ def _claimed_look(things: tuple[Thing, ...], dice: Dice, true: bool) -> tuple[Lo
 
 def _claimed_relation(scene: Scene, dice: Dice, true: bool) -> tuple[str, str, str, bool] | None:
     """("the red star", "to the left of", "the ring", true): a clear relation, or its opposite."""
-    numbers = range(len(scene.things))
-    pairs = [
-        (i, j, side) for i in numbers for j in numbers if i != j and (side := facts.relation(scene, i, j))
-    ]
+    pairs = facts.related_pairs(scene)
     if not pairs:
         return None
     first, second, side = dice.choice(pairs)
@@ -211,7 +211,7 @@ def _claimed_relation(scene: Scene, dice: Dice, true: bool) -> tuple[str, str, s
 
 
 def hypotheses(scene: Scene, dice: Dice) -> tuple[Hypothesis, ...]:
-    """Two sentences of each label. Neutral ones speak of what no picture shows: wishes, owners, before and after."""
+    """Two sentences of each label; neutral ones speak of what no picture shows, such as wishes and owners."""
     made = [
         Hypothesis(text=text, label=label)
         for label, true in (("entailment", True), ("contradiction", False))
@@ -278,7 +278,8 @@ def pair_sentences(left: Layout, right: Layout, dice: Dice, *, amount: int = 2) 
     made: dict[str, PairSentence] = {}
     while len(made) < amount:
         wanted = dice.chance(50)
-        # Parameters are drawn until the sentence has the wanted truth; every kind of sentence can be either for some of them.
+        # Parameters are drawn until the sentence has the wanted truth; every kind of sentence can be either
+        # for some of them.
         for _ in range(200):
             text, true = _compare(left, right, dice)
             if true == wanted and text not in made:

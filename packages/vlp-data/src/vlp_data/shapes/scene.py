@@ -23,8 +23,9 @@ LAYOUT, PAINT, TEXT, PAIR = range(4)
 class Thing:
     """One object of a scene.
 
-    `kind`, `color`, `texture` and `size` are words of `KINDS`, `COLORS`, `TEXTURES`, `SIZES`; `x`, `y`, `radius` are in canvas units
-    (4096 per side, y down); `turn` in 1/256 turn; `direction` is that of its stripes; `tones` the RGB colours it is painted with.
+    `kind`, `color`, `texture` and `size` are words of `KINDS`, `COLORS`, `TEXTURES`, `SIZES`; `x`, `y`,
+    `radius` are in canvas units (4096 per side, y down); `turn` in 1/256 turn; `direction` is that of its
+    stripes; `tones` the RGB colours it is painted with.
     """
 
     kind: str
@@ -41,7 +42,7 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Background:
-    """`kind` of `BACKGROUNDS`, one or two colour words, their RGB values, and the direction of stripes or of a gradient."""
+    """`kind` of `BACKGROUNDS`, one or two colour words, their RGB values, direction of stripes or gradient."""
 
     kind: str
     colors: tuple[str, ...]
@@ -91,7 +92,8 @@ class Scene:
 def draw(seed: int, index: int, *, size: int = 96) -> Scene:
     """Draw scene `index` of the world `seed`.
 
-    The result is the same bit for bit on every machine: only integer arithmetic and the raw words of a pinned bit generator are used.
+    The result is the same bit for bit on every machine: only integer arithmetic and the raw words of a
+    pinned bit generator are used.
 
     Args:
         seed: the world, 0 to 2**32 - 1.

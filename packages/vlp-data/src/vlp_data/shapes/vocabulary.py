@@ -1,4 +1,4 @@
-"""The WordPiece vocabulary of the world: complete for its sentences, and able to spell every other ASCII word."""
+"""The WordPiece vocabulary: complete for the sentences of the world, able to spell every ASCII word."""
 
 import string
 
@@ -11,16 +11,17 @@ from vlp_data.shapes.scene import SIZES
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 TEMPLATE_WORDS = """
-a above an and are at back background be before behind belongs below both bottom buy by can center changes child color colors
-corner covering covers diagonal dots drawn exactly fades fading favorite from front gradient has have horizontal how image images
-in is it kind least left made many middle more moved neither number of older on one only other paper partly pattern picture pictures
-planned right same seen shape shapes show shows side somebody stripes teacher than the there to together tomorrow top two vertical
-wants was were what where will with year yes no not none answer question true false
+a above also an and are at background be before behind belongs below both bottom buy by can center changes
+child color colors corner covering covers diagonal dots drawn exactly fades fading favorite from front
+gradient has have horizontal how in is it kind least left made many middle more moved neither no none number
+of older on one only other painted paper partly pattern picture pictures planned right same seen shape
+shapes show shows side somebody stripes teacher than the there to together tomorrow top two vertical wants
+was were what where will with year yes
 """
 
 
 def vocabulary() -> tuple[str, ...]:
-    """All tokens in the order of their ids; "[PAD]" is 0, as in BERT. It depends on nothing, so that every folder has the same."""
+    """All tokens in the order of their ids; "[PAD]" is 0, as in BERT. Every folder has the same ones."""
     words = {
         *KINDS,
         *map(plural, KINDS),

@@ -21,7 +21,7 @@ from vlp_data.shapes.scene import Layout, check_arguments, draw
 
 FORMAT = "vlp-shapes"
 VERSION = 1
-"""Version of scenes, sentences and files together: any change of them is a new version, and caches of other versions are refused."""
+"""Version of scenes, sentences and files together; caches of other versions are refused."""
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
@@ -62,8 +62,8 @@ def write(
 ) -> Path:
     """Draw the scenes and write pictures and annotations into a new folder.
 
-    Everything is written beside `folder` under a temporary name, which is renamed at the end, so that `folder` is complete or absent.
-    The result does not depend on `workers`.
+    Everything is written beside `folder` under a temporary name, which is renamed at the end, so that
+    `folder` is complete or absent. The result does not depend on `workers`.
 
     Args:
         folder: must not exist, or be empty.
@@ -103,12 +103,15 @@ def ensure(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
-    """The folder of these scenes, written now if it is not there yet. Safe to call from several processes at once: one writes, all wait.
+    """The folder of these scenes, written now if it is not there yet.
+
+    Safe to call from several processes at once: one writes, all wait.
 
     Arguments as for `write`.
 
     Raises:
-        ValueError: `folder` holds something else: other parameters, another format version, files missing, or no manifest at all.
+        ValueError: `folder` holds something else: other parameters, another format version, files missing,
+        or no manifest at all.
     """
     path = Path(folder).absolute()
     parameters = _parameters(images=images, seed=seed, size=size, val=val, test=test)
@@ -206,7 +209,7 @@ def _write(path: Path, parameters: dict[str, Any], workers: int, progress: Progr
 
 
 def _fill(part: Path, parameters: dict[str, Any], workers: int, progress: Progress | None) -> str:
-    """Pictures and annotation files; returns the hash of pixels and records, which does not depend on the PNG encoder."""
+    """Write pictures and annotations; returns a hash of pixels and records that no PNG encoder changes."""
     seed, sizes = parameters["seed"], parameters["splits"]
     total = sum(sizes.values())
     ranges = split_ranges(total, val=sizes["val"], test=sizes["test"])
@@ -234,7 +237,8 @@ def _mapper(workers: int, total: int) -> Iterator[Callable[..., Any]]:
     if workers == 1 or total == 1:
         yield map
         return
-    # Spawned, not forked: the caller may have threads (torch, a data loader) that a fork would copy in an undefined state.
+    # Spawned, not forked: the caller may have threads (torch, a data loader) that a fork would copy in an
+    # undefined state.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, total), mp_context=context) as pool:
         yield partial(pool.map, chunksize=max(1, min(32, total // workers)))
@@ -261,7 +265,7 @@ def _hash(path: Path) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file beside `path`. The system frees it when a process dies, so a killed writer blocks nobody."""
+    """Hold the lock file beside `path`; the system frees it when a process dies, so a killed one blocks nobody."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
