@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near}?" if near else f"known: {', '.join(commands)}"
         print(f"vlp-eval: unknown benchmark {words[0]!r}; {hint}", file=sys.stderr)
         return 2
-    options = _parser().parse_args(words)
+    options = _parse(words)
     try:
         options.run(options)
     except (ValueError, OSError) as error:
@@ -75,6 +75,17 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("benchmark", choices=list(BENCHMARKS), metavar="BENCHMARK")
     show.set_defaults(run=_show, debug=False)
     return parser
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    # argparse stops taking key=value words at the first --option; the ones behind it come back as unknown.
+    parser = _parser()
+    options, rest = parser.parse_known_args(words)
+    if any(word.startswith("-") for word in rest) or (rest and "overrides" not in options):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _list(options: argparse.Namespace) -> None:

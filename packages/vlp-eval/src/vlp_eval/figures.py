@@ -124,7 +124,7 @@ def _paragraph(
     """Draw `text` wrapped to `width` pixels, cut with "..." after `lines` lines; returns where it ends."""
     rows = wrap(draw, text, width, font)
     if len(rows) > lines:
-        rows = [*rows[: lines - 1], _cut(draw, " ".join(rows[lines - 1 :]), width, font)]
+        rows = [*rows[: lines - 1], _cut(draw, rows[lines - 1], width, font)]
     step = font.size + 5
     for n, row in enumerate(rows):
         draw.text((at[0], at[1] + n * step), row, font=font, fill=fill)

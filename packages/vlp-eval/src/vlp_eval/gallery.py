@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from vlp_data.errors import BadSample, DataError
 from vlp_data.images import open_image
-from vlp_data.schema import Role, Source
+from vlp_data.schema import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,43 +38,41 @@ class Gallery:
             raise ValueError("every picture of a gallery needs a text, and every text a picture")
 
     @classmethod
-    def from_source(cls, source: Source, *, role: Role = "caption") -> "Gallery":
-        """All pictures of a source with their texts of one role; rows of the same picture file are taken together.
+    def from_source(cls, source: Source, *, limit: int | None = None) -> "Gallery":
+        """All pictures of a source with their captions, or the first `limit` pictures; rows of one picture file are taken together.
 
-        Pictures are named by the key of their (first) row, texts by that key and a number. Raises ValueError for a row without such a
-        text or with more than one picture.
+        Pictures are named by the key of their (first) row, texts by that key and a number. Raises `DataError` for a row that
+        cannot be read, or that has no caption or several pictures: leaving it out would change the result.
         """
         rows: list[int] = []
         image_ids: list[str] = []
         known: dict[str, int] = {}
-        texts, text_ids, image_of_text = [], [], []
-        counts: Counter[int] = Counter()
+        captions: list[list[str]] = []
         for number in range(len(source)):
-            sample = source[number]
-            if len(sample.images) != 1:
-                raise ValueError(
-                    f"{sample.key} has {len(sample.images)} pictures; retrieval takes rows of one picture"
-                )
-            own = [text.text for text in sample.texts if text.role == role]
-            if not own:
-                raise ValueError(
-                    f"{sample.key} has no text of role {role}; retrieval needs one for every picture"
-                )
-            place = known.setdefault(sample.images[0].path or sample.key, len(rows))
-            if place == len(rows):
+            try:
+                sample = source[number]
+            except BadSample as problem:
+                raise DataError(f"{problem}; an evaluation needs every row") from problem
+            own = [text.text for text in sample.texts if text.role == "caption"]
+            if not own or len(sample.images) != 1:
+                raise DataError(f"{sample.key}: retrieval needs rows of one picture with captions")
+            name = sample.images[0].path or sample.key
+            if name not in known:
+                if len(rows) == limit:
+                    continue
+                known[name] = len(rows)
                 rows.append(number)
                 image_ids.append(sample.key)
-            for text in own:
-                texts.append(text)
-                text_ids.append(f"{image_ids[place]}#{counts[place]}")
-                image_of_text.append(place)
-                counts[place] += 1
+                captions.append([])
+            captions[known[name]] += own
         return cls(
             image=_SourceImages(source, tuple(rows)),
             image_ids=tuple(image_ids),
-            texts=tuple(texts),
-            text_ids=tuple(text_ids),
-            image_of_text=tuple(image_of_text),
+            texts=tuple(text for own in captions for text in own),
+            text_ids=tuple(
+                f"{name}#{n}" for name, own in zip(image_ids, captions, strict=True) for n in range(len(own))
+            ),
+            image_of_text=tuple(i for i, own in enumerate(captions) for _ in own),
         )
 
     def map_texts(self, clean: Callable[[str], str]) -> "Gallery":
@@ -120,4 +119,4 @@ class _SourceImages:
 
     def __call__(self, i: int) -> Any:
         sample = self.source[self.rows[i]]
-        return open_image(sample.images[0], sample.key, truncated=True)
+        return open_image(sample.images[0], sample.key)

@@ -13,6 +13,8 @@ class Retrieval:
 
     data: ImageTextLines | TaskJson | CocoCaptions | Karpathy
     """Pictures with their captions; rows of one picture are taken together."""
+    limit: int | None = None
+    """First so many pictures only, for a quick look; null takes all."""
     clean: Literal["caption", "none"] = "caption"
     """Clean texts as the ALBEF family does (lower case, no punctuation, first max_words words), or take them as they are."""
     max_words: int | None = None
@@ -52,7 +54,7 @@ class Retrieval:
         for name in ("image_batch", "text_batch", "pair_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("max_words", "first_captions", "fold_size", "max_tokens"):
+        for name in ("limit", "max_words", "first_captions", "fold_size", "max_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1, or null")
         for name in ("rerank", "workers", "figures"):

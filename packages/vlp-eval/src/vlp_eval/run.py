@@ -80,7 +80,7 @@ def retrieval(checkpoint: str, options: Retrieval) -> Scores:
 
 def retrieval_gallery(options: Retrieval) -> Gallery:
     """The pictures and captions that the options name; texts are not cleaned yet."""
-    gallery = Gallery.from_source(options.data.open())
+    gallery = Gallery.from_source(options.data.open(), limit=options.limit)
     if options.first_captions is not None:
         gallery = gallery.first_texts(options.first_captions)
     return gallery if options.repeated_captions else gallery.without_repeated_texts()
