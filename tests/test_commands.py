@@ -2,7 +2,8 @@
 
 A block of shell or Python carries, in an HTML comment on the line before it, how it is tested:
 
-    test: quick            run now, in an empty folder that holds the files of `prepare` below
+    test: quick            run now, in an empty folder with the files that the block takes for granted
+    test: short            as quick, with `steps=2` added to the command
     test: smoke            run by `nox -s smoke`: trains for minutes, in a fresh clone of the tree
     test: install          run by `nox -s wheels`: installs into a fresh environment, in a fresh clone of the tree
     test: ci               each line is a line of .ci/run, which runs it
@@ -22,7 +23,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("packages/*/README.md"))]
-KINDS = ("quick", "smoke", "install", "ci", "no")
+KINDS = ("quick", "short", "smoke", "install", "ci", "no")
 FENCE = re.compile(
     r"(?:^<!-- test: (?P<kind>\w+)(?:, (?P<why>[^>]+?))? -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
     re.M | re.S,
@@ -114,8 +115,8 @@ def run(block: Block, folder: Path, *, path: Path, timeout: int) -> str:
     return done.stdout
 
 
-def prepare(folder: Path) -> None:
-    """The files that blocks name as if the reader had them: an official X-VLM checkpoint (tiny here), BERT's vocabulary, a picture."""
+def official_checkpoint(folder: Path) -> None:
+    """What the Python example loads: an official X-VLM checkpoint (tiny here), BERT's vocabulary, a picture."""
     import torch
     from PIL import Image
     from vlp_core import models
@@ -147,11 +148,34 @@ def prepare(folder: Path) -> None:
     Image.effect_noise((90, 70), 80).convert("RGB").save(folder / "dog.jpg")
 
 
+def coco(folder: Path) -> None:
+    """COCO as it is published, in little: drawn pictures under its names."""
+    from vlp_data import shapes
+
+    shapes.write(folder / "drawn", images=60, seed=0)
+    root = folder / "coco"
+    (root / "annotations").mkdir(parents=True)
+    shutil.copy(folder / "drawn" / "vocab.txt", root)
+    for split in ("train", "val"):
+        (root / f"{split}2017").symlink_to(folder / "drawn" / "images")
+        for kind in ("captions", "instances"):
+            drawn = folder / "drawn" / "coco" / f"{kind}_{split}.json"
+            shutil.copy(drawn, root / "annotations" / f"{kind}_{split}2017.json")
+
+
 @of_kind("quick")
 def test_quick_block_runs(block, tmp_path):
     if block.language == "python":
-        prepare(tmp_path)
+        official_checkpoint(tmp_path)
     run(block, tmp_path, path=Path(sys.executable).parent, timeout=280)
+
+
+@of_kind("short")
+def test_training_command_runs_for_two_steps(block, tmp_path):
+    coco(tmp_path)
+    short = block._replace(code=f"{block.code.rstrip()} steps=2\n")
+    run(short, tmp_path, path=Path(sys.executable).parent, timeout=280)
+    assert list(tmp_path.glob("runs/*/export/model.safetensors"))
 
 
 @pytest.fixture(scope="module")
