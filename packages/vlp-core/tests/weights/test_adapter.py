@@ -324,11 +324,24 @@ def test_load_refuses_a_checkpoint_of_which_nothing_fits():
         )
 
 
+def test_refusal_names_what_was_expected_also_for_a_model_the_adapter_covers_in_part():
+    body = Adapter((Rename("trunk.{p}", "body.{p}"),))
+    assert body.knows("body.weight") and not body.knows("head.weight")
+    with pytest.raises(CheckpointError, match=r"where trunk\.weight \(1\), trunk\.bias \(1\) was expected"):
+        weights.load(model(), {"visual.a": torch.zeros(1)}, body)
+
+
 def test_load_names_tensors_of_a_wrong_shape():
     with pytest.raises(
         CheckpointError, match=r"body\.bias does not fit: it has shape \[5\], the model needs \[4\]"
     ):
         weights.load(model(), trained() | {"trunk.bias": torch.zeros(5)}, NAMES)
+
+
+def test_a_long_list_of_wrong_shapes_is_cut():
+    mine = nn.ModuleList(nn.Linear(1, 2, bias=False) for _ in range(13))
+    with pytest.raises(CheckpointError, match=r"9\.weight does not fit: [^;]*; 3 more do not fit$"):
+        weights.load(mine, {name: torch.zeros(5, 1) for name in mine.state_dict()})
 
 
 def test_load_resizes_tables_and_says_so_once(caplog):

@@ -227,6 +227,10 @@ class Adapter:
                     source[rule.source] = rule.make()
         return source
 
+    def knows(self, name: str) -> bool:
+        """Whether a row mentions this name of ours."""
+        return self._find_ours(name) is not None
+
     @cached_property
     def _source_patterns(self) -> list[tuple[re.Pattern[str], Rule, int]]:
         return [

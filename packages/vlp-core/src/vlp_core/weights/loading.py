@@ -11,6 +11,9 @@ from torch import Size, Tensor, nn
 from vlp_core.weights.adapter import Adapter, CheckpointError, groups
 from vlp_core.weights.files import read
 
+LISTED = 10
+"""Number of tensors of a wrong shape that a message names."""
+
 log = logging.getLogger(__name__)
 
 
@@ -61,9 +64,16 @@ def load(
     foreign = [key for key in ours if key not in expected]
     loaded = {key: tensor for key, tensor in ours.items() if key in expected}
     if not loaded:
+        # On the meta device: only the names are of interest.
+        empty = {
+            key: tensor.to("meta")
+            for key, tensor in expected.items()
+            if adapter is None or adapter.knows(key)
+        }
+        named = empty if adapter is None else adapter.to_source(empty, gradients=True)
         raise CheckpointError(
             f"nothing in {name} belongs to this {type(model).__name__}: it holds {groups(source)}, "
-            f"where {groups(expected if adapter is None else adapter.to_source(expected, gradients=True))} was expected"
+            f"where {groups(named)} was expected"
         )
     missing = tuple(key for key in expected if key not in loaded)
     unexpected = (*unmatched, *foreign)
@@ -72,6 +82,7 @@ def load(
         problems.append(f"{len(refused)} missing: {groups(refused)}")
     if refused := _outside(unexpected, allow_unexpected):
         problems.append(f"{len(refused)} unexpected: {groups(refused)}")
+    misfits: list[str] = []
     resized: dict[str, tuple[Size, Size]] = {}
     tables = _position_tables(model) if resize else {}
     for key, tensor in loaded.items():
@@ -84,7 +95,10 @@ def load(
             loaded[key] = tables[key](tensor, wanted)
             resized[key] = (tensor.shape, wanted)
         except ValueError as error:
-            problems.append(f"{key} does not fit: {error}")
+            misfits.append(f"{key} does not fit: {error}")
+    problems += misfits[:LISTED]
+    if len(misfits) > LISTED:
+        problems.append(f"{len(misfits) - LISTED} more do not fit")
     if problems:
         raise CheckpointError(f"{name} does not fit this {type(model).__name__}. " + "; ".join(problems))
     model.load_state_dict(loaded, strict=False)
