@@ -4,7 +4,10 @@ Submodules are imported when first used: `vlp_core.recipe` does not load torch.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlp_core import distributed, heads, losses, models, optim, recipe, schedule, text, vision, weights
 
 __version__ = "0.1.0"
 

@@ -111,7 +111,9 @@ def initialise(model: ClipVisionTransformer) -> None:
     nn.init.normal_(model.class_token, std=width**-0.5)
     nn.init.normal_(model.positions, std=0.02)
     nn.init.normal_(model.patch.weight, std=0.02)
-    for block in model.blocks:
+    for block in model.modules():
+        if not isinstance(block, Block):
+            continue
         nn.init.normal_(block.attention.qkv.weight, std=(2 * depth * width) ** -0.5)
         nn.init.normal_(block.attention.out.weight, std=width**-0.5)
         nn.init.normal_(block.mlp.up.weight, std=(2 * width) ** -0.5)

@@ -5,7 +5,7 @@ K width per head.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -135,7 +135,7 @@ class Block(nn.Module):
 
 
 def run_region_blocks(
-    blocks: Sequence[nn.Module],
+    blocks: nn.ModuleList,
     x_NTD: Tensor,
     image_index_B: Tensor,
     image_attention_mask_BT: Tensor,
@@ -150,11 +150,11 @@ def run_region_blocks(
     interact, so two calls give the same numbers and the images need no mask.
     """
     shared = len(blocks) - local_depth
-    for block in blocks[:shared]:
+    for block in list(blocks)[:shared]:
         x_NTD = block(x_NTD)
     region_BTD = take_rows(x_NTD, image_index_B)
     bias_B11T = ((1 - image_attention_mask_BT.to(x_NTD.dtype)) * OUTSIDE)[:, None, None, :]
-    for block in blocks[shared:]:
+    for block in list(blocks)[shared:]:
         region_BTD = block(region_BTD, bias_B11T)
         x_NTD = block(x_NTD)
     return VisionRegions(region_BTD, x_NTD)

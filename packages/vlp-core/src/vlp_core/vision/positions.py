@@ -50,6 +50,7 @@ def resize_swin_table(table: Tensor, target_window: int) -> Tensor:
 def _ratio(terms: int, total: int) -> float:
     """q in (1.01, 1.5) with 1 + q + ... + q^(terms-1) = total, by bisection to 1e-6 (the reference's bounds, also where none fits)."""
     low, high = 1.01, 1.5
+    q = (low + high) / 2
     while high - low > 1e-6:
         q = (low + high) / 2
         if (1 - q**terms) / (1 - q) > total:

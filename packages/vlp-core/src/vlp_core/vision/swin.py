@@ -74,9 +74,9 @@ class _Reorder(torch.autograd.Function):
         ctx.save_for_backward(order_L, inverse_L)
 
     @staticmethod
-    def backward(ctx, grad_NLC: Tensor):
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         order_L, inverse_L = ctx.saved_tensors
-        return _Reorder.apply(grad_NLC, inverse_L, order_L), None, None
+        return _Reorder.apply(grad_outputs[0], inverse_L, order_L), None, None
 
 
 def _placed(buffer: Tensor) -> Tensor:

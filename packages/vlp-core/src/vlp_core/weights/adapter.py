@@ -155,7 +155,7 @@ class Adapter:
         ours: dict[str, Tensor] = {}
         origin: dict[str, str] = {}
         unmatched: list[str] = []
-        parts: dict[str, dict[int, Tensor]] = {}
+        parts: dict[str, tuple[tuple[str, ...], dict[int, Tensor]]] = {}
 
         def place(name: str, tensor: Tensor, key: str) -> None:
             if name in ours:
@@ -173,20 +173,21 @@ class Adapter:
                     place(_fill(rule.ours, values), _strip_leading(tensor, rule.leading, key), key)
                 case Fuse():
                     name = _fill(rule.ours, values)
-                    mine = parts.setdefault(name, {})
+                    keys = tuple(_fill(template, values) for template in rule.sources)
+                    mine = parts.setdefault(name, (keys, {}))[1]
                     mine[position] = tensor
-                    if len(mine) == len(rule.sources):
-                        place(name, _join([mine[i] for i in range(len(mine))], rule, values), key)
+                    if len(mine) == len(keys):
+                        place(name, _join([mine[i] for i in range(len(keys))], keys), key)
                 case Buffer() if gradients:
                     raise CheckpointError(f"{key} is a buffer and has no gradient")
                 case Buffer() | Drop() | Tied():
                     pass
-        for name in parts.keys() - ours.keys():
-            rule, _, values = self._find_ours(name)
-            absent = [key for key in (_fill(s, values) for s in rule.sources) if key not in state]
-            raise CheckpointError(
-                f"{', '.join(absent)} missing: our {name} is made of {len(rule.sources)} tensors of the source"
-            )
+        for name, (keys, mine) in parts.items():
+            if name not in ours:
+                absent = [key for i, key in enumerate(keys) if i not in mine]
+                raise CheckpointError(
+                    f"{', '.join(absent)} missing: our {name} is made of {len(keys)} tensors of the source"
+                )
         return Translation(ours, tuple(unmatched))
 
     def to_source(self, state: Mapping[str, Tensor], *, gradients: bool = False) -> dict[str, Tensor]:
@@ -202,7 +203,7 @@ class Adapter:
             if found is None:
                 unmatched.append(name)
                 continue
-            rule, _, values = found
+            rule, values = found
             if isinstance(rule, Rename):
                 source[_fill(rule.source, values)] = tensor.reshape((1,) * rule.leading + tuple(tensor.shape))
             else:
@@ -249,10 +250,10 @@ class Adapter:
                 return rule, position, found.groupdict()
         return None
 
-    def _find_ours(self, name: str) -> "tuple[Rename | Fuse, int, dict[str, str]] | None":
+    def _find_ours(self, name: str) -> tuple[Rename | Fuse, dict[str, str]] | None:
         for pattern, rule in self._our_patterns:
             if found := pattern.fullmatch(name):
-                return rule, 0, found.groupdict()
+                return rule, found.groupdict()
         return None
 
     def _untied(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -302,12 +303,9 @@ def _strip_leading(tensor: Tensor, leading: int, key: str) -> Tensor:
     return tensor.reshape(tensor.shape[leading:])
 
 
-def _join(tensors: list[Tensor], rule: Fuse, values: Mapping[str, str]) -> Tensor:
+def _join(tensors: list[Tensor], keys: tuple[str, ...]) -> Tensor:
     if len({tensor.shape for tensor in tensors}) > 1:
-        found = ", ".join(
-            f"{_fill(template, values)} {list(tensor.shape)}"
-            for template, tensor in zip(rule.sources, tensors, strict=True)
-        )
+        found = ", ".join(f"{key} {list(tensor.shape)}" for key, tensor in zip(keys, tensors, strict=True))
         raise CheckpointError(f"these must have one shape: {found}")
     return torch.cat(tensors)
 
