@@ -1,5 +1,5 @@
 import pytest
-from vlp_core.schedule import cosine, linear, warmup_steps
+from vlp_core.schedule import cosine, linear, named, warmup_steps
 
 
 def test_linear_rises_from_zero_and_falls_to_zero():
@@ -23,3 +23,10 @@ def test_cosine_ends_at_its_floor():
     assert cosine(4, warmup=2, total_steps=6, floor=0.1) == pytest.approx(0.55)
     assert cosine(6, warmup=2, total_steps=6, floor=0.1) == pytest.approx(0.1)
     assert cosine(9, warmup=2, total_steps=6, floor=0.1) == pytest.approx(0.1)
+
+
+def test_schedules_by_name():
+    assert named("linear", warmup=2, total_steps=6)(3) == linear(3, warmup=2, total_steps=6)
+    assert named("cosine", warmup=2, total_steps=6)(3) == cosine(3, warmup=2, total_steps=6)
+    with pytest.raises(ValueError, match="choose among linear, cosine"):
+        named("step", warmup=2, total_steps=6)

@@ -3,6 +3,9 @@
 import functools
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
+from collections.abc import Callable
 from typing import Literal
 
 
@@ -43,3 +46,13 @@ def named(
     """The schedule of a recipe as a function of the step alone."""
     functions = {"linear": linear, "cosine": cosine, "constant": constant}
     return functools.partial(functions[kind], warmup=warmup, total_steps=total_steps)
+
+
+def named(
+    kind: Literal["linear", "cosine"], *, warmup: int | float, total_steps: int
+) -> Callable[[int], float]:
+    """The schedule of that name as a function of the step alone. Raises `ValueError` for a name that is not known."""
+    schedules = {"linear": linear, "cosine": cosine}
+    if kind not in schedules:
+        raise ValueError(f"schedule {kind!r} is not known; choose among {', '.join(schedules)}")
+    return partial(schedules[kind], warmup=warmup, total_steps=total_steps)

@@ -19,12 +19,12 @@ def run_pretraining(model, inputs: dict, hardest: bool = False):
     regions = "idx_to_group_img" in inputs
     if hardest:
         model.draw_negatives = partial(hardest_negatives, model)
-    pairs = model(
+    pairs = model.pretrain(
         inputs["image"],
         inputs["text_ids"],
         inputs["text_atts"],
-        masked_ids_BT=inputs["text_ids_masked"],
-        masked_positions_BP=inputs["masked_pos"],
+        inputs["text_ids_masked"],
+        inputs["masked_pos"],
         image_index_B=inputs["idx_to_group_img"] if regions else None,
         image_attention_mask_BL=inputs["image_atts"] if regions else None,
         negatives=Negatives(inputs["neg_image_idx"], inputs["neg_text_idx"])

@@ -146,14 +146,14 @@ class Xvlm(nn.Module):
         """Box (cx, cy, w, h) in 0..1 of the image that each text points to, for R pairs, [R, 4]."""
         return self.bbox_head(self._fuse_used(image, text, image_index_R, text_index_R)).sigmoid()
 
-    def forward(
+    def pretrain(
         self,
         image_NCHW: Tensor,
         text_ids_BT: Tensor,
         attention_mask_BT: Tensor,
-        *,
         masked_ids_BT: Tensor,
         masked_positions_BP: Tensor,
+        *,
         image_index_B: Tensor | None = None,
         image_attention_mask_BL: Tensor | None = None,
         negatives: Negatives | None = None,

@@ -83,7 +83,7 @@ def language_model_adapter(
     )
 
 
-def load_bert(model: nn.Module, state: dict[str, Tensor] | str | Path) -> Loaded:
+def load_published(model: nn.Module, state: dict[str, Tensor] | str | Path) -> Loaded:
     """Start `model.text` and `model.mlm_head` from published BERT or RoBERTa weights.
 
     Cross-attention is not in such a file and keeps its initial values. The pooler, the next-sentence head and old names (gamma, beta)

@@ -1,7 +1,7 @@
 """Official X-VLM checkpoints of all tasks, in and out, and from pre-training to a task.
 
-Seven layouts exist, told apart by their names (`layout`). `load` fills a model from a checkpoint of its own layout; `load_start` starts
-a task's model from an earlier stage, as the reference's `load_pretrained` functions do:
+Seven layouts exist, told apart by their names (`layout`). `load` fills a model from a checkpoint of its own layout; `load_pretrained` starts
+a task's model from an earlier stage, as the functions of that name in the reference do:
 
     from            to                what happens
     pretrain        retrieval, bbox   text encoder without its language head; heads kept
@@ -149,7 +149,7 @@ def load(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
     found, wanted = layout(state), layout_of(model)
     if found != wanted:
         way = (
-            "start training from it with vlp_core.weights.xvlm.load_start, then use the result"
+            "start training from it with vlp_core.weights.xvlm.load_pretrained, then use the result"
             if found in _STARTS[wanted]
             else "nothing can be converted from one to the other"
         )
@@ -159,7 +159,7 @@ def load(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
     return loading.load(model, state, xvlm_adapter(model), name=name)
 
 
-def load_start(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
+def load_pretrained(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
     """Start a task's model from an official checkpoint of an earlier stage; see the module for what becomes of what.
 
     Returns:
@@ -171,7 +171,7 @@ def load_start(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> L
     state, name = _open(source)
     found, wanted = layout(state), layout_of(model)
     if found not in _STARTS[wanted]:
-        choices = " or ".join(_STARTS[wanted]) or "text and vision weights (load_bert, load_vision)"
+        choices = " or ".join(_STARTS[wanted]) or "text and vision weights (bert.load_published, load_vision)"
         raise CheckpointError(
             f"{name} is a {found} checkpoint of X-VLM; a {wanted} model starts from {choices}"
         )
@@ -215,7 +215,7 @@ def _load_from_pretraining(model: nn.Module, state: Mapping[str, Tensor], name: 
     )
     head = head_adapter(kind, source_prefix="text_encoder.")
     ours, unmatched = (head + body).translate(state)
-    targets = _targets(model)
+    targets, fresh = _targets(model), _fresh(model)
     placed: dict[str, Tensor] = {}
     used: set[str] = set()
     expected = model.state_dict()
@@ -248,8 +248,15 @@ def _load_from_pretraining(model: nn.Module, state: Mapping[str, Tensor], name: 
     return result._replace(unexpected=unused)
 
 
-def _is_answer_key_value(name: str) -> bool:
-    return name.startswith("decoder.") and ".cross.key_value." in name
+def _fresh(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of our names that pre-training has no values for."""
+    match model:
+        case XvlmNlvr():
+            return ("ta_head",) if model.stage == "domain" else ("cls_head",)
+        case XvlmVqa() if model.decoder.image_width != model.text.image_width:
+            # The decoder attends to text where pre-training attended to images: nothing to copy unless both have one width.
+            return tuple(f"decoder.layers.{i}.cross.key_value" for i in range(len(model.decoder.layers)))
+    return ()
 
 
 def _targets(model: nn.Module) -> Callable[[str], tuple[str, ...]]:
@@ -355,24 +362,51 @@ def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def infer_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
+def task_arguments(pretrained: Mapping[str, Any], task: Layout) -> dict[str, Any]:
+    """Arguments of `vlp_core.models.create` for a task's model that starts from a pre-training model made with `pretrained`.
+
+    The picture size stays; change `vision` for another one. The name for `create` is `model_name(task)`.
+    """
+    vision, text = dict(pretrained["vision"]), dict(pretrained["text"])
+    fusion_layers = text["layers"] - text["fusion_layer"]
+    embed = {"embed_width": pretrained["embed_width"]} if "embed_width" in pretrained else {}
+    match task:
+        case "pretrain":
+            return dict(pretrained)
+        case "retrieval":
+            return {"vision": vision, "text": text, **embed, "heads": ["contrast", "match"]}
+        case "bbox":
+            return {"vision": vision, "text": text, "heads": ["boxes"]}
+        case "nlvr" | "nlvr_domain":
+            text["layers"] += fusion_layers
+            stage = "fine_tune" if task == "nlvr" else "domain"
+            return {"vision": vision, "text": text, "stage": stage, **embed}
+        case "vqa":
+            decoder = {**text, "layers": fusion_layers, "fusion_layer": 0}
+            return {"vision": vision, "text": text, "decoder": decoder}
+        case "caption":
+            return {"vision": vision, "text": text}
+    raise ValueError(f"task {task!r} is not known; choose among {', '.join(_STARTS)}")
+
+
+def infer_arguments(checkpoint: Checkpoint, *, head_width: int = 64) -> dict[str, Any]:
     """Arguments of `vlp_core.models.create` for an official checkpoint, from the shapes of its tensors and the `image_res` beside them.
 
-    Numbers of attention heads are in no shape (Swin's are); 64 channels per head, as in every published X-VLM, are assumed.
+    `head_width`: channels per attention head, which no shape tells (except Swin's); 64 in every published X-VLM.
 
     Raises:
-        CheckpointError: A width that is no multiple of 64, or a picture size that nothing tells.
+        CheckpointError: A width that is no multiple of `head_width`, or a picture size that nothing tells.
     """
     state = checkpoint.state
     found = layout(state)
     config = checkpoint.extra.get("config")
     size = config.get("image_res") if isinstance(config, Mapping) else None
-    arguments: dict[str, Any] = {"vision": _infer_vision(state, size)}
+    arguments: dict[str, Any] = {"vision": _infer_vision(state, size, head_width)}
     encoder = "text_decoder." if found == "caption" else "text_encoder."
-    arguments["text"] = _infer_text(state, encoder)
+    arguments["text"] = _infer_text(state, encoder, head_width)
     match found:
         case "vqa":
-            arguments["decoder"] = _infer_text(state, "text_decoder.")
+            arguments["decoder"] = _infer_text(state, "text_decoder.", head_width)
         case "nlvr" | "nlvr_domain":
             arguments["stage"] = "fine_tune" if found == "nlvr" else "domain"
         case "pretrain" | "retrieval" | "bbox":
@@ -385,13 +419,13 @@ def infer_arguments(checkpoint: Checkpoint) -> dict[str, Any]:
     return arguments
 
 
-def _heads(width: int, what: str) -> int:
-    if width % 64:
+def _heads(width: int, head_width: int, what: str) -> int:
+    if width % head_width:
         raise CheckpointError(
-            f"the {what} is {width} wide, no multiple of 64, so its number of attention heads cannot be told from the checkpoint; "
-            "give `arguments`"
+            f"the {what} is {width} wide, no multiple of {head_width}, so its number of attention heads cannot be told from the "
+            "checkpoint; give `arguments`"
         )
-    return width // 64
+    return width // head_width
 
 
 def _count(state: Mapping[str, Tensor], pattern: str) -> int:
@@ -400,10 +434,10 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
     return 1 + max((int(found[1]) for key in state if (found := compiled.match(key))), default=-1)
 
 
-def _infer_vision(state: Mapping[str, Tensor], size: int | None) -> dict[str, Any]:
+def _infer_vision(state: Mapping[str, Tensor], size: int | None, head_width: int) -> dict[str, Any]:
     base = "vision_encoder."
     if f"{base}cls_token" in state or f"{base}class_embedding" in state:
-        return _infer_vit(state, base)
+        return _infer_vit(state, base, head_width)
     table = "attn.relative_position_bias_table"
     stages = _count(state, r"vision_encoder\.layers\.(\d+)\.blocks")
     first = state[f"{base}layers.0.blocks.0.{table}"]
@@ -428,7 +462,7 @@ def _infer_vision(state: Mapping[str, Tensor], size: int | None) -> dict[str, An
     }
 
 
-def _infer_vit(state: Mapping[str, Tensor], base: str) -> dict[str, Any]:
+def _infer_vit(state: Mapping[str, Tensor], base: str, head_width: int) -> dict[str, Any]:
     clip = f"{base}class_embedding" in state
     patch = state[f"{base}patch_embed.weight" if clip else f"{base}patch_embed.proj.weight"]
     table = state[f"{base}pos_embed.weight"] if clip else state[f"{base}pos_embed"][0]
@@ -442,12 +476,12 @@ def _infer_vit(state: Mapping[str, Tensor], base: str) -> dict[str, Any]:
         "patch": patch.shape[-1],
         "width": width,
         "depth": depth,
-        "heads": _heads(width, "image encoder"),
+        "heads": _heads(width, head_width, "image encoder"),
         **({"hidden": hidden} if clip else {"mlp_ratio": hidden / width}),
     }
 
 
-def _infer_text(state: Mapping[str, Tensor], base: str) -> dict[str, Any]:
+def _infer_text(state: Mapping[str, Tensor], base: str, head_width: int) -> dict[str, Any]:
     kind = "roberta" if f"{base}lm_head.bias" in state else "bert"
     for inner in ("bert.", "roberta."):
         if f"{base}{inner}embeddings.word_embeddings.weight" in state:
@@ -467,7 +501,7 @@ def _infer_text(state: Mapping[str, Tensor], base: str) -> dict[str, Any]:
         "vocabulary": len(words),
         "width": words.shape[1],
         "layers": layers,
-        "heads": _heads(words.shape[1], "text encoder"),
+        "heads": _heads(words.shape[1], head_width, "text encoder"),
         "hidden": len(state[f"{base}encoder.layer.0.intermediate.dense.weight"]),
         "positions": len(state[f"{base}embeddings.position_embeddings.weight"]),
         "token_types": types,

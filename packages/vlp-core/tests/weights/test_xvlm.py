@@ -1,0 +1,307 @@
+"""Official X-VLM layouts: names and shapes at full size, parameter groups, conversion from pre-training to the tasks."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from vlp_core import models
+from vlp_core.models.xvlm_rules import parameter_rules
+from vlp_core.optim import parameter_groups
+from vlp_core.weights import Checkpoint, CheckpointError, xvlm
+
+
+def meta_model(state: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The model that a state of official names belongs to, without memory; numbers of heads do not show in shapes."""
+    arguments = xvlm.infer_arguments(Checkpoint(state, {}), head_width=1)
+    with torch.device("meta"):
+        return models.create(xvlm.model_name(xvlm.layout(state)), **arguments)
+
+
+def is_key_list(case) -> bool:
+    return case.path.is_file() and case.path.stem == "official_keys"
+
+
+@pytest.mark.golden("xvlm", is_key_list)
+def test_names_and_shapes_equal_the_released_layouts_at_full_size(case):
+    for name, shapes in json.loads(case.path.read_text()).items():
+        state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+        model = meta_model(state)
+        found = {
+            key: list(x.shape) for key, x in xvlm.xvlm_adapter(model).to_source(model.state_dict()).items()
+        }
+        assert found == shapes, name
+        ours = xvlm.xvlm_adapter(model).to_ours(state)
+        assert {key: x.shape for key, x in ours.items()} == {
+            key: x.shape for key, x in model.state_dict().items()
+        }, name
+
+
+def count(names, pattern: str) -> int:
+    return 1 + max((int(found[1]) for n in names if (found := re.match(pattern, n))), default=-1)
+
+
+def small_arguments(names) -> dict:
+    """Arguments of a model with these official parameter names; widths are made up, Swin's unlike the text's as in the releases."""
+    if any(".relative_position_bias_table" in n for n in names):
+        stages = count(names, r"vision_encoder\.layers\.(\d+)\.")
+        depths = [count(names, rf"vision_encoder\.layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)]
+        vision = {
+            "kind": "swin",
+            "image_size": 4 * 2 ** (stages - 1),
+            "window": 1,
+            "width": 2,
+            "depths": depths,
+            "heads": [1] * stages,
+        }
+    else:
+        clip = "vision_encoder.class_embedding" in names
+        depth = count(names, r"vision_encoder\.(?:encoder\.layers|blocks)\.(\d+)\.")
+        vision = {"image_size": 4, "patch": 4, "width": 4, "depth": depth, "heads": 1, "local_depth": 0}
+        vision |= {"kind": "clip", "hidden": 4} if clip else {"kind": "vit"}
+    found = xvlm.layout(dict.fromkeys(names, torch.empty(0)))
+    roberta = any(".roberta." in n for n in names)
+
+    def text(prefix: str) -> dict:
+        layers = count(names, rf"{prefix}\.(?:bert\.|roberta\.)?encoder\.layer\.(\d+)\.")
+        crossing = [int(f[1]) for n in names if (f := re.match(rf"{prefix}\..*layer\.(\d+)\.crossatt", n))]
+        return {
+            "kind": "roberta" if roberta else "bert",
+            "vocabulary": 5,
+            "width": 4,
+            "layers": layers,
+            "heads": 1,
+            "hidden": 4,
+            "positions": 5,
+            "fusion_layer": min(crossing),
+        }
+
+    arguments = {"vision": vision, "text": text("text_decoder" if found == "caption" else "text_encoder")}
+    if found == "vqa":
+        arguments["decoder"] = text("text_decoder")
+    if found.startswith("nlvr"):
+        arguments["stage"] = "domain" if found == "nlvr_domain" else "fine_tune"
+    if xvlm.model_name(found) == "xvlm":
+        heads = {"contrast": "temp", "match": "itm_head.0.weight", "boxes": "bbox_head.0.weight"}
+        arguments["heads"] = [head for head, key in heads.items() if key in names]
+        arguments["heads"] += ["masked_language"] if found == "pretrain" else []
+    return {"found": found, "arguments": arguments}
+
+
+@pytest.mark.golden("xvlm", lambda case: case.has("param_groups.json"))
+def test_every_parameter_is_in_the_group_of_the_reference(case):
+    layouts = case.path.parent / "official_keys.json"
+    shapes = json.loads(layouts.read_text()) if layouts.is_file() else {}
+    for name, recipe in case.json("param_groups").items():
+        expected = {key: recipe["groups"][group] for key, group in recipe["params"].items()}
+        small = small_arguments(set(expected))
+        model = models.create(xvlm.model_name(small["found"]), **small["arguments"])
+        optimizer = recipe["optimizer"]
+        groups = parameter_groups(
+            model,
+            lr=optimizer["lr"],
+            weight_decay=optimizer["weight_decay"],
+            rules=parameter_rules(
+                model,
+                fresh_lr_scale=optimizer["lr_mult"],
+                as_released=recipe["optimizer_built_on_ddp_wrapped_model"],
+            ),
+        )
+        ours = {
+            member: torch.full_like(parameter, number)
+            for number, group in enumerate(groups)
+            for member, parameter in zip(group["names"], group["params"], strict=True)
+        }
+        source = xvlm.xvlm_adapter(model).to_source(ours, gradients=True)
+        found = {}
+        for key, numbers in source.items():
+            (number,) = numbers.unique().tolist()
+            group = groups[int(number)]
+            found[key] = {"weight_decay": group["weight_decay"], "lr": pytest.approx(group["lr"])}
+        assert found == expected, name
+        if name in shapes:
+            full = meta_model({key: torch.empty(s, device="meta") for key, s in shapes[name].items()})
+            assert sum(p.numel() for p in full.parameters()) == recipe["n_parameters"], name
+
+
+@pytest.mark.golden("xvlm", lambda case: case.has("key_map.json"))
+def test_conversion_to_every_task_takes_each_tensor_from_where_the_reference_does(case):
+    config, weights, resized = case.config, case.tensors("weights"), case.tensors("outputs")
+    vision = xvlm.vision_arguments(
+        config["vision"], config["vision_config"], image_size=config["vision_config"]["image_res"]
+    )
+    embed_width = len(weights["vision_proj.weight"])
+    pretrained = {
+        "vision": vision,
+        "text": xvlm.text_arguments(config["text_config"]),
+        "embed_width": embed_width,
+    }
+    larger = {
+        **vision,
+        "image_size": config["target_image_res"],
+        "window": config["target_window_size"],
+    }
+    for name, expected in case.json("key_map").items():
+        loaded = {
+            key: source if isinstance(source, str) else source["src"]
+            for key, source in expected["loaded"].items()
+        }
+        changed = {key for key, source in expected["loaded"].items() if not isinstance(source, str)}
+        wanted = xvlm.layout(dict.fromkeys([*loaded, *expected["newly_initialised"]], torch.empty(0)))
+        start = xvlm.layout(
+            dict.fromkeys([*loaded.values(), *expected["unused_in_checkpoint"]], torch.empty(0))
+        )
+        source = weights
+        if start != "pretrain":  # a domain stage: any checkpoint of its layout will do
+            stage = models.create(xvlm.model_name(start), **xvlm.task_arguments(pretrained, start))
+            xvlm.load_pretrained(stage, weights)
+            source = xvlm.xvlm_adapter(stage).to_source(stage.state_dict())
+
+        arguments = xvlm.task_arguments(pretrained, wanted) | {"vision": larger if changed else vision}
+        model = models.create(xvlm.model_name(wanted), **arguments)
+        adapter = xvlm.xvlm_adapter(model)
+        before = {key: x.clone() for key, x in adapter.to_source(model.state_dict()).items()}
+        result = xvlm.load_pretrained(model, source)
+        after = adapter.to_source(model.state_dict())
+
+        missing = {key: model.state_dict()[key] for key in result.missing}
+        assert set(adapter.to_source(missing, gradients=True)) == set(expected["newly_initialised"]), name
+        assert set(result.unexpected) == set(expected["unused_in_checkpoint"]), name
+        assert after.keys() == loaded.keys() | {
+            *expected["newly_initialised"],
+            *expected["rebuilt_buffers"],
+        }, name
+        for key, origin in loaded.items():
+            if key in changed:
+                torch.testing.assert_close(after[key], resized[key], rtol=1e-4, atol=1e-5)
+            else:
+                assert torch.equal(after[key], source[origin]), (name, key)
+        for key in expected["newly_initialised"]:
+            assert torch.equal(after[key], before[key]), (name, key)
+
+
+TINY = {
+    "vision": {
+        "kind": "swin",
+        "image_size": 64,
+        "window": 2,
+        "width": 8,
+        "depths": [1, 2, 1, 1],
+        "heads": [1, 1, 1, 1],
+    },
+    "text": {
+        "kind": "bert",
+        "vocabulary": 20,
+        "width": 64,
+        "layers": 4,
+        "heads": 1,
+        "hidden": 16,
+        "positions": 12,
+        "fusion_layer": 2,
+    },
+    "embed_width": 6,
+}
+TASKS = ("pretrain", "retrieval", "bbox", "nlvr", "nlvr_domain", "vqa", "caption")
+
+
+def tiny(task: str = "pretrain", **changes) -> torch.nn.Module:
+    torch.manual_seed(0)
+    arguments = xvlm.task_arguments({**TINY, **changes}, task)
+    return models.create(xvlm.model_name(task), **arguments)
+
+
+def official(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return xvlm.xvlm_adapter(model).to_source(model.state_dict())
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_round_trip_through_the_official_layout_is_the_identity(task, kind):
+    model = tiny(task, text={**TINY["text"], "kind": kind})
+    other = tiny(task, text={**TINY["text"], "kind": kind})
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    state = official(model)
+    assert xvlm.layout(state) == xvlm.layout_of(model) == task
+    xvlm.load(other, state)
+    assert all(torch.equal(x, other.state_dict()[key]) for key, x in model.state_dict().items())
+    assert all(torch.equal(x, state[key]) for key, x in official(other).items())
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_official_files_open_without_being_told_what_they_are(task, tmp_path):
+    model = tiny(task).eval()
+    torch.save({"model": official(model), "config": {"image_res": 64}}, tmp_path / "best.th")
+    loaded = models.load(tmp_path / "best.th")
+    assert loaded.name == xvlm.model_name(task)
+    assert loaded.settings == {"image_size": 64, "text": {"kind": "bert", "files": []}}
+    assert not loaded.model.training
+    assert all(torch.equal(x, loaded.model.state_dict()[key]) for key, x in model.state_dict().items())
+
+
+def test_picture_size_is_read_from_swins_masks_or_asked_for():
+    state = official(tiny())
+    masks = [key for key in state if key.endswith("attn_mask")]
+    with_mask = {**state, "vision_encoder.layers.0.blocks.1.attn_mask": torch.empty(64, 4, 4)}
+    assert xvlm.infer_arguments(Checkpoint(with_mask, {}))["vision"]["image_size"] == 64
+    plain = {key: x for key, x in state.items() if key not in masks}
+    with pytest.raises(CheckpointError, match=r"the picture size is unknown; give `arguments`"):
+        xvlm.infer_arguments(Checkpoint(plain, {}))
+
+
+def test_widths_without_a_known_number_of_heads_are_asked_for():
+    state = official(tiny(text={**TINY["text"], "width": 48}))
+    with pytest.raises(CheckpointError, match="48 wide, no multiple of 64.*give `arguments`"):
+        xvlm.infer_arguments(Checkpoint(state, {"config": {"image_res": 64}}))
+
+
+def test_a_pretraining_file_is_refused_where_a_fine_tuned_one_is_expected(tmp_path):
+    save_file(
+        {key: x.clone().contiguous() for key, x in official(tiny()).items()}, tmp_path / "a.safetensors"
+    )
+    for task in ("retrieval", "vqa"):
+        message = rf"a\.safetensors is a pretrain checkpoint of X-VLM where a {task} one is expected; .*load_pretrained"
+        with pytest.raises(CheckpointError, match=message):
+            xvlm.load(tiny(task), tmp_path / "a.safetensors")
+
+
+def test_a_file_of_an_unrelated_task_is_refused():
+    state = official(tiny("vqa"))
+    with pytest.raises(CheckpointError, match="nothing can be converted"):
+        xvlm.load(tiny("retrieval"), state)
+    with pytest.raises(
+        CheckpointError, match="is a vqa checkpoint of X-VLM; a nlvr model starts from pretrain"
+    ):
+        xvlm.load_pretrained(tiny("nlvr"), state)
+
+
+def test_foreign_files_are_refused():
+    with pytest.raises(CheckpointError, match="no X-VLM checkpoint; it holds encoder"):
+        xvlm.load(tiny(), {"encoder.weight": torch.ones(1)})
+
+
+def test_conversion_names_what_is_missing_or_unknown():
+    state = official(tiny())
+    short = {key: x for key, x in state.items() if not key.startswith("itm_head.")}
+    with pytest.raises(CheckpointError, match="6 missing: itm_head"):
+        xvlm.load_pretrained(tiny("retrieval"), short)
+    with pytest.raises(CheckpointError, match="1 unknown tensors: extra"):
+        xvlm.load_pretrained(tiny("retrieval"), {**state, "extra": torch.ones(1)})
+
+
+def test_conversion_needs_the_same_kind_of_text_encoder():
+    model = tiny("retrieval", text={**TINY["text"], "kind": "roberta"})
+    with pytest.raises(CheckpointError, match="was not pre-trained with roberta"):
+        xvlm.load_pretrained(model, official(tiny()))
+
+
+def test_vqa_decoder_copies_keys_and_values_when_widths_agree():
+    pretrained = tiny()
+    assert pretrained.vision.width == pretrained.text.width
+    model = tiny("vqa")
+    result = xvlm.load_pretrained(model, official(pretrained))
+    assert result.missing == ()
+    torch.testing.assert_close(
+        model.decoder.layers[1].cross.key_value.weight, pretrained.text.layers[3].cross.key_value.weight
+    )
