@@ -1,0 +1,536 @@
+"""Contrastive losses that never hold the n x m logits: tiles of rows forward, recomputed tiles backward.
+
+Exact in float32 at any scale: the log-sum-exp runs over the negatives only (N), so that with the positive logit P the loss of a row is
+softplus(N - P) and the gradient of its positive is -sigmoid(N - P); neither is a difference of two nearly equal numbers.
+Features may be float32, float64, float16 or bfloat16; logits, sums and losses are float32 (float64 for float64 features).
+Sources: CLIP, arXiv 2103.00020; SigLIP, arXiv 2303.15343; X-VLM, arXiv 2111.08276 (several positives per row); ALBEF, arXiv 2107.07651
+(queue and soft targets).
+
+n rows   m columns   d width
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlp_ops import _library
+from vlp_ops._checks import (
+    accumulate_dtype,
+    check_device,
+    check_dim,
+    check_float,
+    check_integer,
+    check_range,
+    check_shape,
+)
+
+# Elements of one tile of logits: 8 MB of float32 stay near the caches of a CPU; a GPU needs more rows to be busy.
+TILE_CPU, TILE_GPU = 1 << 21, 1 << 25
+
+
+def clip_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    logit_bias: Tensor | float | None = None,
+    labels_offset: int = 0,
+    ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
+    all_image: Tensor | None = None,
+    all_text: Tensor | None = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    tile: int | None = None,
+) -> Tensor:
+    """Symmetric contrastive loss: half the image-to-text cross-entropy plus half the text-to-image one.
+
+    image (n, d) and text (m, d), usually normalised; logits are logit_scale * image . text + logit_bias. logit_scale multiplies (it is already
+    exponentiated; 1/temperature); it may be learned. logit_bias cancels: its gradient is exactly 0.
+    Row i pairs with column labels_offset + i; text may have more rows than image. Both directions are averaged over the n pairs.
+    ids (n,), text_ids (m,) (default: ids): instead of pairs, all columns with an equal id are positives, each with weight 1/count
+        (X-VLM); each direction is averaged over its rows; a row without a positive contributes 0.
+    all_image, all_text (g, d): rows gathered from all ranks, this rank's at labels_offset: local images are compared with all texts and
+        local texts with all images. The mean over ranks is the loss of the global batch (`gather_features`).
+    reduction: "none" gives (n,), half the sum of both directions for each pair (with ids: n = m is needed).
+    tile: rows held at a time (default: by the memory of a tile); never changes the result beyond rounding.
+    Raises ValueError for shapes, devices and contradictory options, TypeError for dtypes.
+    """
+    op = "clip_loss"
+    _check_features(op, image=image, text=text)
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"{op}: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    if (all_image is None) != (all_text is None):
+        raise ValueError(f"{op}: give all_image and all_text together")
+    if ids is None and text_ids is not None:
+        raise ValueError(f"{op}: text_ids needs ids")
+    if ids is not None and (labels_offset or all_image is not None):
+        raise ValueError(
+            f"{op}: ids replace pairs; labels_offset, all_image and all_text do not go with them"
+        )
+    n = image.shape[0]
+    scale = _scalar(op, "logit_scale", logit_scale, image)
+    if all_image is not None:
+        _check_features(op, image=image, text=text, all_image=all_image, all_text=all_text)
+        check_shape(op, "text", text, tuple(image.shape))
+        check_shape(op, "all_text", all_text, tuple(all_image.shape))
+        labels = _labels(op, n, labels_offset, all_text.shape[0])
+        each = _loss(image, all_text, scale, labels=labels, tile=tile) / 2
+        each = each + _loss(text, all_image, scale, labels=labels.to(image.device), tile=tile) / 2
+        return _with_bias(op, _reduce(each, reduction, n), logit_bias, image)
+    if ids is not None:
+        text_ids = ids if text_ids is None else text_ids
+        _check_ids(op, image, ids=(ids, n), text_ids=(text_ids, text.shape[0]))
+        if reduction == "none" and n != text.shape[0]:
+            raise ValueError(
+                f"{op}: reduction='none' with ids needs as many texts as images, got {text.shape[0]} and {n}"
+            )
+        rows, columns = _both(image, text, scale, None, ids, text_ids, tile)
+        if reduction == "none":
+            return _with_bias(op, (rows + columns) / 2, logit_bias, image)
+        value = (_reduce(rows, reduction, n) + _reduce(columns, reduction, text.shape[0])) / 2
+        return _with_bias(op, value, logit_bias, image)
+    labels = _labels(op, n, labels_offset, text.shape[0]).to(image.device)
+    rows, columns = _both(image, text, scale, labels, None, None, tile)
+    each = (rows + columns[labels_offset : labels_offset + n]) / 2
+    return _with_bias(op, _reduce(each, reduction, n), logit_bias, image)
+
+
+def info_nce(
+    query: Tensor,
+    keys: Tensor,
+    scale: Tensor | float,
+    *,
+    positives: Tensor | None = None,
+    ids: Tensor | tuple[Tensor, Tensor] | None = None,
+    soft_targets: Tensor | None = None,
+    return_lse: bool = False,
+    tile: int | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Contrastive loss in one direction, one number per query: (n,).
+
+    query (n, d), keys (m, d); logits are scale * query . keys. At most one of
+    positives (n,): the column of each row's positive (default: row i pairs with column i);
+    ids: (n,) and (m,) ids, or one tensor for both; all columns with an equal id are positives with weight 1/count, none gives 0;
+    soft_targets (n, m): weights of the columns, no gradient reaches them; loss = -sum_j t_ij log softmax_ij (momentum targets of ALBEF; a
+        queue is part of keys).
+    return_lse: also the log-sum-exp of each row's logits (n,), without gradient.
+    Raises ValueError for shapes, devices, positives out of range (CPU; elsewhere with VLP_OPS_VALIDATE=1), TypeError for dtypes.
+    """
+    op = "info_nce"
+    _check_features(op, query=query, keys=keys)
+    if sum(option is not None for option in (positives, ids, soft_targets)) > 1:
+        raise ValueError(f"{op}: give at most one of positives, ids and soft_targets")
+    n, m = query.shape[0], keys.shape[0]
+    labels = ids_query = ids_keys = None
+    if ids is not None:
+        ids_query, ids_keys = (ids, ids) if isinstance(ids, Tensor) else ids
+        _check_ids(op, query, ids=(ids_query, n), key_ids=(ids_keys, m))
+    elif soft_targets is not None:
+        check_shape(op, "soft_targets", soft_targets, (n, m))
+        check_float(op, "soft_targets", soft_targets)
+        check_device(op, "query", query, soft_targets=soft_targets)
+    elif positives is not None:
+        check_integer(op, "positives", positives)
+        check_shape(op, "positives", positives, (n,))
+        check_device(op, "query", query, positives=positives)
+        if _library.validates(positives):
+            check_range(op, "positive", positives, m, f"{m} keys")
+        labels = positives.long()
+    else:
+        if n > m:
+            raise ValueError(f"{op}: query has {n} rows but keys has only {m}; row i pairs with column i")
+        labels = torch.arange(n, device=query.device)
+    scale = _scalar(op, "scale", scale, query)
+    loss, stats = _rows(query, keys, scale, labels, ids_query, ids_keys, soft_targets, tile)
+    return (loss, torch.logaddexp(stats[0], stats[1])) if return_lse else loss
+
+
+def siglip_loss(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+    *,
+    negative_only: bool = False,
+    labels_offset: int = 0,
+    tile: int | None = None,
+) -> Tensor:
+    """Sigmoid loss: (1/n) sum_ij softplus(-z_ij (logit_scale * image_i . text_j + logit_bias)), z = 1 on pairs and -1 elsewhere.
+
+    image (n, d), text (m, d); row i pairs with column labels_offset + i, with nothing when negative_only (texts of another rank). The
+    normaliser is the number of local images, so the sum over text shards, averaged over ranks, is the loss of the global batch.
+    When a gradient is wanted it is made in the forward pass: three matrix products in all instead of four.
+    Raises ValueError for shapes and devices, TypeError for dtypes. Source: arXiv 2303.15343, algorithm 1.
+    """
+    op = "siglip_loss"
+    _check_features(op, image=image, text=text)
+    if negative_only and labels_offset:
+        raise ValueError(f"{op}: labels_offset has no meaning with negative_only")
+    if not negative_only:
+        _labels(op, image.shape[0], labels_offset, text.shape[0])
+    scale = _scalar(op, "logit_scale", logit_scale, image)
+    bias = _scalar(op, "logit_bias", logit_bias, image)
+    with_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (image, text, scale, bias))
+    rows = _tile_rows(op, tile, image, text)
+    return torch.ops.vlp_ops.sigmoid_loss(
+        image, text, scale, bias, labels_offset, negative_only, with_grad, rows
+    )[0]
+
+
+# ---- checks and small parts ------------------------------------------------------------------------------------------------------
+
+
+def _check_features(op: str, **features: Tensor) -> None:
+    (first_name, first), *others = features.items()
+    check_dim(op, first_name, first, "n, d")
+    for name, tensor in features.items():
+        check_float(op, name, tensor)
+    for name, tensor in others:
+        check_dim(op, name, tensor, "m, d")
+        if tensor.shape[1] != first.shape[1]:
+            raise ValueError(
+                f"{op}: {first_name} has {first.shape[1]} channels but {name} has {tensor.shape[1]}"
+            )
+        if tensor.dtype != first.dtype:
+            raise TypeError(f"{op}: {first_name} is {first.dtype} but {name} is {tensor.dtype}")
+    check_device(op, first_name, first, **dict(others))
+    _library.note_backend(first)
+
+
+def _check_ids(op: str, like: Tensor, **ids: tuple[Tensor, int]) -> None:
+    for name, (tensor, length) in ids.items():
+        check_integer(op, name, tensor)
+        check_shape(op, name, tensor, (length,))
+        check_device(op, "image" if op == "clip_loss" else "query", like, **{name: tensor})
+
+
+def _scalar(op: str, name: str, value: Tensor | float, like: Tensor) -> Tensor:
+    """A scalar tensor in the type of the logits; learned scales may be (1,)."""
+    dtype = accumulate_dtype(like.dtype)
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=dtype, device=like.device)
+    if value.numel() != 1:
+        raise ValueError(f"{op}: {name} must be one number, got shape {tuple(value.shape)}")
+    return value.reshape(()).to(like.device, dtype)
+
+
+def _labels(op: str, n: int, offset: int, columns: int) -> Tensor:
+    first = "image"
+    if offset < 0 or offset + n > columns:
+        raise ValueError(
+            f"{op}: {first} has {n} rows and labels_offset is {offset}, but text has only {columns} rows"
+        )
+    return torch.arange(offset, offset + n)
+
+
+def _with_bias(op: str, loss: Tensor, bias: Tensor | float | None, like: Tensor) -> Tensor:
+    # A constant added to all logits cancels in a softmax; the product keeps the parameter in the graph with gradient 0.
+    return loss if bias is None else loss + 0.0 * _scalar(op, "logit_bias", bias, like)
+
+
+def _reduce(each: Tensor, reduction: str, count: int) -> Tensor:
+    if reduction == "none":
+        return each
+    return each.sum() / max(count, 1) if reduction == "mean" else each.sum()
+
+
+def _tile_rows(op: str, tile: int | None, a: Tensor, b: Tensor) -> int:
+    if tile is not None:
+        if tile < 1:
+            raise ValueError(f"{op}: tile must be at least 1, got {tile}")
+        return tile
+    budget = TILE_GPU if a.is_cuda else TILE_CPU
+    return max(16, budget // max(1, b.shape[0]))
+
+
+def _rows(a, b, scale, labels, ids_a, ids_b, soft, tile) -> tuple[Tensor, Tensor]:
+    rows = _tile_rows("info_nce", tile, a, b)
+    loss, _, stats, _ = torch.ops.vlp_ops.contrastive_loss(
+        a, b, scale, labels, ids_a, ids_b, soft, False, rows
+    )
+    return loss, stats
+
+
+def _loss(a: Tensor, b: Tensor, scale: Tensor, *, labels: Tensor, tile: int | None) -> Tensor:
+    return _rows(a, b, scale, labels.to(a.device), None, None, None, tile)[0]
+
+
+def _both(a, b, scale, labels, ids_a, ids_b, tile) -> tuple[Tensor, Tensor]:
+    rows = _tile_rows("clip_loss", tile, a, b)
+    loss_row, loss_col, _, _ = torch.ops.vlp_ops.contrastive_loss(
+        a, b, scale, labels, ids_a, ids_b, None, True, rows
+    )
+    return loss_row, loss_col
+
+
+# ---- softmax losses --------------------------------------------------------------------------------------------------------------
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b with sums and result in `dtype`; half types on a GPU keep their fast products."""
+    if a.dtype == dtype and b.dtype == dtype:
+        return torch.mm(a, b)
+    if a.is_cuda:
+        half = a.dtype if a.dtype != dtype else b.dtype
+        return torch.mm(a.to(half), b.to(half), out_dtype=dtype)
+    return torch.mm(a.to(dtype), b.to(dtype))
+
+
+def _prepare(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
+    dtype = accumulate_dtype(a.dtype)
+    return (a, b, dtype) if a.is_cuda else (a.to(dtype), b.to(dtype), dtype)
+
+
+def _softmax_loss(a, b, scale, labels, ids_a, ids_b, soft, columns, tile):
+    """Loss of each row and column, and what the backward pass needs of each: (3, n) and (3, m).
+
+    Statistics: log-sum-exp of the negatives N and of the positives P (-inf if there are none), and the number of positives (for soft
+    targets: all columns count as negatives, and the third number is the sum of the targets).
+    """
+    a, b, dtype = _prepare(a, b)
+    n, m = a.shape[0], b.shape[0]
+    row, loss_row = _new_stats(n, a, dtype), torch.zeros(n, dtype=dtype, device=a.device)
+    width = m if columns else 0
+    col, loss_col = _new_stats(width, a, dtype), torch.zeros(width, dtype=dtype, device=a.device)
+    positive_sum = torch.zeros(width, dtype=dtype, device=a.device)
+    for start in range(0, n if m else 0, tile):
+        part = slice(start, min(start + tile, n))
+        logits = _product(a[part], b.T, dtype).mul_(scale)
+        if labels is not None:
+            label = labels[part, None]
+            positive = logits.gather(1, label)[:, 0]
+            logits.scatter_(1, label, -math.inf)
+            row[1, part], row[2, part] = positive, 1.0
+            sums = positive
+            if columns:
+                col[1, label[:, 0]], col[2, label[:, 0]], positive_sum[label[:, 0]] = positive, 1.0, positive
+        elif ids_a is not None:
+            equal = ids_a[part, None] == ids_b[None, :]
+            only = logits.masked_fill(~equal, -math.inf)
+            row[1, part], row[2, part] = only.logsumexp(1), equal.sum(1)
+            chosen = torch.where(equal, logits, 0.0)
+            sums = chosen.sum(1)
+            if columns:
+                col[1] = torch.logaddexp(col[1], only.logsumexp(0))
+                col[2] += equal.sum(0)
+                positive_sum += chosen.sum(0)
+            logits.masked_fill_(equal, -math.inf)
+        else:
+            weights = soft[part].to(dtype)
+            row[2, part] = weights.sum(1)
+            sums = (weights * logits).sum(1)
+        row[0, part] = logits.logsumexp(1)
+        loss_row[part] = _row_loss(row[:, part], sums, soft is not None)
+        if columns:
+            col[0] = torch.logaddexp(col[0], logits.logsumexp(0))
+    if columns and n:
+        loss_col = _row_loss(col, positive_sum, False)
+    return loss_row, loss_col, row, col
+
+
+def _new_stats(length: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+    stats = torch.full((3, length), -math.inf, dtype=dtype, device=like.device)
+    stats[2] = 0.0
+    return stats
+
+
+def _row_loss(stats: Tensor, positive_sum: Tensor, soft: bool) -> Tensor:
+    negative, positive, count = stats
+    if soft:
+        return negative * count - positive_sum
+    zero = torch.zeros_like(negative)
+    loss = torch.logaddexp(negative - positive, zero) + (positive - positive_sum / count.clamp(min=1))
+    return torch.where(count > 0, loss, zero)
+
+
+def _positive_gradient(stats: Tensor, logits: Tensor | None) -> Tensor:
+    """Gradient of a row's loss by its positive logits: softmax - 1/count, without cancellation when there is one positive."""
+    negative, positive, count = stats
+    single = -torch.sigmoid(negative - positive)
+    if logits is None:
+        return single
+    share = (logits - torch.logaddexp(negative, positive)[:, None]).exp() - 1 / count.clamp(min=1)[:, None]
+    return torch.where((count == 1)[:, None], single[:, None], share)
+
+
+def _softmax_loss_backward(
+    grad_row, grad_col, a, b, scale, labels, ids_a, ids_b, soft, row, col, columns, tile, mask
+):
+    source = a
+    a, b, dtype = _prepare(a, b)
+    n, m = a.shape[0], b.shape[0]
+    grad_a = torch.zeros(a.shape if mask[0] else (0,), dtype=dtype, device=a.device)
+    grad_b = torch.zeros(b.shape if mask[1] else (0,), dtype=dtype, device=a.device)
+    grad_scale = torch.zeros((), dtype=torch.float64, device=a.device)
+    lse_row, lse_col = torch.logaddexp(row[0], row[1]), torch.logaddexp(col[0], col[1])
+    if soft is None:
+        grad_row = torch.where(row[2] > 0, grad_row, 0.0)
+        grad_col = torch.where(col[2] > 0, grad_col, 0.0)
+    for start in range(0, n if m else 0, tile):
+        part = slice(start, min(start + tile, n))
+        logits = _product(a[part], b.T, dtype).mul_(scale)
+        upstream = grad_row[part, None]
+        if labels is not None:
+            label = labels[part]
+            at_label = upstream[:, 0] * _positive_gradient(row[:, part], None)
+            if columns:
+                at_label = at_label + grad_col[label] * _positive_gradient(col[:, label], None)
+                by_column = (logits - lse_col).exp_().mul_(grad_col)
+            gradient = logits.sub_(lse_row[part, None]).exp_().mul_(upstream)
+            if columns:
+                gradient += by_column
+                del by_column
+            gradient.scatter_(1, label[:, None], at_label[:, None])
+        elif ids_a is not None:
+            equal = ids_a[part, None] == ids_b[None, :]
+            by_row = torch.where(
+                equal, _positive_gradient(row[:, part], logits), (logits - lse_row[part, None]).exp_()
+            )
+            gradient = by_row.mul_(upstream)
+            if columns:
+                by_column = torch.where(equal, _positive_gradient(col, logits.T).T, (logits - lse_col).exp_())
+                gradient += by_column.mul_(grad_col)
+        else:
+            gradient = (logits - lse_row[part, None]).exp_().mul_(row[2, part, None])
+            gradient = gradient.sub_(soft[part]).mul_(upstream)
+        if mask[0] or mask[2]:
+            # sum_ij G_ij (a_i . b_j) = sum_i a_i . (G b)_i
+            product = _product(gradient, b, dtype)
+            grad_scale += (product * a[part]).sum(dtype=torch.float64)
+            if mask[0]:
+                grad_a[part] = product.mul_(scale)
+        if mask[1]:
+            if b.dtype == dtype:
+                grad_b.addmm_(gradient.T, a[part])
+            else:
+                grad_b += _product(gradient.T, a[part], dtype)
+    if mask[1]:
+        grad_b *= scale
+    grad_scale = grad_scale.to(dtype)
+    return (
+        grad_a.to(source.dtype),
+        grad_b.to(source.dtype),
+        grad_scale if mask[2] else grad_scale.new_empty(0),
+    )
+
+
+def _fake_softmax_loss(a, b, scale, labels, ids_a, ids_b, soft, columns, tile):
+    dtype = accumulate_dtype(a.dtype)
+    n, width = a.shape[0], b.shape[0] if columns else 0
+    sizes = ((n,), (width,), (3, n), (3, width))
+    return tuple(a.new_empty(size, dtype=dtype) for size in sizes)
+
+
+def _fake_softmax_loss_backward(
+    grad_row, grad_col, a, b, scale, labels, ids_a, ids_b, soft, row, col, columns, tile, mask
+):
+    return (
+        a.new_empty(a.shape if mask[0] else (0,)),
+        b.new_empty(b.shape if mask[1] else (0,)),
+        scale.new_empty(() if mask[2] else (0,)),
+    )
+
+
+def _setup_softmax_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.columns, ctx.tile = inputs
+    ctx.save_for_backward(*tensors, output[2], output[3])
+    ctx.mark_non_differentiable(output[2], output[3])
+
+
+def _gradient_softmax_loss(ctx: Any, grad_row: Tensor, grad_col: Tensor, *_: Any) -> tuple[Any, ...]:
+    mask = list(ctx.needs_input_grad[:3])
+    grads = torch.ops.vlp_ops.contrastive_loss_backward(
+        grad_row.contiguous(), grad_col.contiguous(), *ctx.saved_tensors, ctx.columns, ctx.tile, mask
+    )
+    return *(grad if needed else None for grad, needed in zip(grads, mask, strict=True)), *[None] * 6
+
+
+_library.register(
+    "contrastive_loss",
+    _softmax_loss,
+    _fake_softmax_loss,
+    backward=_gradient_softmax_loss,
+    setup_context=_setup_softmax_loss,
+)
+_library.register("contrastive_loss_backward", _softmax_loss_backward, _fake_softmax_loss_backward)
+
+
+# ---- sigmoid loss ----------------------------------------------------------------------------------------------------------------
+
+
+def _softplus(x: Tensor) -> Tensor:
+    # The default threshold of 20 is an error of 2e-9, too much for float64.
+    return F.softplus(x, threshold=40.0)
+
+
+def _sigmoid_loss(a, b, scale, bias, offset, negative_only, with_grad, tile):
+    source = a
+    a, b, dtype = _prepare(a, b)
+    n, m = a.shape[0], b.shape[0]
+    loss, grad_bias, grad_scale = torch.zeros(3, dtype=torch.float64, device=a.device).unbind()
+    grad_a = torch.zeros(a.shape if with_grad else (0,), dtype=dtype, device=a.device)
+    grad_b = torch.zeros(b.shape if with_grad else (0,), dtype=dtype, device=a.device)
+    for start in range(0, n if m else 0, tile):
+        part = slice(start, min(start + tile, n))
+        logits = _product(a[part], b.T, dtype).mul_(scale).add_(bias)
+        rows = torch.arange(part.stop - part.start, device=a.device)
+        if not negative_only:
+            # softplus(-x) on the diagonal: the sign of its logit is turned, and that of its gradient turned back below.
+            diagonal = -logits[rows, rows + start + offset]
+            logits[rows, rows + start + offset] = diagonal
+        loss += _softplus(logits).sum(1).sum(dtype=torch.float64)
+        if with_grad:
+            gradient = logits.sigmoid_()
+            if not negative_only:
+                gradient[rows, rows + start + offset] = -diagonal.sigmoid()
+            grad_bias += gradient.sum(1).sum(dtype=torch.float64)
+            product = _product(gradient, b, dtype)
+            grad_scale += (product * a[part]).sum(dtype=torch.float64)
+            grad_a[part] = product.mul_(scale / n)
+            if b.dtype == dtype:
+                grad_b.addmm_(gradient.T, a[part])
+            else:
+                grad_b += _product(gradient.T, a[part], dtype)
+    count = max(n, 1)
+    grad_b *= scale / count
+    numbers = [(total / count).to(dtype) for total in (loss, grad_scale, grad_bias)]
+    return numbers[0], grad_a.to(source.dtype), grad_b.to(source.dtype), numbers[1], numbers[2]
+
+
+def _fake_sigmoid_loss(a, b, scale, bias, offset, negative_only, with_grad, tile):
+    loss = scale.new_empty(())
+    grads = (a.new_empty(a.shape), b.new_empty(b.shape)) if with_grad else (a.new_empty(0), b.new_empty(0))
+    return loss, *grads, torch.empty_like(loss), torch.empty_like(loss)
+
+
+def _setup_sigmoid_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.with_grad = inputs[6]
+    ctx.save_for_backward(*output[1:])
+
+
+def _gradient_sigmoid_loss(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 8
+    if not ctx.with_grad:
+        raise RuntimeError(
+            "vlp_ops::sigmoid_loss was called with with_grad=False; it kept nothing for a backward pass"
+        )
+    grads = (
+        (saved * grad).to(saved.dtype) if needed else None
+        for saved, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[:4], strict=True)
+    )
+    return *grads, *[None] * 4
+
+
+_library.register(
+    "sigmoid_loss",
+    _sigmoid_loss,
+    _fake_sigmoid_loss,
+    backward=_gradient_sigmoid_loss,
+    setup_context=_setup_sigmoid_loss,
+)

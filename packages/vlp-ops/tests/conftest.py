@@ -1,0 +1,72 @@
+"""Helpers of the vlp_ops tests: closeness by the tolerances of the golden cases, operator arguments from a case."""
+
+import pytest
+import torch
+from torch import Tensor
+
+FORWARD = {torch.float64: 1e-10, torch.float32: 2e-6}
+GRADIENT = {torch.float64: 1e-9, torch.float32: 1e-5}
+
+
+class Closeness:
+    """Largest error against the largest value of the expected tensor."""
+
+    @staticmethod
+    def relative(actual: Tensor, expected: Tensor) -> float:
+        assert actual.shape == expected.shape, f"{tuple(actual.shape)} is not {tuple(expected.shape)}"
+        if expected.numel() == 0:
+            return 0.0
+        actual, expected = actual.detach().double(), expected.double()
+        assert torch.isfinite(actual).all()
+        largest = expected.abs().max().item()
+        error = (actual - expected).abs().max().item()
+        return error / largest if largest > 0 else error
+
+    def forward(
+        self, actual: Tensor, expected: Tensor, name: str = "output", tolerance: float | None = None
+    ) -> None:
+        limit = FORWARD[actual.dtype] if tolerance is None else tolerance
+        error = self.relative(actual, expected)
+        assert error <= limit, f"{name}: relative error {error:.2e} > {limit:.0e}"
+
+    def gradient(
+        self, actual: Tensor | None, expected: Tensor, name: str, tolerance: float | None = None
+    ) -> None:
+        assert actual is not None, f"{name} has no gradient"
+        limit = GRADIENT[actual.dtype] if tolerance is None else tolerance
+        # Scalar gradients are sums of many terms of both signs.
+        if tolerance is None and expected.numel() == 1 and actual.dtype == torch.float32:
+            limit = 1e-4
+        error = self.relative(actual, expected)
+        assert error <= limit, f"gradient of {name}: relative error {error:.2e} > {limit:.0e}"
+
+
+@pytest.fixture
+def close() -> Closeness:
+    return Closeness()
+
+
+@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(
+    params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)],
+)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def leaf(device: torch.device):
+    """A float tensor of a golden case as a leaf that wants a gradient; integers as they are."""
+
+    def make(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor.to(device)
+        return tensor.to(device, dtype).requires_grad_()
+
+    return make
