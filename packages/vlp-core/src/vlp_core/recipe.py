@@ -542,29 +542,23 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
                 yield from _keys(member, f"{prefix}{name}.")
 
 
-def _checked(
-    schema: type[T], values: Mapping[str, Any], given: Mapping[str, str], problems: list[str], source: str
-) -> T:
+def build(schema: type[T], values: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "") -> T:
+    """An instance of `schema` from plain values with `key=value` overrides.
+
+    Raises `RecipeError` that lists every malformed override, unknown key (with the nearest known one), missing value, wrong type or
+    choice, unset environment variable and broken rule of a `__post_init__`. `source` names the file in the message.
+    """
+    tree, given, problems = _apply(values, overrides)
     walk = _Walk(schema, given)
-    recipe = walk.convert(schema, values, "")
+    recipe = walk.convert(schema, tree, "")
     if problems or walk.problems:
         raise RecipeError([*problems, *walk.problems], source)
     return typing.cast("T", recipe)
 
 
-def build(schema: type[T], values: Mapping[str, Any], source: str = "") -> T:
-    """An instance of `schema` from plain values.
-
-    Raises `RecipeError` that lists every unknown key (with the nearest known one), missing value, wrong type or choice, unset environment
-    variable and broken rule of a `__post_init__`. `source` names the file in the message.
-    """
-    return _checked(schema, values, {}, [], source)
-
-
 def load(path: str | os.PathLike[str], schema: type[T], overrides: Sequence[str] = ()) -> T:
     """The recipe in a YAML file with `key=value` overrides, checked against `schema`. Raises as `read` and `build` do."""
-    tree, given, problems = _apply(read(path), overrides)
-    return _checked(schema, tree, given, problems, str(path))
+    return build(schema, read(path), overrides, source=str(path))
 
 
 # -------------------------------------------------------------------------------------------------------- description

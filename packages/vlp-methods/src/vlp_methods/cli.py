@@ -167,7 +167,7 @@ def _train(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
 
-    if (near := nearest(options.recipe, COMMANDS)) and "/" not in options.recipe:
+    if (near := nearest(options.recipe, COMMANDS)) and not {"/", "."} & set(options.recipe):
         raise entry.UserError(f"{options.recipe}: no such command or recipe; did you mean vlp-train {near}?")
     recipe = entry.load(options.recipe, options.overrides)
 

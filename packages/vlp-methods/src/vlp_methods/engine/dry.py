@@ -1,9 +1,11 @@
 """`--dry-run`: build everything, one update of every stream on one batch, say what there is; write nothing."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from vlp_methods.engine.entry import Recipe
 from vlp_methods.engine.job import Job
@@ -23,6 +25,10 @@ def _shapes(batch: Any) -> list[str]:
     return lines
 
 
+def _count(parameters: Iterable[nn.Parameter]) -> str:
+    return f"{sum(parameter.numel() for parameter in parameters):13,}"
+
+
 def _mib(count: float) -> str:
     return f"{count / 2**20:.0f} MiB"
 
@@ -31,14 +37,13 @@ def run(recipe: Recipe, job: Job, ranks: Ranks) -> None:
     """Print what a run would do. All ranks take part, rank 0 prints."""
     settings: Training = recipe.settings
     lines = [f"{recipe.name}: {settings.about}"]
-    for name, child in job.task.named_children():
-        count = sum(p.numel() for p in child.parameters())
-        lines.append(f"  {name:24} {count / 1e6:10.3f} M parameters")
     parameters = list(job.task.parameters())
     trained = [p for p in parameters if p.requires_grad]
+    lines += [
+        f"  {name:24} {_count(child.parameters())} parameters" for name, child in job.task.named_children()
+    ]
     lines.append(
-        f"  {'in all':24} {sum(p.numel() for p in parameters) / 1e6:10.3f} M parameters, "
-        f"{sum(p.numel() for p in trained) / 1e6:.3f} M trained"
+        f"  {'in all':24} {_count(parameters)} parameters, {_count(trained).strip()} of them trained"
     )
     lines += [
         f"  group of {len(group['params'])} tensors: lr {group['lr']:.3g}, weight decay {group['weight_decay']:.3g}"

@@ -115,8 +115,12 @@ class RunFolder:
             )
         path.mkdir(parents=True, exist_ok=True)
         self._lock = self._locked()
-        if present:
-            self.changes = self._compare(recipe, allow_change)
+        try:
+            if present:
+                self.changes = self._compare(recipe, allow_change)
+        except BaseException:
+            self.close()
+            raise
         checkpoint.sweep(self.checkpoints)
         for name in ("export", "export-best"):
             checkpoint.restore_folder(path / name)
@@ -140,7 +144,7 @@ class RunFolder:
         file = self.path / "recipe.yaml"
         schema = type(recipe.settings)
         try:
-            recorded = recipes.dump(recipes.build(schema, recipes.read(file), str(file)))
+            recorded = recipes.dump(recipes.load(file, schema))
         except recipes.RecipeError:
             if not allow_change:
                 raise
@@ -263,20 +267,21 @@ def open_run(path: Path) -> Path:
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """The lines of metrics.jsonl as two tables: reports, evaluations."""
     reports = [
-        {"step": line["step"], **line["losses"], "lr": line["lr"], "samples/s": line["samples_per_second"]}
+        (line["step"], {**line["losses"], "lr": line["lr"], "samples/s": line["samples_per_second"]})
         for line in lines
         if "losses" in line
     ]
-    evaluations = [{"step": line["step"], **line["evaluation"]} for line in lines if "evaluation" in line]
+    evaluations = [(line["step"], line["evaluation"]) for line in lines if "evaluation" in line]
     return "\n\n".join(_columns(rows) for rows in (reports, evaluations) if rows) or "no report yet"
 
 
-def _columns(rows: list[dict[str, float]]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([f"{row[name]:.5g}" if name in row else "-" for name in names] for row in rows)]
-    for row, values in zip(cells[1:], rows, strict=True):
-        row[0] = str(values["step"])
-    widths = [max(len(row[column]) for row in cells) for column in range(len(names))]
+def _columns(rows: Sequence[tuple[int, Mapping[str, float]]]) -> str:
+    names = list(dict.fromkeys(name for _, values in rows for name in values))
+    cells = [["step", *names]]
+    cells += [
+        [str(step), *(f"{row[name]:.5g}" if name in row else "-" for name in names)] for step, row in rows
+    ]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(names) + 1)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells
     )

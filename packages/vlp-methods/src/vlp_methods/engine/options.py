@@ -101,12 +101,18 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LossScaleOptions:
-    """Loss scaling of precision fp16; unused by the others."""
+    """Loss scaling, which precision fp16 needs and the others do not have."""
 
     initial: float = 65536.0
     """First scale; halved when a gradient overflows (that update is skipped)."""
     growth_steps: int = 2000
     """Updates without overflow after which the scale doubles."""
+
+    def __post_init__(self) -> None:
+        if not self.initial > 0 or self.growth_steps < 1:
+            raise ValueError(
+                f"initial={self.initial} must be positive and growth_steps={self.growth_steps} at least 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,5 +173,9 @@ class Training:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.accumulate < 1 or self.workers < 0:
             raise ValueError("steps and accumulate must be at least 1, workers at least 0")
+        if self.precision != "fp16" and self.loss_scale != LossScaleOptions():
+            raise ValueError(
+                "loss_scale: only precision=fp16 scales the loss; leave it out or set precision=fp16"
+            )
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm={self.clip_norm} must be positive, or null for no clipping")

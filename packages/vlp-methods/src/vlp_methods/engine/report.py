@@ -63,6 +63,8 @@ class Screen(logging.Handler):
         self.line = ""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if hasattr(record, "file_only"):  # said on stderr; log.txt has it with its traceback
+            return
         text = self.format(record)
         if self.rewrite and hasattr(record, "progress"):
             self.line = text

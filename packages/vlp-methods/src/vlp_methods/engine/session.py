@@ -123,7 +123,7 @@ def _fail(error: BaseException | None, code: int, options: Options, message: str
     rank = os.environ.get("RANK", "0")
     if isinstance(error, NotFiniteError) and rank != "0":
         return code  # every rank has the same failure; rank 0 says it
-    log.debug("exit code %d", code, exc_info=error)
+    log.error("%s", message, exc_info=error, extra={"file_only": True})
     print(f"vlp-train: {f'rank {rank}: ' if rank != '0' else ''}{message}", file=sys.stderr)
     if options.debug and error is not None and code != 1:
         traceback.print_exception(error)
@@ -164,10 +164,10 @@ def _train(recipe: Recipe, options: Options, ranks: Ranks, stop: StopSignals, lo
                 log.info("changed: %s: %r -> %r", key, before, after)
             trainable = sum(p.numel() for p in job.task.parameters() if p.requires_grad)
             log.info(
-                "%s: %s steps, %.4g M parameters, %d x %s, %s, in %s%s",
+                "%s: %s steps, %s parameters, %d x %s, %s, in %s%s",
                 recipe.name,
                 settings.steps,
-                trainable / 1e6,
+                f"{trainable:,}",
                 ranks.world,
                 ranks.device.type,
                 settings.precision,
