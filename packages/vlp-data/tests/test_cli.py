@@ -1,3 +1,5 @@
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,25 @@ def test_user_errors_are_one_line_and_exit_2(tmp_path: Path, capsys: pytest.Capt
         assert message in error
         assert error.startswith(f"vlp-data {arguments[0]}: ")
         assert error.count("\n") == 1
+
+
+def test_readme_commands_and_example_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    text = (
+        (Path(__file__).parents[1] / "README.md")
+        .read_text()
+        .split("## The shapes world")[1]
+        .split("\n## ")[0]
+    )
+    (commands,) = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for command in commands.splitlines():
+        name, *arguments = shlex.split(command, comments=True)
+        assert name == "vlp-data"
+        assert main(arguments) == 0
+    capsys.readouterr()
+    exec(example, {})
+    assert capsys.readouterr().out == shapes.annotate(shapes.draw(0, 7)).captions[0] + "\n"
 
 
 def test_unknown_option_exits_2() -> None:

@@ -191,12 +191,17 @@ def test_every_word_of_the_world_occurs() -> None:
 
 @pytest.mark.parametrize("size", [32, 97, 224])
 def test_pictures_of_any_size_show_the_same_objects(size: int) -> None:
-    scene = shapes.draw(11, 0, size=size)
-    assert scene.image.shape == (size, size, 3)
-    assert scene.image.dtype == np.uint8
-    assert [(t.kind, t.color) for t in scene.things] == [(t.kind, t.color) for t in SCENES[0].things]
-    for box, other in zip(scene.boxes, SCENES[0].boxes, strict=True):
-        assert np.abs(np.array(box) / size - np.array(other) / 96).max() < 1.6 / min(size, 96)
+    for other in SCENES[:12]:
+        scene = shapes.draw(11, other.index, size=size)
+        assert scene.image.shape == (size, size, 3)
+        assert scene.image.dtype == np.uint8
+        assert scene.layout == other.layout
+        for whole, whole96 in zip(scene.whole_masks, other.whole_masks, strict=True):
+            # Area and centre as shares of the picture, to about a pixel of the smaller picture.
+            pixel = 1 / min(size, 96)
+            assert abs(whole.mean() ** 0.5 - whole96.mean() ** 0.5) < pixel
+            for mine, theirs in zip(np.nonzero(whole), np.nonzero(whole96), strict=True):
+                assert abs((mine.mean() + 0.5) / size - (theirs.mean() + 0.5) / 96) < pixel
 
 
 @pytest.mark.parametrize(

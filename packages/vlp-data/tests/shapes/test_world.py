@@ -219,6 +219,19 @@ def test_content_hash_is_that_of_pixels_and_records(folder: Path, records: list[
     assert read(folder / "manifest.json")["content"] == digest.hexdigest()
 
 
+def test_an_empty_folder_and_a_link_to_one_are_filled(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    shapes.ensure(tmp_path / "link", images=3, size=32)
+    assert shapes.verify(tmp_path / "real") == []
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_urls_are_refused() -> None:
+    with pytest.raises(ValueError, match="memory://shapes is a URL"):
+        shapes.ensure("memory://shapes", images=3)
+
+
 def test_write_refuses_a_folder_with_content(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is not empty"):

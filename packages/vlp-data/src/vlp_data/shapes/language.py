@@ -325,7 +325,7 @@ def expressions(scene: Scene, dice: Dice) -> tuple[Expression, ...]:
     found = []
     for number in range(len(things)):
         looks = facts.unique_looks(things, number)
-        usual = [wanted for wanted in looks if facts.is_usual(wanted)] or looks
+        usual = [wanted for wanted in looks if facts.is_usual(wanted)] or looks[:1]
         chosen = dict.fromkeys([usual[0], dice.choice(usual[:4])])
         found += [Expression(text="the " + noun(wanted), number=number, by="looks") for wanted in chosen]
         found += dice.sample(_by_place(scene, number), 1)

@@ -121,7 +121,7 @@ def paint_object(
     colors: Tones,
     direction: str,
     dice: Dice,
-) -> NDArray[np.uint8]:
+) -> None:
     """Paint one object over `picture` ([size, size, 3], changed in place).
 
     Args:
@@ -131,17 +131,14 @@ def paint_object(
         colors: its tones.
         direction: of the stripes.
         dice: offsets of the pattern.
-
-    Returns:
-        Coverage of each pixel by the object, 0 to 16.
     """
     size = picture.shape[0]
     shift = dice.below(512)
-    whole = coverage(inside)
+    # Only the pixels that the object touches.
     window = tuple(
-        slice(int(hit[0]), int(hit[-1]) + 1)
+        slice(int(hit[0]) // SAMPLES, int(hit[-1]) // SAMPLES + 1)
         for axis in (1, 0)
-        for hit in [np.flatnonzero(whole.any(axis=axis))]
+        for hit in [np.flatnonzero(inside.any(axis=axis))]
     )
     rows_of, columns_of = (slice(part.start * SAMPLES, part.stop * SAMPLES) for part in window)
     rows, columns = _lines(size)
@@ -176,7 +173,6 @@ def paint_object(
         part += share[:, :, None] * np.array(color, dtype=np.int32)
     part += full // 2
     part //= full
-    return whole
 
 
 def paint_background(

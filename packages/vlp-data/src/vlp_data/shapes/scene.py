@@ -7,13 +7,16 @@ from numpy.typing import NDArray
 
 from vlp_data.shapes import paint
 from vlp_data.shapes.dice import Dice
-from vlp_data.shapes.figures import KINDS, SAMPLES, SPAN, TILTS, rasterise
+from vlp_data.shapes.figures import KINDS, SAMPLES, SPAN, TILTS, coverage, rasterise
 
 SIZES = ("small", "medium", "large")
 RADII = {"small": (310, 380), "medium": (540, 630), "large": (840, 960)}
 """Radius of each size in canvas units (4096 per side); the gaps keep the words apart."""
 
 SMALLEST_PICTURE, LARGEST_PICTURE = 32, 2048
+
+JUDGED_PIXELS = 96
+"""Size at which a layout is accepted."""
 
 # Purposes of the random streams of one scene.
 LAYOUT, PAINT, TEXT, PAIR = range(4)
@@ -95,6 +98,8 @@ def draw(seed: int, index: int, *, size: int = 96) -> Scene:
     The result is the same bit for bit on every machine: only integer arithmetic and the raw words of a
     pinned bit generator are used.
 
+    The layout does not depend on `size`; sentences are judged on the pixels and may differ between sizes.
+
     Args:
         seed: the world, 0 to 2**32 - 1.
         index: the scene, 0 to 2**32 - 1.
@@ -110,9 +115,10 @@ def draw(seed: int, index: int, *, size: int = 96) -> Scene:
         layout = _arrange(Dice(seed, index, LAYOUT, attempt))
         if layout is None:
             continue
-        scene = _paint(seed, index, layout, size)
-        if scene is not None:
-            return scene
+        # Judged at one size, so that a scene has the same layout at every size.
+        stencils = _stencils(layout, JUDGED_PIXELS)
+        if _is_seen(stencils):
+            return _paint(seed, index, layout, stencils if size == JUDGED_PIXELS else _stencils(layout, size))
     raise AssertionError(f"scene {index} of seed {seed} has no layout in 1000 attempts")
 
 
@@ -186,36 +192,45 @@ def _place(dice: Dice, others: list[Thing], radius: int) -> tuple[int, int]:
     return dice.below(SPAN), dice.below(SPAN)
 
 
-def _paint(seed: int, index: int, layout: Layout, size: int) -> Scene | None:
+def _stencils(layout: Layout, size: int) -> list[NDArray[np.bool_]]:
+    """The samples inside each thing."""
+    return [rasterise(t.kind, x=t.x, y=t.y, radius=t.radius, turn=t.turn, size=size) for t in layout.things]
+
+
+def _masks(stencils: list[NDArray[np.bool_]]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """(visible, whole) masks: a pixel belongs to the foremost thing that covers at least half of it."""
+    whole = np.stack([coverage(stencil) >= SAMPLES**2 // 2 for stencil in stencils])
+    # Counted from the front: the first thing hides all behind it.
+    ahead = np.cumsum(whole[::-1], axis=0)[::-1] - whole
+    return whole & (ahead == 0), whole
+
+
+def _is_seen(stencils: list[NDArray[np.bool_]]) -> bool:
+    """Whether at least 60 % of every thing is visible, or its kind could not be told."""
+    visible, whole = (masks.sum(axis=(1, 2)) for masks in _masks(stencils))
+    return bool((visible * 100 >= whole * 60).all())
+
+
+def _paint(seed: int, index: int, layout: Layout, stencils: list[NDArray[np.bool_]]) -> Scene:
     dice = Dice(seed, index, PAINT)
     ground = layout.background
+    size = stencils[0].shape[0] // SAMPLES
     picture = paint.paint_background(
         size, kind=ground.kind, colors=ground.rgb, direction=ground.direction, dice=dice
     )
-    owner = np.full((size, size), -1)
-    whole_masks = []
-    half = SAMPLES**2 // 2
-    for number, thing in enumerate(layout.things):
-        inside = rasterise(thing.kind, x=thing.x, y=thing.y, radius=thing.radius, turn=thing.turn, size=size)
-        covered = paint.paint_object(
+    for thing, inside in zip(layout.things, stencils, strict=True):
+        paint.paint_object(
             picture, inside, texture=thing.texture, colors=thing.tones, direction=thing.direction, dice=dice
         )
-        whole_masks.append(covered >= half)
-        owner[covered >= half] = number
-    masks = owner == np.arange(len(layout.things))[:, None, None]
-    for visible, whole in zip(masks, whole_masks, strict=True):
-        # Most of an object must be seen, or its kind could not be told.
-        if visible.sum() * 100 < whole.sum() * 60:
-            return None
-    boxes = tuple(_extent(mask) for mask in masks)
+    masks, whole_masks = _masks(stencils)
     return Scene(
         seed=seed,
         index=index,
         layout=layout,
         image=picture.astype(np.uint8),
         masks=masks,
-        whole_masks=np.stack(whole_masks),
-        boxes=boxes,
+        whole_masks=whole_masks,
+        boxes=tuple(_extent(mask) for mask in masks),
     )
 
 

@@ -81,7 +81,7 @@ def write(
         ValueError: an argument is out of range.
         FileExistsError: `folder` has content.
     """
-    path = Path(folder).absolute()
+    path = _local(folder)
     parameters = _parameters(images=images, seed=seed, size=size, val=val, test=test)
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1")
@@ -113,7 +113,7 @@ def ensure(
         ValueError: `folder` holds something else: other parameters, another format version, files missing,
         or no manifest at all.
     """
-    path = Path(folder).absolute()
+    path = _local(folder)
     parameters = _parameters(images=images, seed=seed, size=size, val=val, test=test)
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1")
@@ -153,7 +153,7 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
     Raises:
         ValueError: the folder has no usable manifest.
     """
-    path = Path(folder)
+    path = _local(folder)
     problems = []
     for name, expected in _manifest(path)["files"].items():
         if not (path / name).is_file():
@@ -161,6 +161,12 @@ def verify(folder: str | os.PathLike[str]) -> list[str]:
         elif _hash(path / name) != expected:
             problems.append(f"{name}: changed since it was written")
     return problems
+
+
+def _local(folder: str | os.PathLike[str]) -> Path:
+    if "://" in os.fspath(folder):
+        raise ValueError(f"{folder} is a URL; shapes are written to a local folder, copy it from there")
+    return Path(folder).expanduser().resolve()
 
 
 def _parameters(*, images: int, seed: int, size: int, val: int | None, test: int | None) -> dict[str, Any]:
