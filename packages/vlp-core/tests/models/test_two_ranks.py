@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
-
 from vlp_core import models
 from vlp_core.losses import Negatives
 from vlp_core.models.xvlm_losses import retrieval_losses

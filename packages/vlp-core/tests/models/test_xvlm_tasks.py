@@ -1,7 +1,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from vlp_core.losses import masked_language_loss
 
 

@@ -252,7 +252,7 @@ def test_picture_size_is_read_from_swins_masks_or_asked_for():
 
 def test_widths_without_a_known_number_of_heads_are_asked_for():
     state = official(tiny(text={**TINY["text"], "width": 48}))
-    with pytest.raises(CheckpointError, match="48 wide, no multiple of 64.*give `arguments`"):
+    with pytest.raises(CheckpointError, match=r"48 wide, no multiple of 64.*give `arguments`"):
         xvlm.infer_arguments(Checkpoint(state, {"config": {"image_res": 64}}))
 
 

@@ -221,18 +221,10 @@ def _load_from_pretraining(model: nn.Module, state: Mapping[str, Tensor], name: 
     expected = model.state_dict()
     for key, tensor in ours.items():
         for target in targets(key):
-            # VQA's decoder attends to text where pre-training attended to images: copied only when the widths agree.
-            if target in expected and not (
-                _is_answer_key_value(target) and tensor.shape != expected[target].shape
-            ):
+            if target in expected and not target.startswith(fresh):
                 placed[target] = tensor
                 used.add(key)
-    fresh = {
-        "nlvr": ("cls_head",),
-        "nlvr_domain": ("ta_head",),
-        "vqa": ("decoder.layers.*.cross.key_value",),
-    }
-    result = loading.load(model, placed, allow_missing=fresh.get(layout_of(model), ()), name=name)
+    result = loading.load(model, placed, allow_missing=fresh, name=name)
     if unmatched:
         raise CheckpointError(f"{name} holds {len(unmatched)} unknown tensors: {groups(unmatched)}")
     adapter = head + body if any(key.startswith("mlm_head.") for key in used) else body
