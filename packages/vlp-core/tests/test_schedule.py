@@ -1,5 +1,5 @@
 import pytest
-from vlp_core.schedule import cosine, linear, named, warmup_steps
+from vlp_core.schedule import constant, cosine, linear, named, warmup_steps
 
 
 def test_linear_rises_from_zero_and_falls_to_zero():
@@ -25,8 +25,13 @@ def test_cosine_ends_at_its_floor():
     assert cosine(9, warmup=2, total_steps=6, floor=0.1) == pytest.approx(0.1)
 
 
+def test_constant_stays_at_one_after_the_warmup():
+    assert [constant(step, warmup=2, total_steps=4) for step in range(6)] == [0, 0.5, 1, 1, 1, 1]
+
+
 def test_schedules_by_name():
+    assert named("constant", warmup=2, total_steps=6)(1) == 0.5
     assert named("linear", warmup=2, total_steps=6)(3) == linear(3, warmup=2, total_steps=6)
     assert named("cosine", warmup=2, total_steps=6)(3) == cosine(3, warmup=2, total_steps=6)
-    with pytest.raises(ValueError, match="choose among linear, cosine"):
+    with pytest.raises(ValueError, match="choose among linear, cosine, constant"):
         named("step", warmup=2, total_steps=6)

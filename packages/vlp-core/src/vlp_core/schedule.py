@@ -1,11 +1,8 @@
 """Learning-rate schedules as pure functions of the step; they return a factor on the base rate."""
 
-import functools
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
-from collections.abc import Callable
 from typing import Literal
 
 
@@ -43,16 +40,8 @@ def constant(step: int, *, warmup: int | float, total_steps: int) -> float:
 def named(
     kind: Literal["linear", "cosine", "constant"], *, warmup: int | float, total_steps: int
 ) -> Callable[[int], float]:
-    """The schedule of a recipe as a function of the step alone."""
-    functions = {"linear": linear, "cosine": cosine, "constant": constant}
-    return functools.partial(functions[kind], warmup=warmup, total_steps=total_steps)
-
-
-def named(
-    kind: Literal["linear", "cosine"], *, warmup: int | float, total_steps: int
-) -> Callable[[int], float]:
     """The schedule of that name as a function of the step alone. Raises `ValueError` for a name that is not known."""
-    schedules = {"linear": linear, "cosine": cosine}
+    schedules = {"linear": linear, "cosine": cosine, "constant": constant}
     if kind not in schedules:
         raise ValueError(f"schedule {kind!r} is not known; choose among {', '.join(schedules)}")
     return partial(schedules[kind], warmup=warmup, total_steps=total_steps)
