@@ -1,12 +1,14 @@
 """Region sampling against the reference's recorded draws, boxes, masks and pictures."""
 
+import json
 import random
 
 import pytest
 import torch
+from vlp_data.errors import BadSample
 from vlp_data.images import open_image
 from vlp_data.options import MaskingOptions, RegionLines, RegionOptions, TextOptions
-from vlp_data.regions import collate_regions, sample_regions
+from vlp_data.regions import choose_pairs, collate_regions, patch_mask, sample_regions
 from vlp_data.sources.lines import parse_regions
 from vlp_data.text import Tokenizer
 
@@ -85,3 +87,164 @@ def test_region_dataset(case):
         torch.testing.assert_close(batch.target_boxes, torch.tensor(want["target_bbox"]))
         assert len(batch.image) == want["n_images"]
     assert compared == set(images)
+
+
+def patch_mask_rows(case):
+    for file in [case.path] if case.path.is_file() else sorted(case.path.glob("*.json")):
+        content = json.loads(file.read_text())
+        if isinstance(content, list) and content and {"num_patch", "on"} <= set(content[0]):
+            return content
+    return None
+
+
+@pytest.mark.golden("xvlm", lambda case: patch_mask_rows(case) is not None)
+def test_image_attention_masks(case):
+    for row in patch_mask_rows(case):
+        size, side = row["image_res"], row["num_patch"]
+        mask = patch_mask((row["x"], row["y"], row["w"], row["h"]), size=size, patch_size=size // side)
+        assert mask.shape == (1 + side * side,)
+        assert mask.nonzero().flatten().tolist() == row["on"]
+
+
+def test_the_smallest_box_covers_one_patch():
+    assert patch_mask((31.9, 31.9, 0.0, 0.0), size=32, patch_size=16).tolist() == [1, 0, 0, 0, 1]
+    assert patch_mask((32.0, 0.0, 0.0, 0.0), size=32, patch_size=16).tolist() == [1, 0, 1, 0, 0]
+    assert patch_mask(None, size=32, patch_size=16).tolist() == [1] * 5
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(9, 9), (20, 8), (5, 8), (8, 16), (3, 10), (1, 4)])
+def test_a_batch_always_has_the_same_number_of_pairs(count, wanted):
+    chosen = choose_pairs(count, wanted, random.Random(0))
+    assert len(chosen) == wanted
+    counts = [chosen.count(i) for i in range(count)]
+    if count >= wanted:
+        assert max(counts) == 1
+    else:
+        assert min(counts) >= 1 and max(counts) - min(counts) <= 1
+
+
+def test_no_pair_at_all_is_refused():
+    with pytest.raises(ValueError, match="no pair"):
+        choose_pairs(0, 4, random.Random(0))
+
+
+@pytest.fixture
+def drawn(tokenizer, region_line):
+    """drawn(seed, careful_flip=..., elems=..., ...) -> example of a line of the conftest."""
+
+    def draw(seed=0, *, options=None, augment=False, **changes):
+        sample = parse_regions(region_line(**changes), "lines", 1, RegionLines(files=()))
+        return sample_regions(
+            sample,
+            open_image(sample.images[0]),
+            tokenizer,
+            random.Random(seed),
+            size=32,
+            text=TextOptions(max_tokens=8),
+            masking=MaskingOptions(max_masks=2),
+            regions=options or RegionOptions(),
+            augment=augment,
+        )
+
+    return draw
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_boxes_lie_in_the_view_and_the_first_pair_is_the_whole_picture(drawn, seed):
+    example = drawn(seed, augment=True)
+    assert example.image.shape == (3, 32, 32)
+    assert example.pairs[0].box is None
+    assert 2 <= len(example.pairs) <= 4  # the caption, and at least the box of the crop
+    for pair in example.pairs[1:]:
+        x, y, w, h = pair.box
+        assert w > 0 and h > 0
+        assert x >= -1e-6 and y >= -1e-6 and x + w <= 32 + 1e-4 and y + h <= 32 + 1e-4
+
+
+def test_pairs_are_limited_with_the_caption_counted(drawn):
+    for seed in range(10):
+        assert len(drawn(seed, options=RegionOptions(max_regions=2)).pairs) == 2
+        assert len(drawn(seed, options=RegionOptions(max_regions=2), caption=None).pairs) <= 2
+
+
+def test_attributes_stand_before_the_text(drawn, tokenizer):
+    texts = {tokenizer.decode(pair.text.ids) for seed in range(30) for pair in drawn(seed).pairs}
+    assert texts >= {"a dog on the grass", "a dog", "bright grass", "red the cat", "bright a cat"}
+    assert "grass" not in texts
+
+
+def test_flipping_mirrors_boxes(drawn):
+    elems = [{"caption": "a dog", "bb": [0, 0, 60, 40]}, {"caption": "a cat", "bb": [0, 0, 15, 40]}]
+    seen = set()
+    for seed in range(20):
+        example = drawn(seed, elems=elems, caption=None)
+        if example.crop != (0, 0, 60, 40):
+            continue
+        boxes = {round(pair.box[2]): pair.box[0] for pair in example.pairs}
+        assert boxes[8] == pytest.approx(24 if example.flipped else 0)
+        seen.add(example.flipped)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("careful_flip", "caption", "flips"),
+    [
+        ("off", "the left dog", True),
+        ("substring", "the left dog", False),
+        ("substring", "a bright dog", False),
+        ("word", "the left dog", False),
+        ("word", "a bright dog", True),
+    ],
+)
+def test_careful_flip(drawn, careful_flip, caption, flips):
+    elems = [{"caption": "a dog", "bb": [5, 5, 20, 20]}]
+    options = RegionOptions(careful_flip=careful_flip)
+    flipped = [drawn(seed, options=options, elems=elems, caption=caption).flipped for seed in range(20)]
+    assert any(flipped) == flips
+
+
+@pytest.mark.parametrize(
+    "box", [[50, 5, 20, 20], [-1, 5, 20, 20], [5, 30, 20, 20], [5, 5, 0, 20], [5, 5, 10, -3]]
+)
+def test_a_box_outside_the_picture_skips_the_line(drawn, box):
+    with pytest.raises(BadSample) as error:
+        drawn(elems=[{"caption": "a dog", "bb": box}])
+    assert (error.value.cause, error.value.file) == ("box outside the picture", "lines:1")
+
+
+def test_boxes_can_be_clipped_instead(drawn):
+    clip = RegionOptions(outside_boxes="clip")
+    example = drawn(options=clip, elems=[{"caption": "a dog", "bb": [50, 5, 20, 20]}], caption=None)
+    assert example.crop[0] <= 50 and example.crop[2] == 60 and len(example.pairs) == 1
+    with pytest.raises(BadSample, match="no regions"):
+        drawn(options=clip, elems=[{"caption": "a dog", "bb": [70, 5, 20, 20]}])
+
+
+def test_barely_visible_boxes_are_left_out(drawn):
+    elems = [{"caption": "a dog", "bb": [0, 0, 10, 40]}, {"caption": "a cat", "bb": [0, 0, 60, 40]}]
+    few = [
+        len(drawn(s, options=RegionOptions(min_visible=0.9), elems=elems, caption=None).pairs)
+        for s in range(30)
+    ]
+    all_of = [
+        len(drawn(s, options=RegionOptions(min_visible=0.0), elems=elems, caption=None).pairs)
+        for s in range(30)
+    ]
+    assert set(all_of) == {2} and min(few) == 1
+
+
+def test_collation_counts_padded_pairs_and_drops_pictures_without_a_pair(drawn, tokenizer):
+    examples = [drawn(1), drawn(2)._replace(pairs=()), drawn(3)]
+    pairs = sum(len(example.pairs) for example in examples)
+    common = {
+        "size": 32,
+        "text": TextOptions(max_tokens=8),
+        "masking": MaskingOptions(max_masks=2),
+        "patch_size": 16,
+    }
+    batch = collate_regions(examples, tokenizer, random.Random(0), batch_texts=pairs + 3, **common)
+    assert batch.padded_pairs == 3 and len(batch.image) == 2
+    assert set(batch.image_index.tolist()) == {0, 1}
+    assert batch.image_attention_mask.shape == (pairs + 3, 5)
+    assert batch.target_boxes[batch.is_image == 1].unique(dim=0).tolist() == [[0.5, 0.5, 1.0, 1.0]]
+    assert collate_regions(examples, tokenizer, random.Random(0), batch_texts=2, **common).padded_pairs == 0

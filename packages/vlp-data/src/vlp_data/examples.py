@@ -120,15 +120,21 @@ class RegionExamples:
 
     source: Source
     tokenizer: Tokenizer
+    batch_texts: int
+    """(region, text) pairs of one rank's batch; always exactly this many."""
+    patch_size: int
+    """Side in pixels of the square that one image token stands for (the encoder's total stride)."""
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=TextOptions)
     masking: MaskingOptions = field(default_factory=MaskingOptions)
     regions: RegionOptions = field(default_factory=RegionOptions)
 
     def __post_init__(self) -> None:
-        if self.image.size % self.regions.patch_size:
+        if self.batch_texts <= 0:
+            raise ValueError(f"batch_texts={self.batch_texts} must be positive")
+        if self.patch_size <= 0 or self.image.size % self.patch_size:
             raise ValueError(
-                f"image size {self.image.size} must be a multiple of patch_size={self.regions.patch_size}"
+                f"image size {self.image.size} must be a multiple of patch_size={self.patch_size}"
             )
 
     def __len__(self) -> int:

@@ -10,12 +10,15 @@ never stops it, and a wrong image root stops it within the first batches. `max_b
 it has read itself.
 """
 
+import atexit
 import logging
 import multiprocessing
 import signal
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import torch
@@ -128,6 +131,8 @@ class Loader(Generic[_Batch]):
         `timeout_seconds`: stop when workers deliver nothing for this long (0: wait for ever). `start_method`: how workers are started,
         None for Python's default. Raises ValueError for an impossible split and for an empty source.
         """
+        self._iterator: Iterator[_Answer] | None = None
+        self._processes: list[BaseProcess] = []
         if global_batch <= 0 or global_batch % world:
             raise ValueError(
                 f"the global batch {global_batch} must be a positive multiple of the {world} ranks"
@@ -145,10 +150,9 @@ class Loader(Generic[_Batch]):
         self.read = 0
         """Samples read by this rank, unusable ones included."""
         self._bad_files: dict[str, list[str]] = {}
-        self._iterator: Iterator[_Answer] | None = None
-        self._loader_arguments: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
+        self._arguments: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
         if workers:
-            self._loader_arguments |= {
+            self._arguments |= {
                 "prefetch_factor": prefetch,
                 "timeout": timeout_seconds,
                 "worker_init_fn": _prepare_worker,
@@ -160,22 +164,13 @@ class Loader(Generic[_Batch]):
 
     def __next__(self) -> _Batch:
         if self._iterator is None:
-            self._iterator = iter(
-                DataLoader(
-                    _Batches(self.examples, self.order.seed),
-                    batch_size=None,
-                    sampler=_Requests(self.order, self.position, self.global_batch, self.rank, self.world),
-                    collate_fn=_as_it_is,
-                    generator=torch.Generator(),  # its own, because the global one belongs to the training step
-                    **self._loader_arguments,
-                )
-            )
+            self._iterator = self._start()
         try:
             batch, skipped = next(self._iterator)
         except RuntimeError as error:
             self.close()
             if "timed out" in str(error):
-                seconds = self._loader_arguments["timeout"]
+                seconds = self._arguments["timeout"]
                 raise DataError(
                     f"no batch within {seconds:g} s at position {self.position}: storage hangs, or the workers starve"
                 ) from error
@@ -193,6 +188,23 @@ class Loader(Generic[_Batch]):
             )
         self.position += self.global_batch
         return batch
+
+    def _start(self) -> Iterator[_Answer]:
+        loader = DataLoader(
+            _Batches(self.examples, self.order.seed),
+            batch_size=None,
+            sampler=_Requests(self.order, self.position, self.global_batch, self.rank, self.world),
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # its own, because the global one belongs to the training step
+            **self._arguments,
+        )
+        before = multiprocessing.active_children()
+        iterator = iter(loader)
+        self._processes = [child for child in multiprocessing.active_children() if child not in before]
+        if self._processes:
+            # Before multiprocessing itself ends its children at exit, which they would take their time over (see `_prepare_worker`).
+            atexit.register(_close, weakref.ref(self))
+        return iterator
 
     def _account(self, batch: Any, skipped: list[Skipped]) -> None:
         self.read += len(skipped) + (0 if batch is None else self.global_batch // self.world)
@@ -260,7 +272,18 @@ class Loader(Generic[_Batch]):
 
     def close(self) -> None:
         """End the workers. The next batch starts new ones at the current position."""
-        self._iterator = None
+        iterator, self._iterator = self._iterator, None
+        if self._processes and iterator is not None:
+            # Dropping the iterator would do, but the traceback of an error may hold it.
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+        for process in self._processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+        self._processes = []
+
+    def __del__(self) -> None:
+        self.close()
 
     def __enter__(self) -> Self:
         return self
@@ -285,6 +308,11 @@ class _Requests:
         while True:
             yield _Request(position, self.order.indices(position, own))
             position += self.global_batch
+
+
+def _close(loader: weakref.ref[Loader]) -> None:
+    if (open_still := loader()) is not None:
+        open_still.close()
 
 
 def _as_it_is(answer: _Answer) -> _Answer:

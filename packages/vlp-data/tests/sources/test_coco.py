@@ -1,0 +1,172 @@
+"""COCO and Karpathy files."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from vlp_data.errors import DataError
+from vlp_data.images import open_image
+from vlp_data.options import CocoCaptions, CocoInstances, Karpathy
+
+IMAGES = [
+    {"id": 1, "file_name": "1.jpg", "width": 60, "height": 40, "license": 4},
+    {"id": 2, "file_name": "2.jpg", "width": 60, "height": 40},
+    {"id": 3, "file_name": "3.jpg", "width": 60, "height": 40},
+]
+LICENCES = [{"id": 4, "name": "CC BY 2.0"}]
+
+
+@pytest.fixture
+def captions(tmp_path):
+    annotations = [
+        {"id": 10, "image_id": 1, "caption": "A dog."},
+        {"id": 11, "image_id": 1, "caption": "One dog"},
+        {"id": 12, "image_id": 3, "caption": "A cat"},
+        {"id": 13, "image_id": 99, "caption": "Lost"},
+    ]
+    file = tmp_path / "captions_val.json"
+    file.write_text(json.dumps({"images": IMAGES, "annotations": annotations, "licenses": LICENCES}))
+    return str(file)
+
+
+@pytest.fixture
+def instances(tmp_path):
+    common = {"category_id": 7, "iscrowd": 0, "area": 1.0, "segmentation": [[0, 0, 1, 0, 1, 1]]}
+    annotations = [
+        {**common, "id": 20, "image_id": 1, "bbox": [1.5, 2, 10, 20]},
+        {**common, "id": 21, "image_id": 1, "bbox": [40, 2, 20.01, 20]},
+        {**common, "id": 22, "image_id": 1, "bbox": [1, 2, 0, 20]},
+        {**common, "id": 23, "image_id": 2, "bbox": [1, 2, 3, 4], "iscrowd": 1},
+        {**common, "id": 24, "image_id": 99, "bbox": [1, 2, 3, 4]},
+    ]
+    file = tmp_path / "instances_val.json"
+    content = {"images": IMAGES, "annotations": annotations, "categories": [{"id": 7, "name": "dog"}]}
+    file.write_text(json.dumps(content))
+    return str(file)
+
+
+def test_captions_by_picture(captions):
+    source = CocoCaptions(annotations=captions, images="/p").open()
+    assert [source[n].key for n in range(len(source))] == ["captions_val/1", "captions_val/3"]
+    sample = source[0]
+    assert [(t.text, t.role, t.id) for t in sample.texts] == [
+        ("A dog.", "caption", 10),
+        ("One dog", "caption", 11),
+    ]
+    assert (sample.images[0].path, sample.images[0].id, sample.images[0].size) == ("/p/1.jpg", 1, (60, 40))
+    assert sample.meta["licence"] == "CC BY 2.0"
+    assert source.describe()["notes"] == {"captions of unknown pictures": 1, "pictures without captions": 1}
+    assert pickle.loads(pickle.dumps(source))[1] == source[1]
+
+
+def test_instances_with_captions(instances, captions):
+    source = CocoInstances(annotations=instances, images="/p", captions=captions).open()
+    assert len(source) == 1
+    sample = source[0]
+    assert [(t.text, t.role) for t in sample.texts] == [
+        ("A dog.", "caption"),
+        ("One dog", "caption"),
+        ("dog", "class_name"),
+        ("dog", "class_name"),
+    ]
+    first, second = sample.regions
+    assert (first.box, first.texts, first.category, first.id) == ((1.5, 2, 11.5, 22), (2,), 7, 20)
+    assert second.box == (40, 2, 60, 22) and second.texts == (3,)
+    assert source.describe()["notes"] == {
+        "boxes clipped by less than a pixel": 1,
+        "boxes without area": 1,
+        "crowds": 1,
+        "boxes of unknown pictures": 1,
+        "captions of unknown pictures": 1,
+        "pictures without regions": 2,
+    }
+
+
+def test_crowds_on_request(instances):
+    source = CocoInstances(annotations=instances, images="/p", crowd=True).open()
+    assert [source[n].regions[-1].crowd for n in range(len(source))] == [False, True]
+
+
+@pytest.fixture
+def karpathy(tmp_path):
+    images = [
+        {
+            "filepath": "val2014" if split != "train" else "train2014",
+            "filename": f"{n}.jpg",
+            "cocoid": n,
+            "split": split,
+            "sentences": [{"raw": f"Text {n}.", "sentid": n}],
+        }
+        for n, split in enumerate(["train", "restval", "val", "test", "train"])
+    ]
+    file = tmp_path / "dataset.json"
+    file.write_text(json.dumps({"dataset": "coco", "images": images}))
+    return str(file)
+
+
+def test_karpathy_train_includes_restval(karpathy):
+    def keys(**options):
+        source = Karpathy(annotations=karpathy, images="/p", **options).open()
+        return [source[n].key for n in range(len(source))]
+
+    assert keys(split="train") == ["coco/train/0", "coco/restval/1", "coco/train/4"]
+    assert keys(split="train", restval=False) == ["coco/train/0", "coco/train/4"]
+    assert keys(split="test") == ["coco/test/3"]
+    sample = Karpathy(annotations=karpathy, images="/p", split="restval").open()[0]
+    assert sample.images[0].path == "/p/val2014/1.jpg"
+    assert [(t.text, t.id) for t in sample.texts] == [("Text 1.", 1)]
+
+
+def test_faults_name_file_and_field(tmp_path, captions, instances):
+    def broken(change, file):
+        content = json.loads(Path(file).read_text())
+        change(content)
+        (tmp_path / "broken.json").write_text(json.dumps(content))
+        return str(tmp_path / "broken.json")
+
+    with pytest.raises(DataError, match=r"broken\.json: field `images` is missing"):
+        CocoCaptions(annotations=broken(lambda c: c.pop("images"), captions), images="").open()
+    with pytest.raises(DataError, match=r"annotations\.0: field `caption` is missing"):
+        CocoCaptions(annotations=instances, images="").open()
+    with pytest.raises(DataError, match=r"images\.1: the id 1 occurs twice"):
+        CocoCaptions(annotations=broken(lambda c: c["images"][1].update(id=1), captions), images="").open()
+    with pytest.raises(DataError, match=r"annotations\.2: category 8 is not in `categories`"):
+        CocoInstances(
+            annotations=broken(lambda c: c["annotations"][2].update(category_id=8), instances), images=""
+        ).open()
+    with pytest.raises(DataError, match="no picture with captions"):
+        CocoCaptions(annotations=broken(lambda c: c["annotations"].clear(), captions), images="").open()
+    with pytest.raises(FileNotFoundError, match=r"gone\.json not found"):
+        CocoCaptions(annotations=str(tmp_path / "gone.json"), images="").open()
+
+
+def test_real_files_agree_with_each_other(shared_data):
+    folder = shared_data / "coco-mini"
+    annotations = folder / "annotations"
+    captions = CocoCaptions(
+        annotations=str(annotations / "captions.json"), images=str(folder / "images")
+    ).open()
+    by_picture = {captions[n].images[0].id: [t.text for t in captions[n].texts] for n in range(len(captions))}
+    assert sum(map(len, by_picture.values())) == len(
+        json.loads((annotations / "captions.json").read_text())["annotations"]
+    )
+    karpathy = {}
+    for split in ("train", "val", "test"):
+        source = Karpathy(
+            annotations=str(annotations / "dataset_karpathy_style.json"), images=str(folder), split=split
+        ).open()
+        for number in range(len(source)):
+            karpathy[source[number].images[0].id] = sorted(t.text for t in source[number].texts)
+    assert karpathy == {key: sorted(texts) for key, texts in by_picture.items()}
+
+    instances = CocoInstances(
+        annotations=str(annotations / "instances.json"), images=str(folder / "images")
+    ).open()
+    raw = json.loads((annotations / "instances.json").read_text())["annotations"]
+    assert sum(len(instances[n].regions) for n in range(len(instances))) == sum(not a["iscrowd"] for a in raw)
+    for number in range(len(instances)):
+        sample = instances[number]
+        picture = open_image(sample.images[0])
+        assert picture.size == sample.images[0].size
+        assert all(r.box[2] <= picture.width and r.box[3] <= picture.height for r in sample.regions)
