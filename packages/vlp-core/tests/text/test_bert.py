@@ -214,9 +214,12 @@ def test_impossible_sizes_are_refused(changes, message):
         encoder(**changes)
 
 
-def test_too_long_text_is_refused():
-    with pytest.raises(ValueError, match="13 tokens do not fit the position table of 12 rows"):
-        encoder().encode(torch.zeros(1, 13, dtype=torch.long), None)
+@pytest.mark.parametrize(("kind", "tokens"), [("bert", 13), ("roberta", 11)])
+def test_too_long_text_is_refused(kind, tokens):
+    text = encoder(kind=kind, pad_id=1)
+    text.encode(torch.full((1, tokens - 1), 5), None)
+    with pytest.raises(ValueError, match=rf"{tokens} tokens do not fit the position table of 12 rows"):
+        text.encode(torch.full((1, tokens), 5), None)
 
 
 def test_groups_that_do_not_cover_the_rows_are_refused():
@@ -224,3 +227,9 @@ def test_groups_that_do_not_cover_the_rows_are_refused():
     states = text.encode(torch.ones(3, 4, dtype=torch.long), None)
     with pytest.raises(ValueError, match=r"the groups to read have \[2\] rows, the states 3"):
         text.fuse_and_read(states, None, torch.randn(3, 2, 10), (torch.zeros(2, 1, dtype=torch.long),))
+
+
+def test_fusing_without_fusion_layers_is_refused():
+    text = encoder(fusion_layer=None, image_width=None)
+    with pytest.raises(ValueError, match="no fusion layers"):
+        text(torch.ones(1, 3, dtype=torch.long), None, torch.ones(1, 2, 10))

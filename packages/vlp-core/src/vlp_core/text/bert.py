@@ -24,7 +24,8 @@ Shape letters: R text rows, T text tokens, W width, H heads, K width per head, M
 P positions read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -205,7 +206,7 @@ class Bert(nn.Module):
                 f"{layers - first_fusion} fusion layers cannot share key/value projections in groups of "
                 f"layers_per_image_projection={layers_per_image_projection}"
             )
-        self.kind = kind
+        self.kind: Literal["bert", "roberta"] = kind
         self.width = width
         self.image_width = image_width
         self.pad_id = pad_id
@@ -236,16 +237,17 @@ class Bert(nn.Module):
 
     def embed(self, ids_RT: Tensor) -> Tensor:
         """Sum of word, position and type 0 embeddings, normalised: [R, T] -> [R, T, W]."""
+        first = self.pad_id + 1 if self.kind == "roberta" else 0
+        if first + ids_RT.shape[1] > self.position_embedding.num_embeddings:
+            raise ValueError(
+                f"texts of {ids_RT.shape[1]} tokens do not fit the position table of "
+                f"{self.position_embedding.num_embeddings} rows, whose first position is {first}; lower max_tokens"
+            )
         if self.kind == "roberta":
             real = ids_RT.ne(self.pad_id)
             positions = real.cumsum(1) * real + self.pad_id
         else:
             positions = torch.arange(ids_RT.shape[1], device=ids_RT.device)
-        if ids_RT.shape[1] > self.position_embedding.num_embeddings:
-            raise ValueError(
-                f"texts of {ids_RT.shape[1]} tokens do not fit the position table of "
-                f"{self.position_embedding.num_embeddings} rows; lower max_tokens"
-            )
         x = self.word_embedding(ids_RT) + self.position_embedding(positions) + self.type_embedding.weight[0]
         return self.embedding_dropout(self.embedding_norm(x))
 
@@ -290,15 +292,9 @@ class Bert(nn.Module):
         Returns:
             States [R, T, W].
         """
-        indices = as_indices(image_index)
         mask = self_mask(mask_RT, tokens=x_RTW.shape[1], causal=causal, device=x_RTW.device)
-        image_masks = [take_image_mask(image_mask_MS, index) for index in indices]
-        projected: Tensor | None = None
-        for turn, layer in enumerate(self.layers[self.fusion_layer :]):
-            projected = self._project(turn, image_MSD, projected)
-            index = indices[turn % len(indices)]
-            rows = projected if index is None else take_rows(projected, index)
-            x_RTW = layer(x_RTW, mask, rows, image_masks[turn % len(indices)])
+        for layer, key_value, index, image_mask in self._turns(image_MSD, image_mask_MS, image_index):
+            x_RTW = layer(x_RTW, mask, take_images(key_value, index), image_mask)
         return x_RTW
 
     def fuse_and_read(
@@ -325,19 +321,11 @@ class Bert(nn.Module):
             raise ValueError(
                 f"the groups to read have {[positions.shape[0] for positions in read]} rows, the states {x_RTW.shape[0]}"
             )
-        indices = as_indices(image_index)
         mask = self_mask(mask_RT, tokens=x_RTW.shape[1], causal=False, device=x_RTW.device)
-        image_masks = [take_image_mask(image_mask_MS, index) for index in indices]
-        projected: Tensor | None = None
-        *body, last = self.layers[self.fusion_layer :]
-        for turn, layer in enumerate(body):
-            projected = self._project(turn, image_MSD, projected)
-            index = indices[turn % len(indices)]
-            rows = projected if index is None else take_rows(projected, index)
-            x_RTW = layer(x_RTW, mask, rows, image_masks[turn % len(indices)])
-        projected = self._project(len(body), image_MSD, projected)
-        index = indices[len(body) % len(indices)]
-        image_mask = image_masks[len(body) % len(indices)]
+        turns = self._turns(image_MSD, image_mask_MS, image_index)
+        for layer, key_value, index, image_mask in islice(turns, len(self.layers) - self.fusion_layer - 1):
+            x_RTW = layer(x_RTW, mask, take_images(key_value, index), image_mask)
+        last, key_value, index, image_mask = next(turns)
         groups = []
         start = 0
         for positions in read:
@@ -347,7 +335,7 @@ class Bert(nn.Module):
                 last(
                     x_RTW[part],
                     None if mask is None else mask[part],
-                    projected[part] if index is None else take_rows(projected, index[part]),
+                    key_value[part] if index is None else take_rows(key_value, index[part]),
                     None if image_mask is None else image_mask[part],
                     positions,
                 )
@@ -370,10 +358,23 @@ class Bert(nn.Module):
             x, mask_RT, image_MSD, image_mask_MS=image_mask_MS, image_index=image_index, causal=causal
         )
 
-    def _project(self, turn: int, image_MSD: Tensor, previous: Tensor | None) -> Tensor:
-        """Keys and values of the pool for fusion layer `turn`; `previous` where the layer shares them."""
-        key_value = self.layers[self.fusion_layer + turn].cross.key_value
-        return previous if key_value is None else key_value(image_MSD)
+    def _turns(
+        self, image_MSD: Tensor, mask_MS: Tensor | None, image_index: Tensor | Sequence[Tensor] | None
+    ) -> Iterator[tuple[nn.Module, Tensor, Tensor | None, Tensor | None]]:
+        """For each fusion layer, when its turn comes: the layer, the pool's keys and values, the image of each row, their masks."""
+        if self.image_width is None:
+            raise ValueError(
+                "this text encoder has no fusion layers; make it with fusion_layer and image_width"
+            )
+        indices = (
+            [image_index] if image_index is None or isinstance(image_index, Tensor) else list(image_index)
+        )
+        masks = [take_image_mask(mask_MS, index) for index in indices]
+        key_value = image_MSD
+        for turn, layer in enumerate(self.layers[self.fusion_layer :]):
+            if layer.cross.key_value is not None:
+                key_value = layer.cross.key_value(image_MSD)
+            yield layer, key_value, indices[turn % len(indices)], masks[turn % len(indices)]
 
 
 def self_mask(mask_RT: Tensor | None, *, tokens: int, causal: bool, device: torch.device) -> Tensor | None:
@@ -385,8 +386,9 @@ def self_mask(mask_RT: Tensor | None, *, tokens: int, causal: bool, device: torc
     return lower[None, None] if mask is None else mask & lower
 
 
-def as_indices(image_index: Tensor | Sequence[Tensor] | None) -> list[Tensor | None]:
-    return [image_index] if image_index is None or isinstance(image_index, Tensor) else list(image_index)
+def take_images(key_value_MSW2: Tensor, index_R: Tensor | None) -> Tensor:
+    """Keys and values for each row."""
+    return key_value_MSW2 if index_R is None else take_rows(key_value_MSW2, index_R)
 
 
 def take_image_mask(mask_MS: Tensor | None, index: Tensor | None) -> Tensor | None:
