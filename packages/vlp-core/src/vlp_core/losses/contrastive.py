@@ -51,7 +51,7 @@ def info_nce(
     with torch.autocast(image_BE.device.type, enabled=False):
         image_logits = image_BE.float() @ all_text_GE.float().t() / temperature
         text_logits = text_BE.float() @ all_image_GE.float().t() / temperature
-        if ids_B is None:
+        if ids_B is None or all_ids_G is None:
             target = torch.arange(first, first + image_BE.shape[0], device=image_BE.device)
         else:
             same = (ids_B[:, None] == all_ids_G[None, :]).float()

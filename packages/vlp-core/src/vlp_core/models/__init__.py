@@ -152,8 +152,8 @@ def _xvlm_nlvr(*, vision: Mapping[str, Any], text: Mapping[str, Any], **argument
 
 def _xvlm_vqa(*, vision: Mapping[str, Any], text: Mapping[str, Any], decoder: Mapping[str, Any]) -> XvlmVqa:
     encoders = _encoders(vision, text)
-    answers = Bert(**{"image_width": encoders["text"].width, "fusion_layer": 0, **decoder})
-    return XvlmVqa(**encoders, decoder=answers)
+    shape: dict[str, Any] = {"image_width": encoders["text"].width, "fusion_layer": 0, **decoder}
+    return XvlmVqa(**encoders, decoder=Bert(**shape))
 
 
 def _xvlm_caption(*, vision: Mapping[str, Any], text: Mapping[str, Any]) -> XvlmCaption:

@@ -172,7 +172,7 @@ class Xvlm(nn.Module):
         """
         if (image_index_B is None) != (image_attention_mask_BL is None):
             raise ValueError("image_index and image_attention_mask belong together: give both or neither")
-        if image_index_B is None:
+        if image_index_B is None or image_attention_mask_BL is None:
             embeds, full = self.vision(image_NCHW), None
             pool, pool_mask = embeds, None
         else:
