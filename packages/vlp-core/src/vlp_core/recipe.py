@@ -542,7 +542,9 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
                 yield from _keys(member, f"{prefix}{name}.")
 
 
-def build(schema: type[T], values: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "") -> T:
+def build(
+    schema: type[T], values: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = ""
+) -> T:
     """An instance of `schema` from plain values with `key=value` overrides.
 
     Raises `RecipeError` that lists every malformed override, unknown key (with the nearest known one), missing value, wrong type or

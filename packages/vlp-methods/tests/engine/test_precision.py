@@ -1,6 +1,7 @@
 """bf16, fp16 with loss scaling, clipping, and the seeds of every step."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -110,3 +111,19 @@ def test_another_seed_is_another_run(toy, tmp_path):
     for seed in (0, 1):
         assert toy.train("toy/tiny", f"seed={seed}", "--run", tmp_path / str(seed)) == 0
     assert toy.losses(tmp_path / "0") != toy.losses(tmp_path / "1")
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler"
+)
+def test_compiled_task_trains_and_its_checkpoint_fits_the_plain_one(toy, tmp_path, monkeypatch):
+    options = ("dropout=0", "steps=6", "save.every=3")
+    assert toy.train("toy/tiny", *options, "--run", tmp_path / "plain") == 0
+    monkeypatch.setenv("TOY_STOP_AFTER", "3")
+    assert toy.train("toy/tiny", *options, "compile=true", "--run", tmp_path / "compiled") == 75
+    monkeypatch.delenv("TOY_STOP_AFTER")
+    assert toy.train("toy/tiny", *options, "--run", tmp_path / "compiled") == 0
+    for plain, compiled in zip(
+        toy.reports(tmp_path / "plain"), toy.reports(tmp_path / "compiled"), strict=True
+    ):
+        assert plain.get("losses", {}) == pytest.approx(compiled.get("losses", {}), rel=1e-4)

@@ -27,34 +27,45 @@ def one(toy, tmp_path):
     return toy.losses(tmp_path / "one")
 
 
-def test_two_ranks_equal_one(toy, tmp_path, one):
-    done = toy.call("toy/tiny", *COMMON, "--nproc", "2", "--run", tmp_path / "two")
-    assert done.returncode == 0, done.stderr
-    close(one, toy.losses(tmp_path / "two"))  # names include the streams: both ranks mixed as one rank does
-    assert done.stdout.count("step 8/8") == 1  # rank 0 alone talks
+def two(toy, run, *options, stop_after=None):
+    """A run on two ranks; `stop_after` signals the last rank alone."""
+    if stop_after:
+        toy.environment = {**toy.environment, "TOY_STOP_AFTER": str(stop_after)}
+    done = toy.call("toy/tiny", *options, "--nproc", "2", "--run", run)
+    toy.environment.pop("TOY_STOP_AFTER", None)
+    return done
 
 
-def test_saved_on_two_ranks_continues_on_one(toy, tmp_path, one):
+def test_saved_on_two_ranks_continues_on_one_and_all_equals_one_rank(toy, tmp_path, one):
+    """Names of the losses include the streams, so this also shows that both ranks mixed streams as one rank does."""
     run = tmp_path / "two"
-    stopped = {**toy.environment, "TOY_STOP_AFTER": "5"}
-    toy.environment = stopped
-    done = toy.call("toy/tiny", *COMMON, "--nproc", "2", "--run", run)
-    assert done.returncode == 75, (
-        done.stderr
-    )  # only the last rank was signalled; both stopped at the same step
-    assert (run / "checkpoints/step-00000005").is_dir()
-    assert toy.train("toy/tiny", *COMMON, "--run", run) == 0
+    options = (*COMMON, "data.batch=4", "accumulate=2")
+    done = two(toy, run, *options, stop_after=5)
+    assert done.returncode == 75, done.stderr
+    assert (
+        run / "checkpoints/step-00000005"
+    ).is_dir()  # one rank was signalled, both stopped at the same step
+    assert done.stdout.count("step 5/8") == 1  # rank 0 alone talks
+    close(one[:5], toy.losses(run))
+    assert toy.train("toy/tiny", *options, "--run", run) == 0
     close(one, toy.losses(run))
+    weights = load_file(run / "export/model.safetensors")["out.weight"]
+    assert (weights - load_file(tmp_path / "one/export/model.safetensors")["out.weight"]).abs().max() < 1e-5
 
 
-def test_dropout_differs_between_ranks_and_repeats_between_runs(toy, tmp_path):
-    options = ("steps=4", "dropout=0.5")
-    for name in ("a", "b"):
-        done = toy.call("toy/tiny", *options, "--nproc", "2", "--run", tmp_path / name)
-        assert done.returncode == 0, done.stderr
-    assert toy.losses(tmp_path / "a") == toy.losses(tmp_path / "b")
+def test_two_ranks_resume_to_the_bit_with_dropout_of_their_own(toy, tmp_path):
+    options = ("steps=8", "dropout=0.5")
+    assert two(toy, tmp_path / "whole", *options).returncode == 0
+    run = tmp_path / "stopped"
+    assert two(toy, run, *options, stop_after=3).returncode == 75
+    refused = two(toy, run, *options, "optimizer.lr=1")
+    assert refused.returncode == 2
+    assert refused.stderr.count("was started with another recipe") == 1
+    assert two(toy, run, *options).returncode == 0
+    assert toy.losses(run) == toy.losses(tmp_path / "whole")
+    # With the dropout of rank 0 on both ranks, this would be the first rank's half of the batch, dropped like one rank's.
     assert toy.train("toy/tiny", *options, "--run", tmp_path / "one") == 0
-    assert toy.losses(tmp_path / "a") != toy.losses(tmp_path / "one")
+    assert toy.losses(run) != toy.losses(tmp_path / "one")
 
 
 def test_signal_to_the_launcher_stops_all_ranks(toy, tmp_path):
@@ -99,12 +110,3 @@ def test_accumulation_equals_the_big_batch(toy, tmp_path):
     assert toy.train("toy/tiny", *COMMON, "data.batch=8", "--run", tmp_path / "big") == 0
     assert toy.train("toy/tiny", *COMMON, "data.batch=4", "accumulate=2", "--run", tmp_path / "small") == 0
     close(toy.losses(tmp_path / "big"), toy.losses(tmp_path / "small"))
-
-
-def test_accumulation_on_two_ranks_equals_the_big_batch(toy, tmp_path, one):
-    options = ("data.batch=4", "accumulate=2")
-    done = toy.call("toy/tiny", *COMMON, *options, "--nproc", "2", "--run", tmp_path / "two")
-    assert done.returncode == 0, done.stderr
-    close(one, toy.losses(tmp_path / "two"))
-    weights = load_file(tmp_path / "two/export/model.safetensors")["out.weight"]
-    assert (weights - load_file(tmp_path / "one/export/model.safetensors")["out.weight"]).abs().max() < 1e-5

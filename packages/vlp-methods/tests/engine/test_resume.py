@@ -21,7 +21,7 @@ def test_stopped_at_any_step_and_resumed_equals_uninterrupted(toy, tmp_path, mon
     options = (*OPTIONS, f"algorithm={algorithm}")
     assert toy.train("toy/tiny", *options, "--run", tmp_path / "whole") == 0
     whole = toy.losses(tmp_path / "whole")
-    for step in range(1, 12):
+    for step in range(1, 13):
         run = tmp_path / f"stopped-{step}"
         monkeypatch.setenv("TOY_STOP_AFTER", str(step))
         assert toy.train("toy/tiny", *options, "--run", run) == 75
@@ -45,11 +45,11 @@ def test_stop_between_reports_keeps_the_means(toy, tmp_path, monkeypatch):
 
 def test_killed_at_random_moments_and_resumed_equals_uninterrupted(toy, tmp_path):
     options = ("steps=40", "save.every=1", "evaluate.every=7", "report.every=1", "faults.sleep=0.02")
-    assert toy.call("toy/tiny", *options, "--run", tmp_path / "whole").returncode == 0
+    assert toy.train("toy/tiny", *options, "--run", tmp_path / "whole") == 0
     run = tmp_path / "killed"
     rng = random.Random()
     kills = 0
-    for wanted in sorted(rng.sample(range(2, 36), 3)):
+    for wanted in sorted(rng.sample(range(2, 36), 2)):
         process = toy.start("toy/tiny", *options, "--run", run)
         deadline = time.monotonic() + 60
         while len(toy.reports(run)) < wanted and process.poll() is None and time.monotonic() < deadline:
@@ -59,7 +59,7 @@ def test_killed_at_random_moments_and_resumed_equals_uninterrupted(toy, tmp_path
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.communicate()
-    assert kills == 3
+    assert kills == 2
     done = toy.call("toy/tiny", *options, "--run", run)
     assert done.returncode == 0, done.stderr
     assert toy.losses(run) == toy.losses(tmp_path / "whole")

@@ -117,5 +117,5 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     file = locate(name)
     values = recipes.read(file)
     entry = task_entry(values.get("method"), values.get("task"), str(file))
-    settings = recipes.load(file, attribute(entry.schema), overrides)
+    settings = recipes.build(attribute(entry.schema), values, overrides, source=str(file))
     return Recipe(file.stem if name.endswith((".yaml", ".yml")) else name, file, settings, entry, values)

@@ -88,8 +88,10 @@ def train(
             evaluate(recipe, job, state, reporter, run, keeper)
         if (due(recipe.save.every) or (stopping and state.step > 0)) and state.saved != state.step:
             save(recipe, job, state, reporter, keeper)
-        if stopping or state.step >= recipe.steps:
-            return "done" if state.step >= recipe.steps else "stopped"
+        if stopping:
+            return "stopped"
+        if state.step >= recipe.steps:
+            return "done"
 
         factor = job.learning_rate(state.step)
         updater.set_rates(factor)
@@ -99,8 +101,7 @@ def train(
         state.step += 1
 
         boundary = due(recipe.report.every) or due(recipe.evaluate.every) or due(recipe.save.every)
-        lag = 0 if boundary or ranks.device.type == "cpu" else 1
-        stopping = listen(wire, state, upto=state.step - lag)
+        stopping = listen(wire, state, upto=state.step - (0 if boundary else wire.lag))
         if stopping:
             listen(wire, state, upto=state.step)  # the newest step, too, must be checked before it is saved
         if due(recipe.report.every):

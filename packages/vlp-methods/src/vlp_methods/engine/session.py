@@ -52,10 +52,8 @@ class Options:
 
 def configure(recipe: Training, *, debug: bool) -> None:
     """Process-wide switches of torch."""
-    precision = "tf32" if recipe.tf32 else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision
-    torch.backends.cudnn.rnn.fp32_precision = precision
+    torch.backends.cuda.matmul.allow_tf32 = recipe.tf32
+    torch.backends.cudnn.allow_tf32 = recipe.tf32  # torch allows it in convolutions by default
     if recipe.deterministic or debug:
         os.environ.setdefault(
             "CUBLAS_WORKSPACE_CONFIG", ":4096:8"

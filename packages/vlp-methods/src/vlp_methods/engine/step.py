@@ -150,6 +150,8 @@ class Wire:
 
     def __init__(self, ranks: Ranks, precision: str) -> None:
         self.ranks, self.precision = ranks, precision
+        self.lag = 1 if ranks.device.type == "cuda" else 0
+        """Steps by which the host reads behind the device; a CPU has computed when a call returns."""
         self.sent: deque[_Sent] = deque()
         self.overflows = 0
 

@@ -18,7 +18,7 @@ class Data:
 @dataclass(frozen=True, kw_only=True)
 class Faults:
     sleep: float = 0.0
-    """Seconds each forward takes longer."""
+    """Seconds each update takes longer."""
     nan_key: str | None = None
     """The loss of a batch that holds this sample is NaN."""
     nan_gradient_key: str | None = None
