@@ -31,13 +31,13 @@ class Scores:
         return list(self.stages.values())[-1]
 
     def json(self) -> str:
-        """Everything as JSON text, one sample per line; `Scores(**json.loads(text))` gives it back."""
+        """Everything as JSON text in ASCII, one sample per line; `Scores(**json.loads(text))` gives it back."""
         content = asdict(self)
         samples = content.pop("samples")
-        head = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        head = json.dumps(content, indent=1, allow_nan=False)
         lists = [
             f" {json.dumps(name)}: [\n  "
-            + ",\n  ".join(json.dumps(one, ensure_ascii=False, allow_nan=False) for one in each)
+            + ",\n  ".join(json.dumps(one, allow_nan=False) for one in each)
             + "\n ]"
             for name, each in samples.items()
         ]
