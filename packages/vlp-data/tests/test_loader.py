@@ -5,14 +5,18 @@ import logging
 import multiprocessing
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from vlp_data.cli import main
 from vlp_data.errors import DataError
 from vlp_data.examples import ImageTextExamples, RegionExamples, Skipped
 from vlp_data.loader import ATTEMPTS, TOLERATED_BAD_SAMPLES, Loader
@@ -336,3 +340,15 @@ def test_a_process_that_forgets_its_loader_ends(tmp_path):
         [sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=True
     )
     assert result.stdout.startswith("[") and not result.stderr
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[1] / "README.md").read_text().split("## Readers and the loader")[1]
+    (commands,) = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for command in commands.splitlines():
+        assert main(shlex.split(command)[1:]) == 0
+    capsys.readouterr()
+    exec(example, {})
+    assert capsys.readouterr().out == "(16, 3, 64, 64) (16, 40) 16\n"
