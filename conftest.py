@@ -24,6 +24,15 @@ import pytest
 # One thread per test process: tiny tensors lose time to thread hand-over, and xdist brings its own processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+try:
+    import hypothesis
+except ImportError:  # declared by the packages whose tests use it
+    pass
+else:
+    # The same examples in every run, and no limit on wall time: machines that run tests are shared.
+    hypothesis.settings.register_profile("vlp", deadline=None, derandomize=True)
+    hypothesis.settings.load_profile("vlp")
+
 ROOT = Path(__file__).parent
 
 
@@ -85,13 +94,17 @@ def golden_cases(config: pytest.Config, system: str) -> list[GoldenCase]:
     folder = golden_folder(config) / system
     if not folder.is_dir():
         return []
-    paths = [path for path in folder.rglob("*") if (path.is_dir() and any(p.is_file() for p in path.iterdir()))]
+    paths = [
+        path for path in folder.rglob("*") if (path.is_dir() and any(p.is_file() for p in path.iterdir()))
+    ]
     paths += [path for path in folder.glob("*.json") if path.is_file()]
     return [GoldenCase(system, path) for path in sorted(paths)]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden", metavar="DIR", help="folder of golden cases (default: ../shared/golden, else ./golden)")
+    parser.addoption(
+        "--golden", metavar="DIR", help="folder of golden cases (default: ../shared/golden, else ./golden)"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
