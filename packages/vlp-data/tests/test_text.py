@@ -8,7 +8,15 @@ import pytest
 import torch
 from vlp_data.errors import BadSample, DataError
 from vlp_data.options import MaskingOptions, TextOptions
-from vlp_data.text import Tokenizer, collate_masked, masked_text, names_a_side, pre_caption, pre_question
+from vlp_data.text import (
+    Tokenizer,
+    collate_masked,
+    masked_text,
+    names_a_side,
+    pre_caption,
+    pre_question,
+    tokenizer_from,
+)
 
 
 def rows_of(case, *keys):
@@ -208,6 +216,25 @@ def test_vocabulary_errors_name_the_file(tmp_path):
     file.write_text("[PAD]\na\na\n")
     with pytest.raises(DataError, match="the piece 'a' occurs twice"):
         Tokenizer.wordpiece(file)
+
+
+def test_roberta_files_are_checked(tmp_path, roberta):
+    with pytest.raises(DataError, match=r"gone\.json not found; RoBERTa needs"):
+        Tokenizer.roberta(tmp_path / "gone.json", tmp_path / "merges.txt")
+    for vocabulary, merges in (("{", ""), ("{}", "one\n"), ('{"a": 0}', "b c\n")):
+        (tmp_path / "v.json").write_text(vocabulary)
+        (tmp_path / "m.txt").write_text(merges)
+        with pytest.raises(DataError, match=r"v\.json and .*m\.txt are no vocabulary with its merges"):
+            Tokenizer.roberta(tmp_path / "v.json", tmp_path / "m.txt")
+
+
+def test_a_tokenizer_from_a_list_of_files(tmp_path, bert, roberta):
+    assert tokenizer_from("bert", [tmp_path / "vocab.txt"]).vocabulary == bert.vocabulary
+    assert tokenizer_from("roberta", [tmp_path / "vocab.json", tmp_path / "merges.txt"]).kind == "roberta"
+    with pytest.raises(
+        DataError, match=r"a roberta tokenizer takes vocab\.json and merges\.txt, got 1 files"
+    ):
+        tokenizer_from("roberta", [tmp_path / "vocab.json"])
 
 
 def test_padding_to_max_needs_a_number(bert):

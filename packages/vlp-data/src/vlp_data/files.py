@@ -4,7 +4,6 @@ Nothing is kept open between calls, so sources can be pickled and forked freely.
 missing file is not.
 """
 
-import io
 import os
 import posixpath
 import time
@@ -91,10 +90,8 @@ def open_read(path: str) -> BinaryIO:
         return local(path).open("rb")
     import fsspec
 
-    opened: Any = fsspec.open(
-        path if is_url(path) else os.fspath(local(path)), "rb", compression="infer"
-    ).open()
-    return opened if isinstance(opened, io.IOBase) else io.BufferedReader(opened)
+    opened: Any = fsspec.open(path if is_url(path) else os.fspath(local(path)), "rb", compression="infer")
+    return opened.open()
 
 
 def is_compressed(path: str) -> bool:

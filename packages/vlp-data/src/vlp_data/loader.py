@@ -315,7 +315,7 @@ def _close(loader: weakref.ref[Loader]) -> None:
         open_still.close()
 
 
-def _as_it_is(answer: _Answer) -> _Answer:
+def _as_it_is(answer: Any) -> Any:
     return answer
 
 

@@ -8,11 +8,11 @@ H height   W width
 
 import random
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Pixels = NDArray[np.uint8]
 
@@ -112,7 +112,7 @@ def _apply_one(picture: Pixels, step: Step, level: int) -> Pixels:
             raise ValueError(f"unknown operation {step.operation!r}")
 
 
-def _to_bytes(values: NDArray[np.floating]) -> Pixels:
+def _to_bytes(values: NDArray[Any]) -> Pixels:
     return values.clip(0, 255).astype(np.uint8)
 
 
@@ -156,7 +156,7 @@ def _sharpen(picture: Pixels, factor: float) -> Pixels:
     return result
 
 
-def _warp(picture: Pixels, matrix: Sequence[Sequence[float]] | NDArray[np.float64]) -> Pixels:
+def _warp(picture: Pixels, matrix: ArrayLike) -> Pixels:
     """Affine warp with the fixed-point coordinates of OpenCV 4 (5 bits of fraction), which OpenCV 5 computes in another way."""
     height, width = picture.shape[:2]
     (a, b, c), (d, e, f) = np.asarray(matrix, dtype=np.float64)
@@ -166,13 +166,16 @@ def _warp(picture: Pixels, matrix: Sequence[Sequence[float]] | NDArray[np.float6
     # 10 bits of fraction, rounded per term; + 16 rounds to the nearest of the 5 bits that are kept.
     x = _fixed(b * rows - (a * c + b * f)) + 16 + _fixed(a * columns) >> 5
     y = _fixed(e * rows - (d * c + e * f)) + 16 + _fixed(d * columns) >> 5
-    return cv2.remap(
-        picture,
-        np.stack([x >> 5, y >> 5], axis=-1).astype(np.int16),
-        ((y & 31) * 32 + (x & 31)).astype(np.uint16),
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_CONSTANT,
-        borderValue=_FILL,
+    return np.asarray(
+        cv2.remap(
+            picture,
+            np.stack([x >> 5, y >> 5], axis=-1).astype(np.int16),
+            ((y & 31) * 32 + (x & 31)).astype(np.uint16),
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=_FILL,
+        ),
+        dtype=np.uint8,
     )
 
 

@@ -74,7 +74,7 @@ _BERT = _Special(cls="[CLS]", sep="[SEP]", pad="[PAD]", mask="[MASK]", unknown="
 _ROBERTA = _Special(cls="<s>", sep="</s>", pad="<pad>", mask="<mask>", unknown="<unk>")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tokenizer:
     """Text to ids. Make one with `Tokenizer.wordpiece` or `Tokenizer.roberta`; picklable."""
 
@@ -84,6 +84,7 @@ class Tokenizer:
     sep_id: int
     pad_id: int
     mask_id: int
+    unknown_id: int
     vocabulary: int
     """Number of ids."""
 
@@ -112,18 +113,16 @@ class Tokenizer:
 
         Raises DataError when a file is missing or lacks a special token.
         """
+        needed = "RoBERTa needs vocab.json and merges.txt"
+        content, lines = _read(vocab_file, needed), _read(merges_file, needed).split("\n")
+        pairs = (line.split(" ", 1) for line in lines if line.strip() and not line.startswith("#version"))
         try:
-            vocabulary = json.loads(_read(vocab_file, "RoBERTa needs vocab.json and merges.txt"))
-        except ValueError as error:
-            raise DataError(f"{vocab_file} is not JSON: {error}") from error
-        lines = _read(merges_file, "RoBERTa needs vocab.json and merges.txt").split("\n")
-        merges = [
-            tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")
-        ]
-        try:
-            backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+            merges = [(first, second) for first, second in pairs]
+            backend = tokenizers.Tokenizer(models.BPE(vocab=json.loads(content), merges=merges))
         except Exception as error:  # the library raises plain Exception
-            raise DataError(f"{vocab_file} and {merges_file} do not fit together: {error}") from error
+            raise DataError(
+                f"{vocab_file} and {merges_file} are no vocabulary with its merges: {error}"
+            ) from error
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         return cls._finish("roberta", backend, _ROBERTA, vocab_file)
@@ -137,7 +136,8 @@ class Tokenizer:
         file: str | Path,
     ) -> Self:
         names = (special.cls, special.sep, special.pad, special.mask, special.unknown)
-        missing = [name for name in names if backend.token_to_id(name) is None]
+        ids: dict[str, Any] = {name: backend.token_to_id(name) for name in names}
+        missing = [name for name, number in ids.items() if number is None]
         if missing:
             raise DataError(
                 f"{file} lacks the special tokens {', '.join(missing)}; is it a {kind} vocabulary?"
@@ -146,8 +146,16 @@ class Tokenizer:
         backend.add_special_tokens(
             [tokenizers.AddedToken(n, special=True, lstrip=strip and n == special.mask) for n in names]
         )
-        ids = [backend.token_to_id(name) for name in names[:4]]
-        return cls(kind, backend, *ids, backend.get_vocab_size())
+        return cls(
+            kind=kind,
+            backend=backend,
+            cls_id=ids[special.cls],
+            sep_id=ids[special.sep],
+            pad_id=ids[special.pad],
+            mask_id=ids[special.mask],
+            unknown_id=ids[special.unknown],
+            vocabulary=backend.get_vocab_size(),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         state = {k: v for k, v in self.__dict__.items() if k not in ("backend", "_word_starts", "_ids")}
@@ -194,9 +202,8 @@ class Tokenizer:
 
     def piece_ids(self, pieces: Sequence[str]) -> list[int]:
         """Ids of given pieces; the unknown token's for those the vocabulary lacks."""
-        unknown = self.backend.token_to_id((_BERT if self.kind == "bert" else _ROBERTA).unknown)
         ids = (self.backend.token_to_id(piece) for piece in pieces)
-        return [unknown if number is None else number for number in ids]
+        return [self.unknown_id if number is None else number for number in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without special tokens."""
