@@ -5,17 +5,10 @@ import sys
 
 import pytest
 from vlp_data.options import (
-    CocoCaptions,
-    CocoInstances,
     ImageOptions,
-    ImageTextLines,
-    Karpathy,
     MaskingOptions,
-    RegionLines,
     RegionOptions,
-    TaskJson,
     TextOptions,
-    rooted,
 )
 
 
@@ -43,17 +36,3 @@ def test_options_and_sources_import_no_torch():
 def test_impossible_values_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_rooted_puts_relative_paths_below_a_root():
-    lines = rooted(RegionLines(files=("a", "b,c", "s3://bucket/d", "/e"), index="offsets"), "/data")
-    assert lines.files == ("/data/a", "/data/b", "/data/c", "s3://bucket/d", "/e")
-    assert (lines.root, lines.index) == ("/data", "/data/offsets")
-    assert rooted(ImageTextLines(files=("a",), root="pictures"), "s3://b").root == "s3://b/pictures"
-    coco = rooted(CocoInstances(annotations="i.json", images="p"), "/data")
-    assert (coco.annotations, coco.images, coco.captions) == ("/data/i.json", "/data/p", "")
-    assert rooted(CocoCaptions(annotations="i.json", images="p"), "").images == "p"
-    assert rooted(TaskJson(files=("a",), dataset_roots={"vg": "vg"}), "/data").dataset_roots == {
-        "vg": "/data/vg"
-    }
-    assert rooted(Karpathy(annotations="k.json", images="p", split="val"), "/data").images == "/data/p"

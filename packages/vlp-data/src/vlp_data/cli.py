@@ -61,6 +61,23 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="compare the files of a shapes folder with their hashes")
     verify.add_argument("out", metavar="OUT", help="folder written by `vlp-data shapes`")
     verify.set_defaults(run=_verify)
+
+    inspect = commands.add_parser(
+        "inspect", help="what is in data files of any known format, and what of it cannot be used"
+    )
+    inspect.add_argument("files", nargs="+", metavar="FILE", help="files or folders; paths or fsspec URLs")
+    inspect.add_argument(
+        "--root", default="", metavar="DIR", help="folder or URL that pictures are relative to"
+    )
+    inspect.add_argument(
+        "--format",
+        choices=("xvlm_images", "xvlm_regions", "task_json", "coco_captions", "coco_instances", "karpathy"),
+        help="default: told by the content",
+    )
+    inspect.add_argument("--split", default="train", help="split of a Karpathy file (default train)")
+    inspect.add_argument("--rows", type=int, metavar="N", help="look at the first N rows only")
+    inspect.add_argument("--no-pictures", action="store_true", help="do not open the pictures")
+    inspect.set_defaults(run=_inspect)
     return parser
 
 
@@ -108,6 +125,18 @@ def _verify(options: argparse.Namespace) -> int:
         f"{options.out}: {f'{len(problems)} files are not as written' if problems else 'all files are as written'}"
     )
     return 1 if problems else 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from vlp_data import tools
+
+    paths = tuple(options.files)
+    source = tools.source_options(paths, format=options.format, root=options.root, split=options.split).open()
+    report = tools.inspect(
+        source, rows=options.rows, pictures=not options.no_pictures, progress=_progress("rows")
+    )
+    print("\n".join(report.lines()))
+    return 1 if report.counts else 0
 
 
 def _progress(unit: str) -> Callable[[int, int], None] | None:

@@ -3,9 +3,8 @@
 A source option has a `format` field that tells it apart from the others (a discriminated union in a recipe) and `open()`.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from vlp_data.schema import Source
@@ -155,30 +154,6 @@ ImageTextSource: TypeAlias = ImageTextLines | TaskJson | CocoCaptions | Karpathy
 """Sources of (picture, captions) rows."""
 RegionSource: TypeAlias = RegionLines | CocoInstances
 """Sources of rows with boxes."""
-
-_Options = TypeVar("_Options", bound=ImageTextSource | RegionSource)
-
-
-def rooted(options: _Options, root: str) -> _Options:
-    """The same source with its relative paths below `root`; absolute paths and URLs stay. An empty `root` changes nothing.
-
-    A source's own picture root starts at `root` too, also when it is empty.
-    """
-    from vlp_data.files import join
-
-    if not root:
-        return options
-    changed: dict[str, Any] = {}
-    for name, hint in get_type_hints(type(options), include_extras=True).items():
-        value = getattr(options, name)
-        if hint == PathText:
-            if value or name == "root":
-                changed[name] = join(root, value)
-        elif hint == tuple[PathText, ...]:
-            changed[name] = tuple(join(root, part.strip()) for path in value for part in path.split(","))
-        elif hint == dict[str, PathText]:
-            changed[name] = {key: join(root, path) for key, path in value.items()}
-    return dataclasses.replace(options, **changed)
 
 
 # ---------------------------------------------------------------------------------------------- views and examples

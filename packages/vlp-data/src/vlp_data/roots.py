@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from vlp_data.files import join
 
 _Options = TypeVar("_Options")
-PATH_FIELDS = ("files", "annotations", "captions")
+PATH_FIELDS = ("files", "annotations", "captions", "index")
 """Fields of source options that name files; an empty one stays empty."""
 FOLDER_FIELDS = ("root", "images", "dataset_roots")
 """Fields that name folders; an empty one is the root itself."""
@@ -19,9 +19,15 @@ def rooted(options: _Options, root: str) -> _Options:
     def below(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: join(root, item) if item else root for key, item in value.items()}
-        return tuple(join(root, item) for item in value) if isinstance(value, tuple) else join(root, value)
+        if isinstance(
+            value, tuple
+        ):  # an item may be several paths joined by commas (see `vlp_data.files.expand`)
+            return tuple(join(root, part.strip()) for item in value for part in item.split(","))
+        return join(root, value)
 
-    changed = {name: below(value) for name in PATH_FIELDS if name in present and (value := getattr(options, name))}
+    changed = {
+        name: below(value) for name in PATH_FIELDS if name in present and (value := getattr(options, name))
+    }
     changed |= {
         name: below(value) if value or isinstance(value, dict) else root
         for name in FOLDER_FIELDS

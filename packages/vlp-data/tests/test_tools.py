@@ -1,0 +1,79 @@
+"""`vlp-data inspect` and what it is made of."""
+
+import json
+
+import pytest
+from vlp_data.cli import main
+from vlp_data.errors import DataError
+from vlp_data.tools import detect, inspect, source_options
+
+
+def test_formats_are_told_by_content(tmp_path, region_line):
+    coco = {"images": [], "annotations": []}
+    contents = {
+        "xvlm_images": '{"caption": "a", "image_rpath": "a.jpg"}\n{"caption": "b", "binary": "x"}\n',
+        "xvlm_regions": region_line() + "\n" + region_line(1),
+        "task_json": json.dumps([{"image": "a.jpg", "caption": "a"}], indent=1),
+        "coco_captions": json.dumps(coco),
+        "coco_instances": json.dumps({**coco, "categories": []}, indent=1),
+        "karpathy": json.dumps({"images": [], "dataset": "coco"}),
+    }
+    for format, content in contents.items():
+        (tmp_path / "file").write_text(content)
+        assert detect((str(tmp_path),)) == format
+    for content, message in (("hello", "neither JSON nor lines"), ('{"a": 1}', "none of the known formats")):
+        (tmp_path / "file").write_text(content)
+        with pytest.raises(DataError, match=message):
+            detect((str(tmp_path),))
+
+
+def test_real_files_are_told_and_opened(shared_data):
+    pictures = shared_data / "coco-mini"
+    for path, root, rows in (
+        ("formats/xvlm_jsonl/images_rpath", pictures, None),
+        ("formats/xvlm_jsonl/regions_binary", pictures, None),
+        ("formats/albef_json/coco_test.json", pictures, None),
+        ("coco-mini/annotations/captions.json", pictures / "images", 3),
+        ("coco-mini/annotations/instances.json", pictures / "images", 3),
+        ("coco-mini/annotations/dataset_karpathy_style.json", pictures, 3),
+    ):
+        source = source_options((str(shared_data / path),), root=str(root)).open()
+        report = inspect(source, rows=rows)
+        assert report.usable == report.rows == (rows or len(source)) and not report.counts
+
+
+def test_inspect_command_reports_what_cannot_be_used(image_lines, capsys):
+    arguments = ["inspect", str(image_lines / "lines"), "--root", str(image_lines)]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "rows looked at: 24, usable: 24" in out and "texts: 48 caption" in out and "up to  128 px" in out
+    (image_lines / "pictures" / "03.jpg").unlink()
+    (image_lines / "lines" / "part-1").write_text('\n{"caption": " ", "image_rpath": "pictures/08.jpg"}\n')
+    assert main(arguments) == 1
+    out = capsys.readouterr().out
+    assert "rows looked at: 18, usable: 16" in out
+    assert f"missing file: 1 ({image_lines / 'pictures' / '03.jpg'})" in out
+    assert f"empty line: 1 ({image_lines / 'lines' / 'part-1'}:1)" in out
+    assert "empty text: 1" in out
+    assert main([*arguments, "--rows", "2", "--no-pictures"]) == 0
+    assert "rows looked at: 2" in capsys.readouterr().out
+
+
+def test_boxes_outside_are_counted_one_by_one(tmp_path, region_line):
+    elems = [{"caption": "a", "bb": box} for box in ([0, 0, 60, 40], [50, 0, 11, 5], [0, 0, 5, 0])]
+    (tmp_path / "a").write_text(region_line(elems=elems) + "\n" + region_line() + "\n")
+    report = inspect(source_options((str(tmp_path),)).open())
+    assert (report.usable, report.regions, report.counts["box outside the picture"]) == (2, 6, 2)
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    for arguments, message in (
+        ([str(tmp_path / "gone")], "gone not found"),
+        ([str(tmp_path / "a.json"), str(tmp_path / "a.json")], "coco_instances takes one file, got 2"),
+        ([str(tmp_path / "a.json"), "--format", "karpathy", "--split", "all"], "split 'all' is not one of"),
+        ([str(tmp_path / "a.json")], "no picture with regions"),
+    ):
+        assert main(["inspect", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
