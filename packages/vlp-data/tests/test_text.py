@@ -15,7 +15,6 @@ from vlp_data.text import (
     names_a_side,
     pre_caption,
     pre_question,
-    tokenizer_from,
 )
 
 
@@ -226,15 +225,6 @@ def test_roberta_files_are_checked(tmp_path, roberta):
         (tmp_path / "m.txt").write_text(merges)
         with pytest.raises(DataError, match=r"v\.json and .*m\.txt are no vocabulary with its merges"):
             Tokenizer.roberta(tmp_path / "v.json", tmp_path / "m.txt")
-
-
-def test_a_tokenizer_from_a_list_of_files(tmp_path, bert, roberta):
-    assert tokenizer_from("bert", [tmp_path / "vocab.txt"]).vocabulary == bert.vocabulary
-    assert tokenizer_from("roberta", [tmp_path / "vocab.json", tmp_path / "merges.txt"]).kind == "roberta"
-    with pytest.raises(
-        DataError, match=r"a roberta tokenizer takes vocab\.json and merges\.txt, got 1 files"
-    ):
-        tokenizer_from("roberta", [tmp_path / "vocab.json"])
 
 
 def test_padding_to_max_needs_a_number(bert):

@@ -258,14 +258,6 @@ def _read_lines(file: str | Path) -> list[str]:
     return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def tokenizer_from(kind: Literal["bert", "roberta"], paths: Sequence[str | Path]) -> Tokenizer:
-    """`Tokenizer.wordpiece` of one file or `Tokenizer.roberta` of two. Raises DataError for another number of files."""
-    wanted = {"bert": ("vocab.txt",), "roberta": ("vocab.json", "merges.txt")}[kind]
-    if len(paths) != len(wanted):
-        raise DataError(f"a {kind} tokenizer takes {' and '.join(wanted)}, got {len(paths)} files")
-    return Tokenizer.wordpiece(paths[0]) if kind == "bert" else Tokenizer.roberta(*paths)
-
-
 class MaskedText(NamedTuple):
     """One text as lists: its ids, the ids with masked tokens, and the positions to predict."""
 
