@@ -131,9 +131,10 @@ def _resolve_as_1_2(cls: Any) -> Any:
 def _loader() -> Any:
     import yaml
 
-    class Loader(
-        getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    ):  # the C parser where PyYAML was built with it
+    # The C parser where PyYAML was built with it.
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(base):
         pass
 
     def mapping(loader: Any, node: Any) -> dict[str, Any]:
@@ -445,7 +446,7 @@ class _Walk:
         if hint not in (bool, int, float, str):
             raise TypeError(f"{path}: a schema cannot have a field of type {hint}")
         if type(value) is hint:
-            if hint is str and ENVIRONMENT.search(value):
+            if isinstance(value, str) and ENVIRONMENT.search(value):
                 return self.wrong(path, f"{value!r}: ${{env:NAME}} is replaced in path fields only")
             return value
         return None if exact else self.lenient(hint, value, path)

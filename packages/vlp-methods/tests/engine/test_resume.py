@@ -67,19 +67,16 @@ def test_killed_at_random_moments_and_resumed_equals_uninterrupted(toy, tmp_path
     assert (run / "checkpoints/step-00000040/model.safetensors").read_bytes() == whole
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_signal_saves_and_exits_75(toy, tmp_path, number):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_signal_saves_and_exits_75(toy, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setenv("TOY_STOP_AFTER", "6")
+    monkeypatch.setenv("TOY_SIGNAL", name)
+    handler = signal.getsignal(signal.Signals[name])
     run = tmp_path / "run"
-    process = toy.start("toy/tiny", "steps=100000", "faults.sleep=0.01", "save.every=100000", "--run", run)
-    deadline = time.monotonic() + 60
-    while len(toy.reports(run)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, output
-    steps = toy.reports(run)[-1]["step"]
-    assert (run / f"checkpoints/step-{steps:08d}/state.json").is_file()
-    assert f"stopped by {number.name} at step {steps}; the same command continues" in output
+    assert toy.train("toy/tiny", "save.every=100", "--run", run) == 75
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000006"]
+    assert f"stopped by {name} at step 6; the same command continues" in capsys.readouterr().out
+    assert signal.getsignal(signal.Signals[name]) == handler
 
 
 def test_second_start_of_a_finished_run_changes_nothing(toy, tmp_path, whole):

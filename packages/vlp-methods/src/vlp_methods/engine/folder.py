@@ -129,7 +129,8 @@ class RunFolder:
     def _locked(self) -> TextIO:
         lock = (self.path / ".lock").open("w")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+            # Ends with this process, however it ends; flock would live on in loader workers that survive a kill for some seconds.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()
             raise UserError(

@@ -109,7 +109,7 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, project: str, folder: Path, config: Mapping[str, Any]) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] (an extra)
 
         self.run = wandb.init(
             project=project, name=folder.name, id=folder.name, dir=folder, config=dict(config), resume="allow"

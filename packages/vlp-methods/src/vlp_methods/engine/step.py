@@ -110,8 +110,11 @@ class Updater:
         for number in range(count):
             batch = next(feed).to(device)
             keys += batch.keys
-            local = number < count - 1 and isinstance(self.module, DistributedDataParallel)
-            with self.module.no_sync() if local else contextlib.nullcontext():
+            more = number < count - 1  # gradients travel with the last batch only
+            apart = (
+                self.module.no_sync() if more and isinstance(self.module, DistributedDataParallel) else None
+            )
+            with apart or contextlib.nullcontext():
                 with torch.autocast(
                     device.type, AUTOCAST.get(recipe.precision), recipe.precision in AUTOCAST
                 ):

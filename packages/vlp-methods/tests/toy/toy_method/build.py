@@ -107,7 +107,7 @@ class Task(nn.Module):
             os.environ.get("TOY_STOP_AFTER") == str(step + 1)
             and distributed.rank() == distributed.world_size() - 1
         ):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.Signals[os.environ.get("TOY_SIGNAL", "SIGTERM")])
 
 
 def build(recipe: Fit) -> Job:
