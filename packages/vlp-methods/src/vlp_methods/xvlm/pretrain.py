@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from vlp_core import distributed, models, schedule, weights
 from vlp_core.models.xvlm import Xvlm
 from vlp_core.models.xvlm_losses import pretrain_losses
-from vlp_core.optim import AdamW, ParameterRule, parameter_groups
+from vlp_core.models.xvlm_rules import parameter_rules
+from vlp_core.optim import AdamW, keep_connected, leave_out, parameter_groups
 from vlp_core.recipe import dump
-from vlp_core.weights import bert
+from vlp_core.weights import bert, xvlm
 from vlp_data import shapes
 from vlp_data.batch import ImageTextBatch, RegionBatch
 from vlp_data.examples import ImageTextExamples, RegionExamples
 from vlp_data.files import join
 from vlp_data.loader import Loader
-from vlp_data.options import RegionOptions
 from vlp_data.roots import rooted
 from vlp_data.text import Tokenizer, pre_caption
 from vlp_data.transforms import eval_view
@@ -34,28 +34,19 @@ from vlp_eval.retrieval import evaluate_retrieval
 from vlp_methods.engine.job import Job, Mixing
 from vlp_methods.xvlm.schema import Data, Model, Pretrain
 
-RULES = (
-    # The official test is a substring of the official name, so biases include Swin's relative position bias tables, and the norm inside
-    # an MLP head decays.
-    ParameterRule(pattern=r"bias|norm\.", decay=False),
-)
-FRESH = ParameterRule(
-    pattern=r"\.cross(_norm)?\.|^(vision_proj|text_proj|temperature|itm_head|bbox_head)"
-)
-"""What BERT and the image encoder do not bring along; learns at `optimizer.lr_scale` times the rate."""
-
 
 class PretrainTask(nn.Module):
     """The objective: named losses of a batch of pictures or of regions, all with weight 1.
 
-    The box head has no part in a batch of pictures. There it is given a gradient of zero, as in the official runs, whose gradients were
-    set to zero and not dropped: its running means go on and it decays; DDP sees every parameter in every forward.
+    The box head has no part in a batch of pictures: `unused_boxes` tells the optimizer to pass over it.
     """
 
     def __init__(self, model: Xvlm, *, gather_gradient: distributed.GatherGradient = "local") -> None:
         super().__init__()
         self.model = model
         self.gather_gradient: distributed.GatherGradient = gather_gradient
+        self.unused_boxes = False
+        """Whether the last batch had no boxes."""
 
     def forward(self, batch: ImageTextBatch | RegionBatch) -> dict[str, Tensor]:
         regions = batch if isinstance(batch, RegionBatch) else None
@@ -76,9 +67,9 @@ class PretrainTask(nn.Module):
             is_image_B=regions.is_image if regions else None,
             gather_gradient=self.gather_gradient,
         )
-        if regions is None:
-            unused = sum(parameter.sum() for parameter in self.model.bbox_head.parameters())
-            losses["itm"] = losses["itm"] + 0.0 * unused
+        self.unused_boxes = regions is None
+        if self.unused_boxes:
+            losses["itm"] = keep_connected(losses["itm"], self.model.bbox_head.parameters())
         return losses
 
 
@@ -94,13 +85,15 @@ def build(recipe: Pretrain) -> Job:
             model,
             lr=recipe.optimizer.lr,
             weight_decay=recipe.optimizer.weight_decay,
-            rules=(*RULES, replace(FRESH, lr_scale=recipe.optimizer.lr_scale)),
+            rules=parameter_rules(model, fresh_lr_scale=recipe.optimizer.lr_scale),
         ),
         betas=recipe.optimizer.betas,
         eps=recipe.optimizer.eps,
     )
+    task = PretrainTask(model, gather_gradient=recipe.gather_gradient)
+    leave_out(optimizer, model.bbox_head.parameters(), absent=lambda: task.unused_boxes)
     return Job(
-        task=PretrainTask(model, gather_gradient=recipe.gather_gradient),
+        task=task,
         streams=partial(open_streams, recipe, data, tokenizer, model.vision.patch_size),
         mixing=mixing(data),
         optimizer=optimizer,
@@ -156,9 +149,11 @@ def initialise(model: Xvlm, options: Model) -> None:
     if start.text:
         bert.load_published(model, start.text)
     if start.model:
-        from vlp_core.weights import xvlm
-
-        xvlm.load_pretrained(model, start.model)
+        file = Path(start.model)
+        if file.is_dir():
+            weights.load(model, file / "model.safetensors")
+        else:
+            xvlm.load(model, file)
 
 
 def mixing(data: Data) -> Mixing:
@@ -197,10 +192,13 @@ def open_streams(
             raise ValueError(
                 f"data.regions.texts={regions.texts} and data.regions.pictures={regions.pictures} must be multiples of the {world} ranks"
             )
-        options = replace(
-            regions.options, batch_texts=regions.texts // world, max_images=regions.pictures // world, patch_size=patch_size
+        examples = RegionExamples(
+            source=regions.source.open(),
+            batch_texts=regions.texts // world,
+            patch_size=patch_size,
+            regions=regions.options,
+            **common,
         )
-        examples = RegionExamples(source=regions.source.open(), regions=options, **common)
         streams["regions"] = make(examples, global_batch=regions.pictures)
     return streams
 
@@ -229,7 +227,11 @@ def test_retrieval(
         if recipe.retrieval.figures:
             retrieval_figure(scores, gallery, queries=recipe.retrieval.figures).save(folder / "retrieval.png")
         print(scores.table())
-    return {f"{stage}/{name}": value for stage, numbers in scores.stages.items() for name, value in numbers.items()}
+    return {
+        f"{stage}/{name}": value
+        for stage, numbers in scores.stages.items()
+        for name, value in numbers.items()
+    }
 
 
 def export(model: Xvlm, arguments: Mapping[str, Any], recipe: Pretrain, data: Data, folder: Path) -> None:

@@ -1,0 +1,269 @@
+"""X-VLM pre-training through `vlp-train`: data, objective, engine, retrieval test and export together."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from vlp_core import models
+
+
+def test_run_ends_with_retrieval_picture_and_a_model_that_loads(train, tiny, tmp_path):
+    run = tmp_path / "run"
+    assert train(*tiny, "steps=3", "--run", run) == 0
+    scores = json.loads((run / "eval" / "step-00000003.json").read_text())
+    assert {"dual/tr_r1", "dual/ir_r1", "reranked/tr_r1", "reranked/ir_r1"} <= set(scores)
+    assert (run / "eval" / "step-00000003" / "retrieval.png").stat().st_size > 1000
+    loaded = models.load(run / "export")
+    assert loaded.name == "xvlm"
+    assert loaded.settings["image_size"] == 64
+    weights = load_file(run / "checkpoints" / "step-00000003" / "model.safetensors")
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(tensor, weights[f"model.{name}"]), name
+
+
+def test_every_loss_of_both_streams_is_reported(train, tiny, tmp_path):
+    run = tmp_path / "run"
+    assert train(*tiny, "steps=2", "data.regions.share=1.0", "--run", run) == 0
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    wanted = {f"images/{name}" for name in ("itc", "itm", "mlm")} | {
+        f"regions/{name}" for name in ("itc", "itm", "mlm", "bbox", "giou")
+    }
+    assert wanted <= set(line["losses"])
+
+
+def test_without_regions_the_box_head_keeps_its_values(train, tiny, tmp_path):
+    for steps in (1, 3):
+        assert (
+            train(
+                *tiny,
+                f"steps={steps}",
+                "data.regions=null",
+                "schedule.warmup_steps=0",
+                "--run",
+                tmp_path / f"run{steps}",
+            )
+            == 0
+        )
+    first, last = (load_file(tmp_path / f"run{steps}" / "export" / "model.safetensors") for steps in (1, 3))
+    assert torch.equal(first["bbox_head.0.weight"], last["bbox_head.0.weight"])
+    assert not torch.equal(first["itm_head.0.weight"], last["itm_head.0.weight"])
+
+
+def test_killed_and_resumed_equals_uninterrupted(train, tiny, tmp_path, losses):
+    options = (*tiny, "steps=8", "save.every=2", "model.vision.drop_path=0.2", "workers=1")
+    assert train(*options, "--run", tmp_path / "whole") == 0
+    run = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlp_methods.cli", *options, "--run", str(run)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "step-00000004").is_dir():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert train(*options, "--run", run) == 0
+    assert losses(run) == losses(tmp_path / "whole")
+    first, second = (
+        load_file(folder / "export" / "model.safetensors") for folder in (run, tmp_path / "whole")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_two_ranks_train_and_agree_on_the_streams(train, tiny, tmp_path, losses):
+    """With the same global batch the contrastive loss of the first step is that of one rank; local negatives and draws differ."""
+    options = (
+        *tiny,
+        "steps=4",
+        "model.vision.drop_path=0.0",
+        "model.text.dropout=0.0",
+        "model.text.attention_dropout=0.0",
+    )
+    assert train(*options, "--run", tmp_path / "one") == 0
+    assert train(*options, "--nproc", 2, "--run", tmp_path / "two") == 0
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert [(step, [name for name, _ in values]) for step, values in one] == [
+        (step, [name for name, _ in values]) for step, values in two
+    ]
+    first = [float.fromhex(dict(values)["images/itc"]) for _, values in (one[0], two[0])]
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
+
+
+def test_bf16_trains(train, tiny, tmp_path, losses):
+    assert train(*tiny, "steps=2", "precision=bf16", "--run", tmp_path / "bf16") == 0
+    assert train(*tiny, "steps=2", "--run", tmp_path / "fp32") == 0
+    half, full = (dict(losses(tmp_path / name)[0][1]) for name in ("bf16", "fp32"))
+    for name in ("images/itc", "images/mlm"):
+        assert float.fromhex(half[name]) == pytest.approx(float.fromhex(full[name]), rel=0.02)
+        assert half[name] != full[name]
+
+
+def test_training_starts_from_an_export_folder(train, tiny, tmp_path):
+    assert train(*tiny, "steps=1", "--run", tmp_path / "first") == 0
+    again = (
+        *tiny,
+        "steps=1",
+        "schedule.warmup_steps=10",
+        f"model.weights.model={tmp_path / 'first' / 'export'}",
+    )
+    assert train(*again, "seed=7", "--run", tmp_path / "second") == 0
+    # The first step of a warm-up has rate 0, so the second run ends with the weights it started from.
+    first, second = (
+        load_file(tmp_path / name / "export" / "model.safetensors") for name in ("first", "second")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first if name != "temperature")
+
+
+COCO = (
+    "data.world=null",
+    "data.images.source={{format: coco_captions, annotations: annotations/captions.json, images: images}}",
+    "data.regions.source={{format: coco_instances, annotations: annotations/instances.json, images: images}}",
+    "data.test={{format: coco_captions, annotations: annotations/captions.json, images: images}}",
+    "data.tokenizer.files=[{vocabulary}]",
+)
+
+
+def test_real_pictures_train_by_data_keys_only(train, tiny, tmp_path, shared_data):
+    vocabulary = shared_data / "bert-base-uncased" / "vocab.txt"
+    data = [key.format(vocabulary=vocabulary) for key in COCO]
+    options = [option for option in tiny if not option.startswith("data.world")]
+    assert (
+        train(*options, *data, f"data.root={shared_data / 'coco-mini'}", "steps=3", "--run", tmp_path / "run")
+        == 0
+    )
+    result = json.loads((tmp_path / "run" / "eval" / "step-00000003" / "retrieval.json").read_text())
+    assert result["counts"]["images"] == 47
+    assert result["counts"]["texts"] == 235
+
+
+def test_missing_picture_folder_is_said_with_its_name(train, tiny, capsys, tmp_path):
+    assert train(*tiny, "steps=1", "data.images.source.files=[nowhere]", "--run", tmp_path / "run") == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def is_training(case) -> bool:
+    return "region_batch_at_iteration" in case.config
+
+
+@pytest.mark.golden("xvlm", is_training)
+def test_engine_takes_the_steps_of_the_reference(case, monkeypatch):
+    """Task, optimizer, clipping, schedule and mixing of this package, step by step as the official loop."""
+    from vlp_core import schedule
+    from vlp_core.losses.matching import Negatives
+    from vlp_core.models import xvlm as module
+    from vlp_core.models.xvlm_rules import parameter_rules
+    from vlp_core.optim import AdamW, leave_out, parameter_groups
+    from vlp_core.weights import xvlm as official
+    from vlp_data.batch import ImageTextBatch, RegionBatch
+    from vlp_methods.engine.job import Job, Mixing
+    from vlp_methods.engine.options import OptimizerOptions, Training
+    from vlp_methods.engine.ranks import Ranks
+    from vlp_methods.engine.step import Updater
+    from vlp_methods.xvlm.pretrain import PretrainTask
+
+    config, inputs, expected = case.config, case.tensors("inputs"), case.tensors("outputs")
+    monkeypatch.setattr(
+        module, "sample_negatives", lambda images, texts: Negatives(images.argmax(1), texts.argmax(1))
+    )
+    text, plan, regions_at = config["text_config"], config["schedular"], config["region_batch_at_iteration"]
+    vision = official.vision_arguments(
+        config["vision"], config["vision_config"], image_size=config["image_res"]
+    )
+    model = models.create(
+        "xvlm", vision=vision, text=official.text_arguments(text), embed_width=config["embed_dim"]
+    )
+    official.load(model, case.tensors("weights"))
+    # The reference ran without dropout and stochastic depth; the engine trains in training mode.
+    for part in model.modules():
+        for name in ("dropout", "drop_path"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+
+    def batches(stream: str):
+        for iteration in range(len(regions_at)):
+            start = f"it{iteration}_{stream}_"
+            if found := {k.removeprefix(start): v for k, v in inputs.items() if k.startswith(start)}:
+                yield to_batch(found)
+
+    def to_batch(values: dict) -> ImageTextBatch | RegionBatch:
+        common = {
+            "keys": (),
+            "image": values["image"],
+            "text_ids": values["text_ids"],
+            "attention_mask": values["text_atts"],
+            "masked_ids": values["text_ids_masked"],
+            "masked_positions": values["masked_pos"],
+            "masked_labels": values["masked_ids"],
+        }
+        if "idx_to_group_img" not in values:
+            return ImageTextBatch(**common)
+        return RegionBatch(
+            **common,
+            image_index=values["idx_to_group_img"],
+            image_attention_mask=values["image_atts"],
+            target_boxes=values["target_bbox"],
+            is_image=values["is_image"],
+        )
+
+    peak = config["optimizer"]
+    optimizer = AdamW(
+        parameter_groups(
+            model,
+            lr=peak["lr"],
+            weight_decay=peak["weight_decay"],
+            rules=parameter_rules(model, fresh_lr_scale=peak["lr_mult"]),
+        ),
+        betas=config["betas"],
+        eps=config["eps"],
+    )
+    task = PretrainTask(model)
+    leave_out(optimizer, model.bbox_head.parameters(), absent=lambda: task.unused_boxes)
+    job = Job(
+        task=task,
+        streams=dict,
+        mixing=Mixing((("regions", 0.5), ("images", 1.0))),
+        optimizer=optimizer,
+        learning_rate=schedule.named(
+            "linear", warmup=plan["num_warmup_steps"], total_steps=plan["num_training_steps"]
+        ),
+    )
+    recipe = Training(
+        method="xvlm",
+        task="pretrain",
+        about="",
+        steps=plan["num_training_steps"],
+        clip_norm=config["clip_grad_norm"],
+        optimizer=OptimizerOptions(lr=peak["lr"]),
+    )
+    updater = Updater(job, recipe, Ranks("cpu"))
+    task.train()
+    feeds = {"regions": batches("region"), "images": batches("image")}
+    norms = []
+    for step, with_regions in enumerate(regions_at):
+        updater.set_rates(job.learning_rate(step))
+        for stream in ("regions", "images") if with_regions else ("images",):
+            numbers = updater(stream, feeds[stream], step)
+            *terms, total, norm = numbers.values.values()
+            kind = "region" if stream == "regions" else "image"
+            torch.testing.assert_close(
+                torch.stack(terms).float(), expected[f"it{step}_{kind}_losses"], rtol=1e-4, atol=1e-5
+            )
+            torch.testing.assert_close(total.float(), torch.stack(terms).sum().float())
+            norms.append(norm.double())
+    torch.testing.assert_close(torch.stack(norms), expected["grad_norm_before_clip"], rtol=1e-3, atol=1e-6)
+    final = official.xvlm_adapter(model).to_source(model.state_dict())
+    for key, value in expected.items():
+        if key.startswith("final."):
+            torch.testing.assert_close(final[key.removeprefix("final.")], value, rtol=1e-4, atol=1e-5)
+    norms = {key: final[key].norm().item() for key in case.json("final_param_norms")}
+    assert norms == pytest.approx(case.json("final_param_norms"), rel=1e-4, abs=1e-5)
