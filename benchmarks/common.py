@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,16 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 1
+    runs: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every run, `repeats` times each, taking turns: what else the machine does then falls on all of them."""
+    """Seconds of every run, `repeats` times each, taking turns: what else the machine does then falls on all of them.
+
+    `clock`: `time.process_time` counts the work of this process alone, for a machine that is busy with other things.
+    """
     for run in runs.values():
         for _ in range(warmup):
             run()

@@ -173,7 +173,7 @@ def test_all_mistakes_are_said_at_once_with_the_nearest_key(capsys, export, worl
             ["retrieval", "nowhere", "data.format=coco_captions", "data.annotations=a", "data.images=b"],
             "nowhere not found",
         ),
-        (["retrieval", "EXPORT"], "data: "),
+        (["retrieval", "EXPORT"], "data.format: required (one of "),
         (
             ["retrieval", "EXPORT", "GOOD", "clean=none", "max_words=3"],
             "max_words=3 has no effect with clean=none",
