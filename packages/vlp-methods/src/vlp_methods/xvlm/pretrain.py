@@ -3,6 +3,7 @@
 Source: arXiv 2111.08276 section 3; `Pretrain.py` and `configs/Pretrain_XVLM_base_4m.yaml` of the official code.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -33,6 +34,11 @@ from vlp_eval.retrieval import evaluate_retrieval
 
 from vlp_methods.engine.job import Job, Mixing
 from vlp_methods.xvlm.schema import Data, Model, Pretrain
+
+log = logging.getLogger(__name__)
+
+REPORTED = ("tr_r1", "tr_r5", "tr_r10", "ir_r1", "ir_r5", "ir_r10", "r_mean")
+"""Numbers of the retrieval test that the run reports; retrieval.json holds all."""
 
 
 class PretrainTask(nn.Module):
@@ -224,13 +230,16 @@ def test_retrieval(
     )
     if distributed.is_main():
         (folder / "retrieval.json").write_text(scores.json())
+        log.info("%s", scores.table())
         if recipe.retrieval.figures:
-            retrieval_figure(scores, gallery, queries=recipe.retrieval.figures).save(folder / "retrieval.png")
-        print(scores.table())
+            picture = folder / "retrieval.png"
+            retrieval_figure(scores, gallery, queries=recipe.retrieval.figures).save(picture)
+            log.info("what was retrieved: %s", picture)
     return {
         f"{stage}/{name}": value
         for stage, numbers in scores.stages.items()
         for name, value in numbers.items()
+        if name in REPORTED
     }
 
 
