@@ -51,7 +51,7 @@ def decode(
 def _load_truncated(data: bytes, name: str) -> Pillow.Image:
     # Pillow has a process-wide switch only; it is on for this one picture.
     with _tolerant:
-        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        ImageFile.LOAD_TRUNCATED_IMAGES = True  # pyrefly: ignore[bad-assignment]  Pillow declares no type, so it counts as constant
         try:
             picture = Pillow.open(io.BytesIO(data))
             picture.load()

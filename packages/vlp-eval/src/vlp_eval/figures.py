@@ -1,5 +1,6 @@
 """Pictures of what was retrieved, for a README, a report or a look at what a model confuses."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -64,7 +65,7 @@ def _heading(text: str) -> Image.Image:
     return block
 
 
-def _text_row(text: dict[str, Any], stage: str, place: dict[str, int], gallery: Gallery) -> Image.Image:
+def _text_row(text: Mapping[str, Any], stage: str, place: dict[str, int], gallery: Gallery) -> Image.Image:
     block, draw = _canvas(THUMB + 26)
     bottom = _paragraph(draw, (0, 0), text["text"], TEXT_WIDTH - GAP, _font(18), INK, lines=6)
     draw.text((0, bottom + 6), f"right picture: rank {text['rank'][stage]}", font=_font(15), fill=FAINT)
@@ -77,7 +78,9 @@ def _text_row(text: dict[str, Any], stage: str, place: dict[str, int], gallery: 
     return block
 
 
-def _image_row(image: dict[str, Any], stage: str, words: dict[str, str], picture: Image.Image) -> Image.Image:
+def _image_row(
+    image: Mapping[str, Any], stage: str, words: dict[str, str], picture: Image.Image
+) -> Image.Image:
     step, left = 48, THUMB + 2 * GAP
     block, draw = _canvas(max(THUMB + 26, SHOWN * step))
     _thumb(block, draw, (0, 0), picture, right=False)

@@ -213,6 +213,7 @@ def test_retrieval(
     recipe: Pretrain, data: Data, tokenizer: Tokenizer, task: nn.Module, step: int, folder: Path
 ) -> Mapping[str, float]:
     """Both directions of retrieval on `data.test`; writes retrieval.json and retrieval.png into `folder`."""
+    assert data.test is not None, "`build` asks for this test only where there is one"
     gallery = Gallery.from_source(data.test.open()).map_texts(
         partial(pre_caption, max_words=data.text.max_words)
     )
