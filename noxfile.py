@@ -26,6 +26,8 @@ PACKAGES = {
     "vlp-eval": ("vlp-ops", "vlp-core", "vlp-data"),
     "vlp-methods": ("vlp-ops", "vlp-core", "vlp-data", "vlp-eval"),
 }
+# Their tests start many processes and wait for them; for the others a second worker costs more (it imports torch again) than it brings.
+TWO_WORKERS = ("vlp-core", "vlp-methods")
 
 nox.needs_version = ">=2025.5"
 # Not "uv|virtualenv": falling back to virtualenv would silently make one 6 GB environment per session.
@@ -86,7 +88,8 @@ def test_session(package: str):
     @nox.session(name=f"tests-{short}", tags=["tests"])
     def tests(session: nox.Session) -> None:
         install(session, package, groups=(f"packages/{package}/pyproject.toml:test",))
-        session.run("pytest", f"packages/{package}", *session.posargs)
+        workers = ("-n", "2", "--dist", "loadfile") if package in TWO_WORKERS else ()
+        session.run("pytest", *workers, f"packages/{package}", *session.posargs)
 
     tests.__doc__ = f"Tests of {package}, alone with its declared dependencies."
     return tests

@@ -72,7 +72,7 @@ def clip_loss(
         )
     n = image.shape[0]
     scale = _scalar(op, "logit_scale", logit_scale, image)
-    if all_image is not None:
+    if all_image is not None and all_text is not None:
         _check_features(op, image=image, text=text, all_image=all_image, all_text=all_text)
         check_shape(op, "text", text, tuple(image.shape))
         check_shape(op, "all_text", all_text, tuple(all_image.shape))
@@ -381,7 +381,7 @@ def _softmax_loss_backward(
                 by_column = (logits - lse_col).exp_().mul_(grad_col)
             gradient = logits.sub_(lse_row[part, None]).exp_().mul_(upstream)
             if columns:
-                gradient += by_column
+                gradient += by_column  # pyrefly: ignore[unbound-name]  bound above under the same condition
                 del by_column
             gradient.scatter_(1, label[:, None], at_label[:, None])
         elif ids_a is not None:
@@ -485,6 +485,7 @@ def _sigmoid_loss(a, b, scale, bias, offset, negative_only, with_grad, tile):
         if with_grad:
             gradient = logits.sigmoid_()
             if not negative_only:
+                # pyrefly: ignore[unbound-name]  bound above under the same condition
                 gradient[rows, rows + start + offset] = -diagonal.sigmoid()
             grad_bias += gradient.sum(1).sum(dtype=torch.float64)
             product = _product(gradient, b, dtype)

@@ -59,6 +59,7 @@ def ms_deform_attn(
             return torch.ops.vlp_ops.ms_deform_attn(
                 value, shapes, sampling_locations, attention_weights, softmax, deterministic
             )
+    assert isinstance(spatial_shapes, Tensor), "shapes that are no tensor were handled on the host"
     check_shape(OP, "spatial_shapes", spatial_shapes, (sampling_locations.shape[3], 2))
     spatial_shapes = spatial_shapes.to(value.device, torch.int64)
     if level_start_index is None:
@@ -138,11 +139,12 @@ def _host_shapes(
         raise ValueError(
             f"{OP}: spatial_shapes {pairs} cover {total} positions but value has S={value.shape[1]}"
         )
-    host_starts = starts is not None and (starts.device.type == "cpu" or _library.validates(value))
-    if host_starts and not torch.compiler.is_compiling() and starts.tolist() != first:
-        raise ValueError(
-            f"{OP}: level_start_index must be {first} for spatial_shapes {pairs}, got {starts.tolist()}"
-        )
+    if starts is not None and not torch.compiler.is_compiling():
+        readable = starts.device.type == "cpu" or _library.validates(value)
+        if readable and starts.tolist() != first:
+            raise ValueError(
+                f"{OP}: level_start_index must be {first} for spatial_shapes {pairs}, got {starts.tolist()}"
+            )
     return [size for pair in pairs for size in pair]
 
 
