@@ -28,7 +28,8 @@ from vlp_methods.xvlm.pretrain import PretrainTask
 
 TARGET = 1.5
 
-# Pictures, texts and layers of the published model, and the same with half of every width; "tiny" is for a look at the script itself.
+# Pictures, texts and layers of the published model, and the same with a half or a quarter of every width; the model of the
+# recipe xvlm/shapes; and something tiny, for a look at the script itself.
 SIZES = {
     "base": {
         "swin": (224, 7, 128, [2, 2, 18, 2], [4, 8, 16, 32]),
@@ -45,6 +46,7 @@ SIZES = {
         "text": (192, 12, 3, 768, 30522),
         "batch": 16,
     },
+    "shapes": {"swin": (96, 6, 32, [1, 1, 2, 1], [1, 2, 4, 8]), "text": (128, 4, 4, 256, 500), "batch": 64},
     "tiny": {"swin": (64, 2, 8, [1, 1, 2, 1], [1, 2, 4, 8]), "text": (32, 4, 2, 64, 200), "batch": 8},
 }
 TOKENS, MASKS = 40, 8
