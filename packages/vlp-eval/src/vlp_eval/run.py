@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from vlp_data.transforms import eval_view
 from vlp_eval.figures import retrieval_figure
 from vlp_eval.gallery import Gallery
 from vlp_eval.options import Retrieval
+from vlp_eval.protocol import RetrievalModel
 from vlp_eval.report import Scores
 from vlp_eval.retrieval import evaluate_retrieval
 
@@ -43,7 +44,7 @@ def retrieval(checkpoint: str, options: Retrieval) -> Scores:
         text = loaded.settings.get("text", {})
         gallery = cleaned(gallery, options, text.get("max_words", 30))
         scores = evaluate_retrieval(
-            loaded.model.to(device),
+            cast(RetrievalModel, loaded.model.to(device)),
             gallery,
             tokenizer(options.tokenizer, text, checkpoint),
             view=partial(eval_view, size=loaded.settings["image_size"]),
