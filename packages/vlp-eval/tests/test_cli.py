@@ -228,6 +228,13 @@ def test_model_without_text_encoder_is_refused(world, tmp_path, export, capsys, 
     assert "holds the model xvlm_vqa, which cannot encode a text alone" in capsys.readouterr().err
 
 
+def test_vocabulary_of_another_model_is_refused(world, tmp_path, export, capsys):
+    (tmp_path / "vocab.txt").write_text((world / "vocab.txt").read_text() + "zebra\n")
+    words = [*karpathy(world), f"tokenizer=[{tmp_path}/vocab.txt]", f"out={tmp_path}", "device=cpu"]
+    assert main(["retrieval", str(export), *words]) == 2
+    assert "was trained with" in capsys.readouterr().err
+
+
 def test_ls_and_show_need_no_torch_and_name_every_key():
     program = (
         "import sys; from vlp_eval.cli import main; a = main(['ls']); b = main(['show', 'retrieval']);"

@@ -224,7 +224,7 @@ def test_candidates_beyond_the_gallery_are_cut_with_a_note():
     found = evaluate(Toy(), rerank=15)
     assert "image retrieval: rerank=15 covers all 11 images; every one was scored" in found.notes
     assert not any(note.startswith("text retrieval") for note in found.notes)
-    assert found.counts["text queries without a right candidate"] == sum(
+    assert found.counts["images without a right candidate"] == sum(
         rank > 15 for rank in ranks_of(found, "reranked")[0]
     )
 
@@ -286,13 +286,16 @@ def test_settings_that_cannot_take_effect_are_refused():
         evaluate(Toy(), rerank=-1)
 
 
-def test_broken_picture_is_named():
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_picture_is_named(workers):
     def broken(i):
         raise OSError("cannot identify image file")
 
     own = gallery()
-    with pytest.raises(ValueError, match="picture 'picture0' of the gallery: cannot identify"):
-        evaluate_retrieval(Toy(), Gallery(**{**vars(own), "image": broken}), Words(), view=as_is)
+    with pytest.raises(ValueError, match=r"^picture 'picture0' of the gallery: cannot identify image file$"):
+        evaluate_retrieval(
+            Toy(), Gallery(**{**vars(own), "image": broken}), Words(), view=as_is, workers=workers
+        )
 
 
 def test_nan_of_the_fusion_encoder_is_refused():

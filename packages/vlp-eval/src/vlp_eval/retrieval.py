@@ -269,18 +269,25 @@ def _rerank(
 
 
 class _Pictures(Dataset):
+    """View of a picture, and what is wrong with it: an exception would reach the user wrapped in tracebacks of worker processes."""
+
     def __init__(self, gallery: Gallery, indices: Sequence[int], view: Callable[[Any], Tensor]) -> None:
         self.gallery, self.indices, self.view = gallery, indices, view
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> Tensor:
+    def __getitem__(self, place: int) -> tuple[Tensor | None, str]:
         i = self.indices[place]
         try:
-            return self.view(self.gallery.image(i))
+            return self.view(self.gallery.image(i)), ""
         except Exception as problem:  # whatever a decoder raises: a missing picture would change the result
-            raise ValueError(f"picture {self.gallery.image_ids[i]!r} of the gallery: {problem}") from problem
+            return None, f"picture {self.gallery.image_ids[i]!r} of the gallery: {problem}"
+
+
+def _stack(pictures: Sequence[tuple[Tensor | None, str]]) -> tuple[Tensor | None, str]:
+    problem = next((problem for _, problem in pictures if problem), "")
+    return None if problem else torch.stack([cast(Tensor, view) for view, _ in pictures]), problem
 
 
 def _encode_images(
@@ -295,10 +302,16 @@ def _encode_images(
 ) -> ImageFeatures:
     # A generator of its own: the loader draws a seed for its workers, and evaluation must not move the training's random state.
     loader = DataLoader(
-        _Pictures(gallery, indices, view), batch_size=batch, num_workers=workers, generator=torch.Generator()
+        _Pictures(gallery, indices, view),
+        batch_size=batch,
+        num_workers=workers,
+        collate_fn=_stack,
+        generator=torch.Generator(),
     )
     parts = []
-    for image in loader:
+    for image, problem in loader:
+        if problem:
+            raise ValueError(problem)
         parts.append(model.encode_image(image.to(device)))
         if parts[0].projection is None:
             raise ValueError(
@@ -390,9 +403,9 @@ class _Result:
         self.hits[stage] = {}
 
     def note_candidates(self, wanted: int, text_found: metric.Found, image_found: metric.Found) -> None:
-        for name, gallery, found in (
-            ("text", "texts", text_found),
-            ("image", "images", image_found),
+        for name, queries, gallery, found in (
+            ("text", "images", "texts", text_found),
+            ("image", "texts", "images", image_found),
         ):
             total = self.counts[gallery]
             if wanted >= total:
@@ -400,9 +413,8 @@ class _Result:
                     f"{name} retrieval: rerank={wanted} covers all {total} {gallery}; every one was scored"
                 )
                 continue
-            outside = int(np.count_nonzero(~found))
-            self.counts[f"{name} queries without a right candidate"] = outside
-            if wanted < max(AT):
+            self.counts[f"{queries} without a right candidate"] = int(np.count_nonzero(~found))
+            if wanted < max(AT) < total:
                 self.notes.append(
                     f"{name} retrieval: rerank={wanted} leaves R@{max(AT)} nothing to find beyond the {wanted} candidates"
                 )

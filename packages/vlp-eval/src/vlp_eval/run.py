@@ -43,10 +43,16 @@ def retrieval(checkpoint: str, options: Retrieval) -> Scores:
             raise ValueError(f"{checkpoint} holds the model {loaded.name}, which cannot encode a text alone")
         text = loaded.settings.get("text", {})
         gallery = cleaned(gallery, options, text.get("max_words", 30))
+        words = tokenizer(options.tokenizer, text, checkpoint)
+        known = loaded.model.text.word_embedding.num_embeddings
+        if words.vocabulary != known:
+            raise ValueError(
+                f"the tokenizer has {words.vocabulary} tokens, {checkpoint} was trained with {known}: another vocabulary"
+            )
         scores = evaluate_retrieval(
             cast(RetrievalModel, loaded.model.to(device)),
             gallery,
-            tokenizer(options.tokenizer, text, checkpoint),
+            words,
             view=partial(eval_view, size=loaded.settings["image_size"]),
             max_tokens=options.max_tokens or text.get("max_tokens", 40),
             separator=text.get("separator", False),
