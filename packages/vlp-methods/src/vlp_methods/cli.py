@@ -185,6 +185,8 @@ def _train(arguments: Sequence[str]) -> int:
         print(f"{options.sbatch}; submit it with: sbatch {options.sbatch}")
         return 0
     report.check_loggers(recipe.settings.report)
+    # OpenMP reads this when torch is imported: threads that wait by spinning starve loader workers and other ranks of their core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.nproc is not None and launch.RENDEZVOUS not in os.environ:
         if "WORLD_SIZE" in os.environ:
             raise entry.UserError(
