@@ -74,7 +74,7 @@ def _load(device: str) -> None:
     elif device == "cuda" and torch.version.cuda is None:
         _reasons[device] = f"torch {torch.__version__} is built without CUDA"
     elif not file.is_file():
-        _reasons[device] = f"no {file.name} was built"
+        _reasons[device] = f"no {file.name} was built; python -m vlp_ops.build compiles it"
     else:
         try:
             torch.ops.load_library(file)
@@ -91,13 +91,15 @@ def backend_info() -> dict[str, Any]:
     """Which kernels serve the operators in this process.
 
     Returns a dict: `cpu` and `cuda`, each {"native": bool, "reason": why not, or None}; `torch` and `torch_cuda` (versions; None for a
-    CPU build of torch).
+    CPU build of torch); `built` (what was recorded when the libraries were compiled: torch, compiler, GPU architectures).
     """
+    from vlp_ops.build import read_record
+
     info: dict[str, Any] = {
         device: {"native": device not in _reasons, "reason": _reasons.get(device)}
         for device in ("cpu", "cuda")
     }
-    return info | {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
+    return info | {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "built": read_record()}
 
 
 def is_native(device: str) -> bool:
