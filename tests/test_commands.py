@@ -100,13 +100,22 @@ def test_command_is_run_by_ci(block):
         assert line in script, f"{block.page}:{block.line}: .ci/run does not run `{line}`"
 
 
+def shell() -> dict[str, str]:
+    """The environment of a user's shell: without the session of nox, whose environment uv would use."""
+    inside = (
+        "VIRTUAL_ENV",
+        "UV_PROJECT_ENVIRONMENT",
+        "UV_PYTHON",
+        "PYTHONPATH",
+        "PYTEST_ADDOPTS",
+        "NOX_CURRENT_SESSION",
+    )
+    return {name: value for name, value in os.environ.items() if name not in inside}
+
+
 def run(block: Block, folder: Path, *, path: Path, timeout: int) -> str:
     """Run a block as a user would and return what it printed."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in {"VIRTUAL_ENV", "PYTHONPATH", "PYTEST_ADDOPTS"}
-    }
+    environment = shell()
     environment["PATH"] = f"{path}{os.pathsep}{environment['PATH']}"
     environment["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
     command = (
@@ -243,7 +252,7 @@ def nearly_fresh(clone, tmp_path) -> Path:
     packages = sorted(
         f"./{path.parent.relative_to(clone)}" for path in clone.glob("packages/*/pyproject.toml")
     )
-    environment = {**os.environ, "VIRTUAL_ENV": str(folder)}
+    environment = {**shell(), "VIRTUAL_ENV": str(folder)}
     for command in (
         ["venv", "--quiet", "--seed", "--python", sys.executable, str(folder)],
         ["pip", "install", "--quiet", "-c", "constraints.txt", *packages],
