@@ -22,12 +22,15 @@ for name in modules:
     assert not place.is_relative_to(checkout / "packages"), f"{name} comes from the checkout: {place}"
     assert metadata.version(name.replace("_", "-")) == module.__version__
     source = checkout / "packages" / name.replace("_", "-") / "src" / name
-    wanted = {
-        path.relative_to(source)
-        for path in source.rglob("*")
-        if path.is_file() and path.suffix not in {".pyc", ".so"}
-    }
-    missing = sorted(str(path) for path in wanted if not (place / path).exists())
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    wanted = {line for line in listed.stdout.splitlines() if (source / line).is_file()}
+    missing = sorted(line for line in wanted if not (place / line).exists())
     assert not missing, f"the wheel of {name} lacks {missing}"
     for part in pkgutil.walk_packages(module.__path__, prefix=f"{name}."):
         if not part.name.endswith("__main__"):
