@@ -263,3 +263,24 @@ def test_every_task_of_an_installed_method_has_a_torch_free_schema_and_a_builder
     done = subprocess.run([sys.executable, "-c", code], env=toy.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "toy/tiny" in done.stdout.split()
+
+
+WATCH = """
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("torch comes, threads wait", os.environ.get("OMP_WAIT_POLICY"))
+        return None
+sys.meta_path.insert(0, Watch())
+from vlp_methods.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_threads_are_told_to_sleep_before_torch_is_imported(toy, tmp_path):
+    environment = {key: value for key, value in toy.environment.items() if key != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-c", WATCH, "toy/tiny", "--dry-run", "--run", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "torch comes, threads wait PASSIVE" in done.stdout

@@ -171,6 +171,8 @@ def _train(arguments: Sequence[str]) -> int:
         raise entry.UserError(f"{options.recipe}: no such command or recipe; did you mean vlp-train {near}?")
     recipe = entry.load(options.recipe, options.overrides)
 
+    # OpenMP reads this when torch is imported: threads that wait by spinning starve loader workers and other ranks of their core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from vlp_methods.engine import folder, launch, report
 
     run = options.run or folder.default_folder(recipe)
@@ -185,8 +187,6 @@ def _train(arguments: Sequence[str]) -> int:
         print(f"{options.sbatch}; submit it with: sbatch {options.sbatch}")
         return 0
     report.check_loggers(recipe.settings.report)
-    # OpenMP reads this when torch is imported: threads that wait by spinning starve loader workers and other ranks of their core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.nproc is not None and launch.RENDEZVOUS not in os.environ:
         if "WORLD_SIZE" in os.environ:
             raise entry.UserError(
