@@ -243,6 +243,12 @@ def fresh(tmp_path_factory) -> Path:
 @of_kind("smoke")
 def test_smoke_block_runs(block, clone, fresh):
     run(block, clone, path=fresh, timeout=1400)
+    (result,) = clone.glob("runs/xvlm-shapes-*/eval/step-*.json")
+    recall = json.loads(result.read_text())
+    # Chance is 0.5 % among 200 pictures.
+    assert recall["dual/tr_r1"] >= 5
+    assert recall["dual/ir_r1"] >= 5
+    assert list(clone.glob("runs/xvlm-shapes-*/eval/*/retrieval.png"))
 
 
 @pytest.fixture
