@@ -1,8 +1,15 @@
 """Helpers of the vlp_ops tests: closeness by the tolerances of the golden cases, operator arguments from a case."""
 
+import os
+
 import pytest
 import torch
+import vlp_ops  # noqa: F401  (defines the operators)
 from torch import Tensor
+
+# A library with other kernels for the CPU key: test_cuda_sources.py runs the CUDA sources that way.
+if os.environ.get("VLP_OPS_TEST_LIBRARY"):
+    torch.ops.load_library(os.environ["VLP_OPS_TEST_LIBRARY"])
 
 FORWARD = {torch.float64: 1e-10, torch.float32: 2e-6}
 GRADIENT = {torch.float64: 1e-9, torch.float32: 1e-5}

@@ -255,6 +255,15 @@ def test_doubled_weights_double_the_output(device):
     assert torch.equal(call(value, SHAPES, location, 2 * weight), 2 * call(value, SHAPES, location, weight))
 
 
+def test_points_on_an_empty_level_read_nothing(device):
+    value = torch.full((1, 6, 1, 8), math.inf, device=device)
+    location = torch.full((1, 1, 1, 2, 1, 2), 0.5, device=device)
+    weight = torch.tensor([0.0, 1.0], device=device).view(1, 1, 1, 2, 1)
+    location[:, :, :, 0] = 9.0  # beside the only map that holds anything
+    for empty in ((0, 0), (0, 5), (5, 0)):
+        assert (call(value, [(2, 3), empty], location, weight) == 0).all()
+
+
 def test_empty_level_changes_nothing(device):
     value, location, weight = arguments(device=device, shapes=[(4, 6), (3, 1)])
     more = [torch.cat([t, t[:, :, :, :1]], dim=3) for t in (location, weight)]
@@ -342,6 +351,21 @@ def test_float32_weights_with_half_values(device, close):
     out.sum().backward()
     assert precise.grad.dtype == torch.float32
     close.forward(out, call(value, SHAPES, location, weight).detach().double(), tolerance=8e-3)
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_deterministic_gradient_is_the_same_gradient(softmax, device):
+    if device.type == "cuda" and not vlp_ops.backend_info()["cuda"]["native"]:
+        pytest.skip("the PyTorch implementation has no deterministic gradient on CUDA")
+    results = []
+    for deterministic in (False, True):
+        tensors = arguments(device=device, queries=40, width=16)
+        call(
+            tensors[0], SHAPES, *tensors[1:], softmax=softmax, deterministic=deterministic
+        ).square().sum().backward()
+        results.append([tensor.grad for tensor in tensors])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
 def test_repeated_runs_are_equal(device):

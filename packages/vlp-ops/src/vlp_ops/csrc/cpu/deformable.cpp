@@ -97,8 +97,9 @@ VLP_INLINE void locate(Points<A>& points, int64_t count) {
     const Integer width = load_integers<A>(&points.width[i]), height = load_integers<A>(&points.height[i]);
     Vector x = load_vector(&points.x[i]) * columns - A(0.5), y = load_vector(&points.y[i]) * rows - A(0.5);
     // False for NaN; what does not touch the map becomes 0, so that only bounded numbers are converted to integers. A comparison gives -1 for
-    // true.
-    const Integer touches = (x > -one) & (y > -one) & (x < columns) & (y < rows);
+    // true. On an empty level x and y are -0.5.
+    const Integer touches =
+        (x > -one) & (y > -one) & (x < columns) & (y < rows) & (columns > zero) & (rows > zero);
     x = touches ? x : zero;
     y = touches ? y : zero;
     const Integer x0 = floor_of<A>(x), y0 = floor_of<A>(y);

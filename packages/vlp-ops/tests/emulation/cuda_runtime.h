@@ -1,0 +1,131 @@
+// Stands in for the CUDA runtime when a .cu file is compiled as plain C++ with VLP_EMULATE: each lane of a block is a coroutine, and a shuffle
+// waits until all 32 lanes of its warp have come to it. Slow, exact about who reads what from whom; nothing is known here about speed,
+// memory order between warps or launch limits.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+typedef void* cudaStream_t;
+
+struct Dimensions {
+  unsigned x = 0, y = 0, z = 0;
+};
+inline Dimensions threadIdx, blockIdx, blockDim;
+
+namespace vlp_emulation {
+
+struct Warp {
+  uint64_t slot[2][32];
+  int arrived = 0;
+  unsigned long turn = 0;
+};
+
+struct Lane {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  bool finished = false;
+};
+
+inline ucontext_t scheduler;
+inline std::vector<Lane> lanes;
+inline std::vector<Warp> warps;
+inline unsigned current;
+inline std::function<void()> body;
+
+inline void entry() {
+  body();
+  lanes[current].finished = true;
+  swapcontext(&lanes[current].context, &scheduler);
+}
+
+inline void yield() { swapcontext(&lanes[current].context, &scheduler); }
+
+constexpr size_t kStack = 1 << 16;
+
+}  // namespace vlp_emulation
+
+template <typename Body>
+void emulate(int64_t blocks, int threads, Body kernel) {
+  using namespace vlp_emulation;
+  if (threads % 32 != 0) std::abort();
+  body = kernel;
+  lanes.resize(threads);
+  blockDim.x = threads;
+  for (int64_t block = 0; block < blocks; ++block) {
+    blockIdx.x = static_cast<unsigned>(block);
+    warps.assign(threads / 32, Warp());
+    for (Lane& lane : lanes) {
+      if (!lane.stack) lane.stack.reset(new char[kStack]);
+      getcontext(&lane.context);
+      lane.context.uc_stack.ss_sp = lane.stack.get();
+      lane.context.uc_stack.ss_size = kStack;
+      lane.context.uc_link = &scheduler;
+      lane.finished = false;
+      makecontext(&lane.context, entry, 0);
+    }
+    for (unsigned left = threads, before = 0; left > 0;) {
+      unsigned done = 0;
+      unsigned long turns = 0;
+      for (current = 0; current < static_cast<unsigned>(threads); ++current) {
+        if (!lanes[current].finished) {
+          threadIdx.x = current;
+          swapcontext(&scheduler, &lanes[current].context);
+        }
+        done += lanes[current].finished;
+        turns += warps[current / 32].turn;
+      }
+      // Nobody finished and no shuffle was completed in a whole round: lanes wait for lanes that have left.
+      if (done + turns == before && done < static_cast<unsigned>(threads)) {
+        std::fprintf(stderr, "emulation: a lane is missing at a shuffle\n");
+        std::abort();
+      }
+      before = done + static_cast<unsigned>(turns);
+      left = threads - done;
+    }
+  }
+}
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int distance) {
+  using namespace vlp_emulation;
+  static_assert(sizeof(T) <= 8, "one slot per lane");
+  if (mask != 0xffffffffu) std::abort();
+  const unsigned lane = current % 32;
+  Warp& warp = warps[current / 32];
+  const unsigned long turn = warp.turn;
+  std::memcpy(&warp.slot[turn % 2][lane], &value, sizeof(T));
+  if (++warp.arrived == 32) {
+    warp.arrived = 0;
+    ++warp.turn;
+  }
+  while (warp.turn == turn) yield();
+  T result;
+  std::memcpy(&result, &warp.slot[turn % 2][lane ^ distance], sizeof(T));
+  return result;
+}
+
+template <typename T>
+T atomicAdd(T* target, T value) {
+  const T old = *target;
+  *target += value;
+  return old;
+}
+
+using std::exp;
+using std::floor;
+using std::fmax;

@@ -1,0 +1,70 @@
+"""The CUDA sources where there is no GPU: compiled by nvcc without spills, and their logic run on the CPU.
+
+The emulation (tests/emulation) compiles the same .cu files as C++ and runs every lane; the ordinary tests of the operators then pass through
+them. It says nothing about speed or about races between warps.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from vlp_ops import build
+
+pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parent
+
+
+def test_all_kernels_compile_without_spills():
+    try:
+        build.find_toolkit(None)
+    except build.BuildError as error:
+        pytest.skip(str(error))
+    done = subprocess.run(
+        [sys.executable, "-m", "vlp_ops.build", "--check-cuda"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "without spills" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory) -> Path:
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    torch, folder = build.find_torch(), tmp_path_factory.mktemp("emulated")
+    library = folder / "emulated.so"
+    sources = sorted((build.PACKAGE / "csrc" / "cuda").glob("*.cu"))
+    assert sources
+    defines = ["-DVLP_EMULATE", f"-DTORCH_TARGET_VERSION={build.TARGET}"]
+    includes = ["-I", TESTS / "emulation", "-isystem", torch.root / "include"]
+    flags = ["-O1", "-std=c++20", "-fPIC", "-shared", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
+    link = ["-L", torch.root / "lib", "-ltorch_cpu"]
+    build.run(["g++", *flags, *defines, *includes, "-x", "c++", *sources, "-x", "none", *link, "-o", library])
+    return library
+
+
+@pytest.mark.parametrize("module", ["deformable", "memory"])
+def test_kernels_in_emulation(module, emulated, request):
+    golden = request.config.getoption("--golden")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--tb=short",
+        "--show-capture=no",
+        str(TESTS / f"test_{module}.py"),
+    ]
+    done = subprocess.run(
+        [*command, *(["--golden", str(golden)] if golden else [])],
+        env=os.environ | {"VLP_OPS_DISABLE_NATIVE": "1", "VLP_OPS_TEST_LIBRARY": str(emulated)},
+        cwd=request.config.rootpath,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
