@@ -136,6 +136,15 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def slow(session: nox.Session) -> None:
+    """Tests of the packages that take minutes: kernels compiled and put into wheels."""
+    install(
+        session, *PACKAGES, groups=("test", *(f"packages/{name}/pyproject.toml:test" for name in PACKAGES))
+    )
+    session.run("pytest", "-m", "slow", "packages", *session.posargs)
+
+
+@nox.session
 def smoke(session: nox.Session) -> None:
     """The README's first command as a new user types it: train on the shapes world, retrieve, report (minutes)."""
     install(session, *PACKAGES, groups=("test",))
