@@ -3,17 +3,16 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
+import vlp_ops
 from torch import Tensor
 
 
 class ContrastiveLoss(NamedTuple):
-    """Mean of both directions, each direction, and the logits they came from."""
+    """Mean of both directions, and each direction."""
 
     loss: Tensor
     image_to_text: Tensor
     text_to_image: Tensor
-    image_logits_BG: Tensor
 
 
 def info_nce(
@@ -48,14 +47,13 @@ def info_nce(
     """
     if (ids_B is None) != (all_ids_G is None):
         raise ValueError("info_nce needs ids_B and all_ids_G together")
+    positives = (
+        {"positives": torch.arange(first, first + len(image_BE), device=image_BE.device)}
+        if ids_B is None
+        else {"ids": (ids_B, all_ids_G)}
+    )
     with torch.autocast(image_BE.device.type, enabled=False):
-        image_logits = image_BE.float() @ all_text_GE.float().t() / temperature
-        text_logits = text_BE.float() @ all_image_GE.float().t() / temperature
-        if ids_B is None or all_ids_G is None:
-            target = torch.arange(first, first + image_BE.shape[0], device=image_BE.device)
-        else:
-            same = (ids_B[:, None] == all_ids_G[None, :]).float()
-            target = same / same.sum(1, keepdim=True)
-        image_to_text = F.cross_entropy(image_logits, target)
-        text_to_image = F.cross_entropy(text_logits, target)
-    return ContrastiveLoss((image_to_text + text_to_image) / 2, image_to_text, text_to_image, image_logits)
+        image, text, all_image, all_text = (x.float() for x in (image_BE, text_BE, all_image_GE, all_text_GE))
+        image_to_text = vlp_ops.info_nce(image, all_text, 1 / temperature, **positives).mean()
+        text_to_image = vlp_ops.info_nce(text, all_image, 1 / temperature, **positives).mean()
+    return ContrastiveLoss((image_to_text + text_to_image) / 2, image_to_text, text_to_image)

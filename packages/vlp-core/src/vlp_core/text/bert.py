@@ -30,6 +30,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+import vlp_ops
 from torch import Tensor, nn
 
 from vlp_core.vision.layers import take_rows
@@ -58,9 +59,9 @@ class SelfAttention(nn.Module):
         else:
             query = F.linear(query_RPW, projection.weight[:width], projection.bias[:width])
             key, value = F.linear(x_RTW, projection.weight[width:], projection.bias[width:]).chunk(2, dim=-1)
-        mixed = F.scaled_dot_product_attention(
+        mixed = vlp_ops.attention(
             *(split_heads(part, self.heads) for part in (query, key, value)),
-            attn_mask=mask,
+            mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.out(mixed.transpose(1, 2).flatten(2))
@@ -82,9 +83,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, x_RTW: Tensor, key_value_RSW2: Tensor, mask: Tensor | None) -> Tensor:
         key, value = key_value_RSW2.chunk(2, dim=-1)
-        mixed = F.scaled_dot_product_attention(
+        mixed = vlp_ops.attention(
             *(split_heads(part, self.heads) for part in (self.query(x_RTW), key, value)),
-            attn_mask=mask,
+            mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
         return self.out(mixed.transpose(1, 2).flatten(2))
@@ -141,7 +142,7 @@ class Layer(nn.Module):
 
 def take_positions(x_RTW: Tensor, positions_RP: Tensor) -> Tensor:
     """States at the given token positions: [R, T, W], [R, P] -> [R, P, W]."""
-    return x_RTW.gather(1, positions_RP.unsqueeze(-1).expand(-1, -1, x_RTW.shape[-1]))
+    return vlp_ops.take_tokens(x_RTW, positions_RP)
 
 
 class Bert(nn.Module):

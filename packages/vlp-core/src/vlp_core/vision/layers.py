@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+import vlp_ops
 from torch import Tensor, nn
 
 Activation = Literal["gelu", "quick_gelu"]
@@ -115,7 +116,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, bias_B11T: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        x_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_B11T)
+        x_BHTK = vlp_ops.attention(q, k, v, bias=bias_B11T)
         return self.out(x_BHTK.transpose(1, 2).flatten(2))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
+import vlp_ops
 from torch import Size, Tensor, nn
 
 from vlp_core.vision.layers import (
@@ -146,13 +146,11 @@ def attend_windows(q_NWHTK: Tensor, k_NWHTK: Tensor, v_NWHTK: Tensor, bias_WHTT:
         return (scores + bias_WHTT).softmax(-1).to(v_NWHTK.dtype) @ v_NWHTK
     n, w = q_NWHTK.shape[:2]
     if len(bias_WHTT) == 1:
-        x = F.scaled_dot_product_attention(
-            *(t.flatten(0, 1) for t in (q_NWHTK, k_NWHTK, v_NWHTK)), attn_mask=bias_WHTT
-        )
+        x = vlp_ops.attention(*(t.flatten(0, 1) for t in (q_NWHTK, k_NWHTK, v_NWHTK)), bias=bias_WHTT)
         return x.unflatten(0, (n, w))
     # The fused kernels want four axes and expand the bias over the first: windows join the heads.
-    x = F.scaled_dot_product_attention(
-        *(t.flatten(1, 2) for t in (q_NWHTK, k_NWHTK, v_NWHTK)), attn_mask=bias_WHTT.flatten(0, 1)[None]
+    x = vlp_ops.attention(
+        *(t.flatten(1, 2) for t in (q_NWHTK, k_NWHTK, v_NWHTK)), bias=bias_WHTT.flatten(0, 1)[None]
     )
     return x.unflatten(1, (w, -1))
 
