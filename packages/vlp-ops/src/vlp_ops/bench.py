@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,7 @@ def topk_cases() -> Iterator[Case]:
             exact = plain_topk(few.double(), keys.double(), k)[0]
             return {key: run(few, keys, k)[0] for key, run in functions.items()}, exact
 
-        runs = {key: lambda run=run, q=query, s=keys, k=k: run(q, s, k) for key, run in functions.items()}
+        runs: dict[str, Run] = {key: partial(run, query, keys, k) for key, run in functions.items()}
         gemm = 4 * tokens * heads * n * half * 1e-9
         yield Case(op="product_key_topk", name=name, phase="forward", runs=runs, check=check, gigaflops=gemm)
 

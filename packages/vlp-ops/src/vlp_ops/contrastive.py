@@ -10,7 +10,7 @@ n rows   m columns   d width
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,34 @@ def clip_loss(
     rows, columns = _both(image, text, scale, labels, None, None, tile)
     each = (rows + columns[labels_offset : labels_offset + n]) / 2
     return _with_bias(op, _reduce(each, reduction, n), logit_bias, image)
+
+
+@overload
+def info_nce(
+    query: Tensor,
+    keys: Tensor,
+    scale: Tensor | float,
+    *,
+    positives: Tensor | None = None,
+    ids: Tensor | tuple[Tensor, Tensor] | None = None,
+    soft_targets: Tensor | None = None,
+    return_lse: Literal[False] = False,
+    tile: int | None = None,
+) -> Tensor: ...
+
+
+@overload
+def info_nce(
+    query: Tensor,
+    keys: Tensor,
+    scale: Tensor | float,
+    *,
+    positives: Tensor | None = None,
+    ids: Tensor | tuple[Tensor, Tensor] | None = None,
+    soft_targets: Tensor | None = None,
+    return_lse: Literal[True],
+    tile: int | None = None,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def info_nce(

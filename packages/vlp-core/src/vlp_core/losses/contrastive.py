@@ -47,13 +47,10 @@ def info_nce(
     """
     if (ids_B is None) != (all_ids_G is None):
         raise ValueError("info_nce needs ids_B and all_ids_G together")
-    positives = (
-        {"positives": torch.arange(first, first + len(image_BE), device=image_BE.device)}
-        if ids_B is None
-        else {"ids": (ids_B, all_ids_G)}
-    )
+    pairs = torch.arange(first, first + len(image_BE), device=image_BE.device) if ids_B is None else None
+    ids = None if ids_B is None or all_ids_G is None else (ids_B, all_ids_G)
     with torch.autocast(image_BE.device.type, enabled=False):
         image, text, all_image, all_text = (x.float() for x in (image_BE, text_BE, all_image_GE, all_text_GE))
-        image_to_text = vlp_ops.info_nce(image, all_text, 1 / temperature, **positives).mean()
-        text_to_image = vlp_ops.info_nce(text, all_image, 1 / temperature, **positives).mean()
+        image_to_text = vlp_ops.info_nce(image, all_text, 1 / temperature, positives=pairs, ids=ids).mean()
+        text_to_image = vlp_ops.info_nce(text, all_image, 1 / temperature, positives=pairs, ids=ids).mean()
     return ContrastiveLoss((image_to_text + text_to_image) / 2, image_to_text, text_to_image)
