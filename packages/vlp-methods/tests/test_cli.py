@@ -270,7 +270,7 @@ import os, sys
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
-            print("torch comes, threads wait", os.environ.get("OMP_WAIT_POLICY"))
+            print("torch comes, threads spin", os.environ.get("GOMP_SPINCOUNT"))
         return None
 sys.meta_path.insert(0, Watch())
 from vlp_methods.cli import main
@@ -278,9 +278,13 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_threads_are_told_to_sleep_before_torch_is_imported(toy, tmp_path):
-    environment = {key: value for key, value in toy.environment.items() if key != "OMP_WAIT_POLICY"}
+def test_threads_are_told_to_spin_little_before_torch_is_imported(toy, tmp_path):
+    environment = {
+        key: value
+        for key, value in toy.environment.items()
+        if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
     command = [sys.executable, "-c", WATCH, "toy/tiny", "--dry-run", "--run", str(tmp_path / "run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert "torch comes, threads wait PASSIVE" in done.stdout
+    assert "torch comes, threads spin 10000" in done.stdout
