@@ -9,6 +9,7 @@ from vlp_data import shapes
 OPTIONS = (
     "model.vision={kind: swin, image_size: 64, window: 2, width: 8, depths: [1, 1, 1, 1], heads: [1, 1, 2, 2], drop_path: 0.1}",
     "model.text={width: 32, layers: 2, fusion_layer: 1, heads: 2, hidden: 32, positions: 64, dropout: 0.1}",
+    "data.view.size=64",
     "model.embed_width=16",
     "data.images.batch=8",
     "data.regions.texts=8",

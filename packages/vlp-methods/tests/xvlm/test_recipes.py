@@ -111,3 +111,8 @@ def test_tokenizer_and_text_encoder_must_be_of_one_kind():
         RecipeError, match=r"model\.text\.kind=roberta does not fit data\.tokenizer\.kind=bert"
     ):
         load("xvlm/shapes", ["model.text.kind=roberta"])
+
+
+def test_pictures_must_have_the_size_that_the_encoder_takes():
+    with pytest.raises(RecipeError, match=r"data\.view\.size=96 must equal model\.vision\.image_size=128"):
+        load("xvlm/shapes", ["model.vision.image_size=128"])

@@ -184,7 +184,7 @@ def open_streams(
     )
     common = {
         "tokenizer": tokenizer,
-        "image": replace(data.view, size=recipe.model.vision.image_size),
+        "image": data.view,
         "text": data.text,
         "masking": data.masking,
     }
@@ -221,7 +221,7 @@ def test_retrieval(
         task.model,
         gallery,
         tokenizer,
-        view=partial(eval_view, size=recipe.model.vision.image_size),
+        view=partial(eval_view, size=data.view.size),
         max_tokens=data.text.max_tokens,
         separator=data.text.separator,
         rerank=recipe.retrieval.rerank,

@@ -260,6 +260,10 @@ class Pretrain(Training):
             raise ValueError(
                 f"model.text.kind={self.model.text.kind} does not fit data.tokenizer.kind={self.data.tokenizer.kind}"
             )
+        if self.data.view.size != self.model.vision.image_size:
+            raise ValueError(
+                f"data.view.size={self.data.view.size} must equal model.vision.image_size={self.model.vision.image_size}"
+            )
         if not self.data.root and self.data.world is None:
             raise ValueError("data.root is required without data.world")
         if self.evaluate.every is not None and self.data.test is None:
