@@ -337,9 +337,9 @@ def test_environment_is_read_in_path_fields_only(monkeypatch):
 def test_recipe_is_frozen():
     recipe = make()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        recipe.steps = 3  # type: ignore[misc]
+        recipe.steps = 3  # type: ignore[misc]  # frozen: that it fails is the test
     with pytest.raises(dataclasses.FrozenInstanceError):
-        recipe.optimizer.lr = 3  # type: ignore[misc]
+        recipe.optimizer.lr = 3  # type: ignore[misc]  # frozen, too
 
 
 def test_schema_with_a_type_that_yaml_cannot_hold_is_the_programmers_error():

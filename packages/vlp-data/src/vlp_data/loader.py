@@ -98,7 +98,7 @@ class _Batches(Dataset):
 
 def _key(examples: Examples, index: int) -> str:
     try:
-        return examples.source[index].key  # type: ignore[attr-defined]
+        return examples.source[index].key  # type: ignore[attr-defined]  # Examples need no source; without one: below
     except Exception as error:
         return f"(its key cannot be read: {error})"
 
@@ -275,7 +275,7 @@ class Loader(Generic[_Batch]):
         iterator, self._iterator = self._iterator, None
         if self._processes and iterator is not None:
             # Dropping the iterator would do, but the traceback of an error may hold it.
-            iterator._shutdown_workers()  # type: ignore[attr-defined]
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # torch offers no public way
         for process in self._processes:
             if process.is_alive():
                 process.kill()

@@ -140,7 +140,7 @@ def _where(scene: Scene, dice: Dice) -> Question | None:
     if not placed:
         return None
     number = dice.choice(placed)
-    row, column = facts.place(scene, number)  # type: ignore[misc]
+    row, column = facts.place(scene, number)  # type: ignore[misc]  # only called where there is a place
     if row == column:
         answer, other = "center", "middle"
     elif "middle" in (row, column):
