@@ -23,10 +23,10 @@ def gather_everything(rank: int, ranks: int, folder: str) -> None:
     start(rank, ranks, folder)
     found = {}
     weight = torch.arange(1.0, 1 + 2 * ranks)[:, None]
-    for gradient in ("local", "full", "none"):
+    for gradient in ("local", "sum", "none"):
         mine = (10.0 * rank + torch.arange(2.0))[:, None].requires_grad_()
         everything = distributed.gather(mine, gradient)
-        # Every rank has its own loss, so that "full" must add what other ranks send.
+        # Every rank has its own loss, so that "sum" must add what other ranks send.
         loss = (everything * weight * (rank + 1)).sum()
         if gradient != "none":
             loss.backward()
@@ -49,7 +49,7 @@ def two_ranks(tmp_path_factory) -> list[dict]:
 
 def test_gathered_rows_stand_in_rank_order(two_ranks):
     for found in two_ranks:
-        for gradient in ("local", "full", "none"):
+        for gradient in ("local", "sum", "none"):
             assert found[gradient][0].flatten().tolist() == [0, 1, 10, 11]
         assert found["ids"].tolist() == [0, 5, 1, 6]
 
@@ -59,9 +59,9 @@ def test_local_gradient_is_the_slice_of_this_rank(two_ranks):
     assert two_ranks[1]["local"][1].flatten().tolist() == [6, 8]
 
 
-def test_full_gradient_adds_what_all_ranks_send(two_ranks):
-    assert two_ranks[0]["full"][1].flatten().tolist() == [3, 6]
-    assert two_ranks[1]["full"][1].flatten().tolist() == [9, 12]
+def test_summed_gradient_adds_what_all_ranks_send(two_ranks):
+    assert two_ranks[0]["sum"][1].flatten().tolist() == [3, 6]
+    assert two_ranks[1]["sum"][1].flatten().tolist() == [9, 12]
 
 
 def test_no_gradient_passes_with_none(two_ranks):
@@ -78,7 +78,7 @@ def test_mean_broadcast_and_identity(two_ranks):
 def test_one_process_needs_no_group():
     x = torch.ones(2, 3, requires_grad=True)
     assert distributed.gather(x, "local") is x
-    assert distributed.gather(x, "full") is x
+    assert distributed.gather(x, "sum") is x
     assert not distributed.gather(x, "none").requires_grad
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.broadcast_object("x") == "x"
@@ -87,5 +87,5 @@ def test_one_process_needs_no_group():
 
 
 def test_unknown_gradient_is_refused():
-    with pytest.raises(ValueError, match="choose local, full or none"):
+    with pytest.raises(ValueError, match="must be 'sum', 'local' or 'none'"):
         distributed.gather(torch.ones(1), "half")

@@ -50,7 +50,7 @@ def train(rank: int, folder: str) -> None:
     store = dist.FileStore(str(Path(folder) / "store"), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     found = {}
-    for way, only_contrast in (("local", False), ("local", True), ("full", True)):
+    for way, only_contrast in (("local", False), ("local", True), ("sum", True)):
         model = models.create(work["name"], **work["arguments"])
         xvlm.load(model, work["weights"])
         task = DistributedDataParallel(Training(model.eval(), way, only_contrast=only_contrast))
@@ -101,7 +101,7 @@ def test_losses_and_averaged_gradients_equal_the_reference(case, golden_argument
     files = {
         "local False": "grads",
         "local True": "grads_itc_only",
-        "full True": "grads_itc_only_if_gather_were_fully_differentiable",
+        "sum True": "grads_itc_only_if_gather_were_fully_differentiable",
     }
     for way, file in files.items():
         # What the loss does not reach has no gradient in the reference, and one of zero here.

@@ -1,4 +1,4 @@
-"""Gathering features from all ranks for a contrastive loss over the global batch."""
+"""Gathering rows from all ranks, for contrastive losses over the global batch and for what else needs every rank's rows."""
 
 from typing import Any, Literal
 
@@ -6,38 +6,45 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+GatherGradient = Literal["sum", "local", "none"]
 
-def gather_features(
-    features: Tensor, *, gather_grad: Literal["sum", "local", "none"] = "sum", group: Any = None
-) -> Tensor:
-    """Rows of all ranks in rank order: (n, d) -> (ranks*n, d). Every rank must hold the same n. Without a process group: the tensor itself.
 
+def gather_features(features: Tensor, gather_grad: GatherGradient = "sum", *, group: Any = None) -> Tensor:
+    """Rows of all ranks in rank order: (n, ...) -> (ranks*n, ...). Without a process group, or with one rank: the tensor itself.
+
+    Every rank must hold the same n: otherwise the collective hangs or fails. Any dtype; integers need gather_grad="none".
     gather_grad: what flows back to this rank's rows.
     "sum": the gradients that all ranks have for them (reduce-scatter); with the mean of the gradients over ranks that data parallelism takes, this
         is the gradient of the global loss.
-    "local": only this rank's own gradient (X-VLM and ALBEF: under data parallelism 1/ranks of the true gradient reaches the gathered side).
-    "none": nothing (open_clip without gather_with_grad).
+    "local": only this rank's own gradient (X-VLM and ALBEF). When every rank computes the same loss on the gathered rows, data parallelism then
+        gives encoders 1/ranks of its gradient, and what is used after the gather (the temperature) all of it.
+    "none": nothing; the result carries no gradient (queues, ids, statistics; open_clip without gather_with_grad).
     Raises ValueError for another value.
     """
     if gather_grad not in ("sum", "local", "none"):
         raise ValueError(
             f"gather_features: gather_grad must be 'sum', 'local' or 'none', got {gather_grad!r}"
         )
-    if not (dist.is_available() and dist.is_initialized()):
-        return features.detach() if gather_grad == "none" else features
+    if gather_grad == "none":
+        features = features.detach()
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(group) == 1:
+        return features
+    if gather_grad == "none":
+        return _all_gather(features, group)
     return _Gather.apply(features, gather_grad, group)
+
+
+def _all_gather(rows: Tensor, group: Any) -> Tensor:
+    everything = rows.new_empty(dist.get_world_size(group) * rows.shape[0], *rows.shape[1:])
+    dist.all_gather_into_tensor(everything, rows.contiguous(), group=group)
+    return everything
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, gather_grad: str, group: Any) -> Tensor:
         ctx.gather_grad, ctx.group, ctx.rows = gather_grad, group, features.shape[0]
-        ranks = dist.get_world_size(group)
-        everything = features.new_empty(ranks * features.shape[0], *features.shape[1:])
-        dist.all_gather_into_tensor(everything, features.contiguous(), group=group)
-        if gather_grad == "none":
-            ctx.mark_non_differentiable(everything)
-        return everything
+        return _all_gather(features, group)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

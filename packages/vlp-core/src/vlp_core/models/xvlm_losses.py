@@ -20,7 +20,7 @@ def contrastive_loss(
     """Contrastive loss of the batch of all ranks, the same number on every rank.
 
     `identities`: pairs of equal identity, on any rank, are positives of each other (retrieval: the image's number); None: only the
-    pair itself (pre-training). `gather_gradient`: see `vlp_core.distributed.gather`; "local" is the reference's.
+    pair itself (pre-training). `gather_gradient`: see `vlp_ops.gather_features`; "local" is the reference's.
     """
     image = gather(pairs.image_projection, gather_gradient)
     text = gather(pairs.text_projection, gather_gradient)
