@@ -24,9 +24,10 @@ Shape letters: R text rows, T text tokens, W width, H heads, K width per head, M
 P positions read.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,13 @@ from vlp_core.vision.layers import take_rows
 def split_heads(x_RTW: Tensor, heads: int) -> Tensor:
     """[R, T, H*K] -> [R, H, T, K]."""
     return x_RTW.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class KeyValue(NamedTuple):
+    """Keys and values of the tokens of a text so far, [R, H, T, K] each."""
+
+    key: Tensor
+    value: Tensor
 
 
 class SelfAttention(nn.Module):
@@ -66,6 +74,23 @@ class SelfAttention(nn.Module):
         )
         return self.out(mixed.transpose(1, 2).flatten(2))
 
+    def extend(self, x_RTW: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        """Causal attention of T new tokens over `past` and themselves; also the keys and values of all tokens so far."""
+        query, key, value = (
+            split_heads(part, self.heads) for part in self.query_key_value(x_RTW).chunk(3, dim=-1)
+        )
+        if past is not None:
+            key, value = torch.cat([past.key, key], dim=2), torch.cat([past.value, value], dim=2)
+        new, all_tokens = query.shape[2], key.shape[2]
+        mask = None
+        if new > 1:
+            mask = torch.ones(new, all_tokens, dtype=torch.bool, device=x_RTW.device).tril(all_tokens - new)
+            mask = mask[None, None]
+        mixed = vlp_ops.attention(
+            query, key, value, mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
+        return self.out(mixed.transpose(1, 2).flatten(2)), KeyValue(key, value)
+
 
 class CrossAttention(nn.Module):
     """Multi-head attention of a text over its image, whose keys and values are already projected.
@@ -88,6 +113,22 @@ class CrossAttention(nn.Module):
             mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def weighted(
+        self,
+        x_RTW: Tensor,
+        key_value_RSW2: Tensor,
+        mask: Tensor | None,
+        watch: Callable[[Tensor], Tensor] = lambda weights: weights,
+    ) -> Tensor:
+        """As `forward` without dropout, by explicit weights [R, H, T, S] that go through `watch` (explanations)."""
+        key, value = key_value_RSW2.chunk(2, dim=-1)
+        query, key, value = (split_heads(part, self.heads) for part in (self.query(x_RTW), key, value))
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -math.inf)
+        mixed = watch(scores.softmax(-1)) @ value
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -137,6 +178,10 @@ class Layer(nn.Module):
         x = self.attention_norm(x + self.dropout(self.attention(x_RTW, mask, query)))
         if key_value_RSW2 is not None:
             x = self.cross_norm(x + self.dropout(self.cross(x, key_value_RSW2, image_mask)))
+        return self.feed_forward(x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The last part of the layer."""
         return self.output_norm(x + self.dropout(self.contract(F.gelu(self.expand(x)))))
 
 
@@ -236,9 +281,12 @@ class Bert(nn.Module):
         )
         initialise(self)
 
-    def embed(self, ids_RT: Tensor) -> Tensor:
-        """Sum of word, position and type 0 embeddings, normalised: [R, T] -> [R, T, W]."""
-        first = self.pad_id + 1 if self.kind == "roberta" else 0
+    def embed(self, ids_RT: Tensor, *, start: int = 0) -> Tensor:
+        """Sum of word, position and type 0 embeddings, normalised: [R, T] -> [R, T, W].
+
+        `start`: number of tokens that stand before these, none of them padding.
+        """
+        first = start + (self.pad_id + 1 if self.kind == "roberta" else 0)
         if first + ids_RT.shape[1] > self.position_embedding.num_embeddings:
             raise ValueError(
                 f"texts of {ids_RT.shape[1]} tokens do not fit the position table of "
@@ -246,9 +294,9 @@ class Bert(nn.Module):
             )
         if self.kind == "roberta":
             real = ids_RT.ne(self.pad_id)
-            positions = real.cumsum(1) * real + self.pad_id
+            positions = (start + real.cumsum(1)) * real + self.pad_id
         else:
-            positions = torch.arange(ids_RT.shape[1], device=ids_RT.device)
+            positions = torch.arange(start, start + ids_RT.shape[1], device=ids_RT.device)
         x = self.word_embedding(ids_RT) + self.position_embedding(positions) + self.type_embedding.weight[0]
         return self.embedding_dropout(self.embedding_norm(x))
 
