@@ -2,21 +2,30 @@
 
 import pytest
 import torch
-from vlp_ops import compat
+from torch.utils._python_dispatch import TorchDispatchMode
+from vlp_ops import compat, ms_deform_attn
 
 
-def test_transformers_model():
-    transformers = pytest.importorskip("transformers")
+def resnet(transformers, *stages):
+    return transformers.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        out_features=[f"stage{i}" for i in stages],
+    )
+
+
+def alive(model):
+    """Offsets start at zero weight, and their gradient with them: every parameter gets some life."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def deformable_detr(transformers):
     config = transformers.DeformableDetrConfig(
-        use_timm_backbone=False,
-        use_pretrained_backbone=False,
-        backbone=None,
-        backbone_config=transformers.ResNetConfig(
-            embedding_size=8,
-            hidden_sizes=[8, 8, 16, 16],
-            depths=[1, 1, 1, 1],
-            out_features=["stage2", "stage3", "stage4"],
-        ),
+        backbone_config=resnet(transformers, 2, 3, 4),
         d_model=32,
         encoder_layers=2,
         decoder_layers=2,
@@ -26,27 +35,191 @@ def test_transformers_model():
         decoder_ffn_dim=32,
         num_queries=7,
         num_labels=4,
-        disable_custom_kernels=True,
     )
+    return transformers.DeformableDetrForObjectDetection(config), 4
+
+
+def grounding_dino(transformers):
+    config = transformers.GroundingDinoConfig(
+        backbone_config=transformers.SwinConfig(
+            embed_dim=8,
+            depths=[1, 1, 1, 1],
+            num_heads=[2, 2, 2, 2],
+            window_size=4,
+            out_features=["stage2", "stage3", "stage4"],
+        ),
+        text_config=transformers.BertConfig(
+            vocab_size=1100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=7,
+        max_text_len=8,
+    )
+    return transformers.GroundingDinoForObjectDetection(config), 3
+
+
+def detector(transformers, name: str, **options):
+    """RT-DETR and its descendants: two decoder layers."""
+    backbone = transformers.RTDetrResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1, 1, 1, 1],
+        layer_type="basic",
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = getattr(transformers, f"{name}Config")(
+        backbone_config=backbone,
+        encoder_hidden_dim=32,
+        encoder_in_channels=[8, 16, 16],
+        encoder_ffn_dim=32,
+        encoder_attention_heads=2,
+        d_model=32,
+        num_queries=7,
+        decoder_in_channels=[32, 32, 32],
+        decoder_ffn_dim=32,
+        decoder_layers=2,
+        decoder_attention_heads=4,
+        num_denoising=0,
+        num_labels=4,
+        anchor_image_size=None,
+        **options,
+    )
+    return getattr(transformers, f"{name}ForObjectDetection")(config), 2
+
+
+def mask2former(transformers):
+    config = transformers.Mask2FormerConfig(
+        backbone_config=resnet(transformers, 1, 2, 3, 4),
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=32,
+        dim_feedforward=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        num_attention_heads=4,
+        num_queries=5,
+        num_labels=4,
+    )
+    return transformers.Mask2FormerForUniversalSegmentation(config), 2
+
+
+def oneformer(transformers):
+    config = transformers.OneFormerConfig(
+        backbone_config=resnet(transformers, 1, 2, 3, 4),
+        is_training=False,
+        num_queries=5,
+        text_encoder_context_length=7,
+        text_encoder_width=16,
+        text_encoder_num_layers=1,
+        text_encoder_vocab_size=30,
+        task_seq_len=7,
+        hidden_dim=32,
+        conv_dim=32,
+        mask_dim=32,
+        encoder_feedforward_dim=32,
+        dim_feedforward=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        num_attention_heads=4,
+        num_labels=4,
+    )
+    return transformers.OneFormerForUniversalSegmentation(config), 2
+
+
+MODELS = {
+    "deformable_detr": deformable_detr,
+    "grounding_dino": grounding_dino,
+    "rt_detr": lambda transformers: detector(transformers, "RTDetr"),
+    "rt_detr_v2": lambda transformers: detector(transformers, "RTDetrV2"),
+    "d_fine": lambda transformers: detector(transformers, "DFine", decoder_n_points=[3, 6, 2]),
+    "mask2former": mask2former,
+    "oneformer": oneformer,
+}
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls of the operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.vlp_ops.ms_deform_attn.default
+        return function(*args, **(kwargs or {}))
+
+
+def made(name):
+    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    model = transformers.DeformableDetrForObjectDetection(config).eval()
-    # Offsets start at zero weight: give every parameter some life.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    image = torch.randn(2, 3, 64, 96)
-    expected = model(image)
-    gradient = torch.autograd.grad(
-        expected.logits.sum() + expected.pred_boxes.sum(), model.model.level_embed
-    )[0]
-    assert compat.patch_transformers(model) == 4
-    out = model(image)
-    torch.testing.assert_close(out.logits, expected.logits, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(out.pred_boxes, expected.pred_boxes, rtol=1e-4, atol=1e-5)
-    again = torch.autograd.grad(out.logits.sum() + out.pred_boxes.sum(), model.model.level_embed)[0]
-    torch.testing.assert_close(again, gradient, rtol=1e-3, atol=1e-4)
+    model, count = MODELS[name](transformers)
+    inputs = {"pixel_values": torch.randn(2, 3, 64, 96, requires_grad=True)}
+    if name == "grounding_dino":
+        inputs["input_ids"] = torch.tensor([[101, 7, 9, 1012, 102]] * 2)
+    if name == "oneformer":
+        inputs["task_inputs"] = torch.tensor([[1, 2, 3, 4, 5, 6, 7]] * 2)
+    return alive(model), inputs, count
+
+
+def numbers(model, inputs):
+    """Two outputs and the gradient of the picture; how often the operator ran forward."""
+    with Calls() as calls:
+        out = model(**inputs)
+    keys = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")
+    # Grounding DINO's logits are -inf for words that are not there.
+    found = [getattr(out, key).clamp(min=-50) for key in keys if hasattr(out, key)]
+    assert len(found) == 2
+    loss = sum(tensor.square().sum() for tensor in found)
+    return [*found, torch.autograd.grad(loss, inputs["pixel_values"])[0]], calls.count
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_model(name):
+    model, inputs, count = made(name)
+    expected, calls = numbers(model, inputs)
+    assert calls == 0
+    assert compat.patch_transformers(model) == count
+    # A second time changes nothing more.
+    assert compat.patch_transformers(model) == count
+    found, calls = numbers(model, inputs)
+    assert calls == count
+    for actual, wanted in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
+    error = (found[2] - expected[2]).abs().max()
+    assert error <= 1e-4 * expected[2].abs().max()
+
+
+def test_other_models_stay_as_they_are():
+    patched, inputs, _ = made("mask2former")
+    other, _, _ = made("mask2former")
+    compat.patch_transformers(patched)
+    assert numbers(other, inputs)[1] == 0
+
+
+def test_discrete_sampling_is_another_operator():
+    transformers = pytest.importorskip("transformers")
+    model, _ = detector(transformers, "RTDetrV2", decoder_method="discrete")
+    with pytest.raises(
+        ValueError, match="RTDetrV2ForObjectDetection has no multi-scale deformable attention"
+    ):
+        compat.patch_transformers(model)
 
 
 def test_a_model_without_deformable_attention_is_refused():
-    with pytest.raises(ValueError, match="Linear has no MultiScaleDeformableAttention module"):
+    with pytest.raises(ValueError, match="Linear has no multi-scale deformable attention: no module Multi"):
         compat.patch_transformers(torch.nn.Linear(2, 2))
+
+
+def test_function_of_reference_code():
+    shapes, starts = torch.tensor([[3, 4], [2, 1]]), torch.tensor([0, 12])
+    value, locations = torch.randn(3, 14, 2, 8), torch.rand(3, 5, 2, 2, 4, 2)
+    weights = torch.rand(3, 5, 2, 2, 4)
+    out = compat.MSDeformAttnFunction.apply(value, shapes, starts, locations, weights, 2)
+    torch.testing.assert_close(out, ms_deform_attn(value, shapes, locations, weights), rtol=0, atol=0)

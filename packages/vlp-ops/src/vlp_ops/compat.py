@@ -1,8 +1,11 @@
 """Drop-in replacements for code that calls the published deformable-attention kernels."""
 
-from types import MethodType
+from collections.abc import Callable, Sequence
+from types import FunctionType, MethodType
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_ops.deformable import ms_deform_attn
@@ -31,7 +34,63 @@ class MSDeformAttnFunction:
         )
 
 
-def _transformers_forward(
+def patch_transformers(model: nn.Module) -> int:
+    """Makes every multi-scale deformable attention inside a transformers model call `ms_deform_attn`; returns how many there were.
+
+    Three forms occur in transformers 5, and each is recognised by what it calls, not by the name of the model:
+    a module `MultiScaleDeformableAttention` (Deformable DETR, Grounding DINO, RT-DETR, OmDet-Turbo, LW-DETR, ...);
+    a call of the function `multi_scale_deformable_attention` (Mask2Former, OneFormer);
+    a call of `multi_scale_deformable_attention_v2` (RT-DETR v2), or an attribute that holds it (D-FINE, DEIMv2), with its own number of
+    points per level. Its "discrete" method rounds locations to whole pixels, which is another operator: such modules keep their own code.
+    Only modules of this model change; the class and other models stay as they are. Patching twice changes nothing more.
+    Raises ValueError when the model holds none of them, because then nothing would have changed.
+    """
+    count = sum(_patch(part) for part in model.modules())
+    if not count:
+        raise ValueError(
+            f"patch_transformers: {type(model).__name__} has no multi-scale deformable attention: no module "
+            f"MultiScaleDeformableAttention and none that calls {' or '.join(_FUNCTIONS)}"
+        )
+    return count
+
+
+def _patch(part: nn.Module) -> bool:
+    if type(part).__name__ == "MultiScaleDeformableAttention":
+        part.forward = MethodType(_module_forward, part)
+        return True
+    if getattr(part, "method", None) == "discrete" or getattr(part, "decoder_method", None) == "discrete":
+        return False
+    for name, replacement in _FUNCTIONS.items():
+        held = [
+            key
+            for key, thing in vars(part).items()
+            if thing is replacement or getattr(thing, "__name__", None) == name
+        ]
+        for key in held:
+            setattr(part, key, replacement)
+        forward = type(part).forward
+        if isinstance(forward, FunctionType) and name in forward.__code__.co_names:
+            part.forward = MethodType(_with_global(forward, name, replacement), part)
+            return True
+        if held:
+            return True
+    return False
+
+
+def _with_global(function: FunctionType, name: str, thing: Any) -> FunctionType:
+    """The same function with one global name bound to something else: its module, which other models share, stays as it is."""
+    changed = FunctionType(
+        function.__code__,
+        {**function.__globals__, name: thing},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    changed.__kwdefaults__ = function.__kwdefaults__
+    return changed
+
+
+def _module_forward(
     module: nn.Module,
     value: Tensor,
     value_spatial_shapes: Tensor,
@@ -51,17 +110,30 @@ def _transformers_forward(
     )
 
 
-def patch_transformers(model: Any) -> int:
-    """Makes every `MultiScaleDeformableAttention` inside a transformers model call `ms_deform_attn`; returns how many there were.
+def _points_of_each_level(
+    value: Tensor,
+    value_spatial_shapes: Sequence[tuple[int, int]] | Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    num_points_list: list[int],
+    method: str = "default",
+) -> Tensor:
+    """locations (N, Q, M, sum of points, 2) and weights (N, Q, M, sum of points), level after level."""
+    assert method == "default", "modules with the discrete method are left as they are"
+    most = max(num_points_list)
+    # A level with fewer points gets some far outside its map: they read nothing and no gradient reaches them.
+    locations = [
+        F.pad(level, (0, 0, 0, most - level.shape[3]), value=-3.0)
+        for level in sampling_locations.split(num_points_list, 3)
+    ]
+    weights = [
+        F.pad(level, (0, most - level.shape[3])) for level in attention_weights.split(num_points_list, 3)
+    ]
+    return ms_deform_attn(value, value_spatial_shapes, torch.stack(locations, 3), torch.stack(weights, 3))
 
-    Works for Deformable DETR, Grounding DINO, RT-DETR, OmDet-Turbo and others that hold the module; Mask2Former and OneFormer of transformers
-    do not (they call a function). ValueError when the model has none, because then nothing would have changed.
-    """
-    found = [part for part in model.modules() if type(part).__name__ == "MultiScaleDeformableAttention"]
-    if not found:
-        raise ValueError(
-            f"patch_transformers: {type(model).__name__} has no MultiScaleDeformableAttention module"
-        )
-    for part in found:
-        part.forward = MethodType(_transformers_forward, part)
-    return len(found)
+
+# Functions of transformers and what takes their place.
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "multi_scale_deformable_attention": ms_deform_attn,
+    "multi_scale_deformable_attention_v2": _points_of_each_level,
+}
