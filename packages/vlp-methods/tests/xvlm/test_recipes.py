@@ -9,7 +9,7 @@ from vlp_core.models.xvlm_rules import parameter_rules
 from vlp_core.optim import parameter_groups
 from vlp_core.recipe import RecipeError, build, dump, dumps, parse
 from vlp_methods.engine.entry import load
-from vlp_methods.xvlm.schema import Pretrain
+from vlp_methods.xvlm.schema.pretrain import Pretrain
 
 GIVEN = {
     "model.weights.vision": "swin.pth",

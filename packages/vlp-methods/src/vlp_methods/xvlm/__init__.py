@@ -4,9 +4,9 @@ One model aligns texts with whole pictures, regions and objects: a region is the
 (visual concept, text) pair: contrastive (ITC), matching with hard negatives (ITM), masked language modelling (MLM), and the box that a
 text speaks of, from the whole picture.
 
-    schema.py    what a recipe may say
-    pretrain.py  the objective, and the builder that joins model, data and optimizer
-    recipes/     pretrain_4m_base, pretrain_16m_base and variants; shapes for two CPU cores
+    schema/      what a recipe of each task may say
+    pretrain.py  the objective of pre-training, and the builder that joins model, data and optimizer
+    recipes/     the official runs, and for each a small one on drawn pictures for two CPU cores
 
 The model itself is `vlp_core.models.xvlm`, the losses are `vlp_core.losses`, the data side is `vlp_data.examples` and `vlp_data.regions`.
 """
@@ -14,5 +14,7 @@ The model itself is `vlp_core.models.xvlm`, the losses are `vlp_core.losses`, th
 from vlp_methods.engine.entry import TaskEntry
 
 tasks = {
-    "pretrain": TaskEntry(schema="vlp_methods.xvlm.schema:Pretrain", build="vlp_methods.xvlm.pretrain:build"),
+    "pretrain": TaskEntry(
+        schema="vlp_methods.xvlm.schema.pretrain:Pretrain", build="vlp_methods.xvlm.pretrain:build"
+    ),
 }

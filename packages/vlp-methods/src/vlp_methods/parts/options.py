@@ -1,24 +1,17 @@
-"""What a recipe of X-VLM may say. Imports no torch."""
+"""Sections of recipes that several methods have. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from vlp_core.recipe import PathText
-from vlp_data.options import (
-    ImageOptions,
-    ImageTextSource,
-    MaskingOptions,
-    RegionOptions,
-    RegionSource,
-    TextOptions,
-)
+from vlp_data.options import ImageOptions, ImageTextSource, RegionOptions, RegionSource, TextOptions
 
-from vlp_methods.engine.options import Training
+# ------------------------------------------------------------------------------------------------------------ models
 
 
 @dataclass(frozen=True, kw_only=True)
 class Swin:
-    """Swin Transformer (specification 2.2)."""
+    """Swin Transformer (X-VLM specification 2.2)."""
 
     kind: Literal["swin"] = "swin"
     image_size: int = 224
@@ -39,7 +32,7 @@ class Swin:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipVit:
-    """Vision tower of CLIP (specification 2.3)."""
+    """Vision tower of CLIP (X-VLM specification 2.3)."""
 
     kind: Literal["clip"] = "clip"
     image_size: int = 224
@@ -60,7 +53,7 @@ class ClipVit:
 
 @dataclass(frozen=True, kw_only=True)
 class Vit:
-    """DeiT (specification 2.4)."""
+    """DeiT (X-VLM specification 2.4)."""
 
     kind: Literal["vit"] = "vit"
     image_size: int = 224
@@ -81,7 +74,7 @@ class Vit:
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoder:
-    """BERT or RoBERTa; the upper layers attend to the image (specification 2.5). The vocabulary is that of `data.tokenizer`."""
+    """BERT or RoBERTa; the upper layers attend to the image (X-VLM specification 2.5). The vocabulary is that of `data.tokenizer`."""
 
     kind: Literal["bert", "roberta"] = "bert"
     """Which of the two; the tokenizer must be of the same kind."""
@@ -108,6 +101,16 @@ class TextEncoder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """Image encoder, and text encoder with fusion layers, as they are in pre-training; a task's model is derived from them."""
+
+    vision: Swin | ClipVit | Vit = field(default_factory=Swin)
+    """Image encoder."""
+    text: TextEncoder = field(default_factory=TextEncoder)
+    """Text and fusion encoder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Weights:
     """Checkpoints to start from; an empty one leaves that part at its initial values. Position tables are resized where needed."""
 
@@ -116,7 +119,7 @@ class Weights:
     text: PathText = ""
     """Masked language model: Hugging Face BERT or RoBERTa. Cross-attention starts fresh."""
     model: PathText = ""
-    """A whole X-VLM: an official pre-training checkpoint, or an export folder of a run."""
+    """A whole model of the same kind: an official pre-training checkpoint, or an export folder of a run."""
 
     def __post_init__(self) -> None:
         if self.model and (self.vision or self.text):
@@ -124,19 +127,14 @@ class Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """The model."""
+class Start:
+    """The checkpoint of an earlier stage that a task starts from. Position tables are resized where needed."""
 
-    vision: Swin | ClipVit | Vit = field(default_factory=Swin)
-    """Image encoder."""
-    text: TextEncoder = field(default_factory=TextEncoder)
-    """Text and fusion encoder."""
-    embed_width: int = 256
-    """Width of the shared space of pictures and texts."""
-    temperature: float = 0.07
-    """Initial temperature of the contrastive loss; trained, kept in 0.001..0.5."""
-    weights: Weights = field(default_factory=Weights)
-    """Where to start from."""
+    model: PathText
+    """An official checkpoint, or the export folder of a run; "" leaves everything at its initial values."""
+
+
+# -------------------------------------------------------------------------------------------------------------- data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +181,7 @@ class ImageStream:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionStream:
-    """Regions and objects with their texts; one update in a share of the steps, before that of the pictures."""
+    """Regions and objects with their texts."""
 
     source: RegionSource
     """Where they come from."""
@@ -191,19 +189,13 @@ class RegionStream:
     """(region, text) pairs per update, over all ranks; always exactly this many."""
     pictures: int = 384
     """Pictures that these pairs are drawn from, over all ranks."""
-    share: float = 0.5
-    """Probability that a step has such an update (`iter_perc` of the official configs)."""
     options: RegionOptions = field(default_factory=RegionOptions)
     """How regions are drawn from a picture."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share={self.share} must lie in (0, 1]; regions=null trains without regions")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Data. Relative paths of sources and tokenizer start at `root`."""
+    """Data. Relative paths of sources, tokenizer and other files start at `root`."""
 
     world: ShapesWorld | None = None
     """Draw the shapes world into `root` if it is not there yet; null for data of your own."""
@@ -211,25 +203,20 @@ class Data:
     """Folder or fsspec URL; "" with a world: a folder of the user's cache (XDG_CACHE_HOME)."""
     tokenizer: TokenizerFiles
     """Vocabulary."""
-    images: ImageStream
-    """Pictures with captions."""
-    regions: RegionStream | None = None
-    """Regions with texts; null trains without them."""
-    test: ImageTextSource | None = None
-    """Pictures and captions for the retrieval test; null: no test."""
     view: ImageOptions = field(default_factory=ImageOptions)
     """Crop, flip, augmentation."""
     text: TextOptions = field(default_factory=TextOptions)
-    """From caption to ids."""
-    masking: MaskingOptions = field(default_factory=MaskingOptions)
-    """What is masked."""
+    """From text to ids."""
     max_bad_fraction: float = 0.01
     """Stop when a larger share of the samples cannot be used."""
 
 
+# -------------------------------------------------------------------------------------------------------- evaluation
+
+
 @dataclass(frozen=True, kw_only=True)
 class RetrievalTest:
-    """The retrieval test of `data.test`."""
+    """How retrieval is measured."""
 
     rerank: int = 128
     """Candidates of each query that the fusion encoder scores; 0 ranks by similarity alone."""
@@ -239,32 +226,3 @@ class RetrievalTest:
     """Pairs the fusion encoder scores together."""
     figures: int = 4
     """Queries of each direction in the picture retrieval.png; 0 draws none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pretrain(Training):
-    """X-VLM pre-training."""
-
-    model: Model = field(default_factory=Model)
-    """The model."""
-    data: Data
-    """The data."""
-    retrieval: RetrievalTest = field(default_factory=RetrievalTest)
-    """The test at the times of `evaluate`."""
-    gather_gradient: Literal["local", "full"] = "local"
-    """Gradient of the contrastive loss through features of other ranks: "local" is the official one, 1/ranks of "full" for the encoders."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.model.text.kind != self.data.tokenizer.kind:
-            raise ValueError(
-                f"model.text.kind={self.model.text.kind} does not fit data.tokenizer.kind={self.data.tokenizer.kind}"
-            )
-        if self.data.view.size != self.model.vision.image_size:
-            raise ValueError(
-                f"data.view.size={self.data.view.size} must equal model.vision.image_size={self.model.vision.image_size}"
-            )
-        if not self.data.root and self.data.world is None:
-            raise ValueError("data.root is required without data.world")
-        if self.evaluate.every is not None and self.data.test is None:
-            raise ValueError("evaluate.every needs data.test")

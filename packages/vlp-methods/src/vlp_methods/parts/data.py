@@ -1,0 +1,84 @@
+"""From the data section of a recipe to paths in full, a tokenizer, loaders."""
+
+import os
+import typing
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from vlp_core import distributed
+from vlp_core.recipe import PathText, dump
+from vlp_data import shapes
+from vlp_data.files import join
+from vlp_data.loader import Loader
+from vlp_data.roots import rooted
+from vlp_data.text import Tokenizer
+
+from vlp_methods.engine.options import Training
+from vlp_methods.parts.options import Data, RegionStream, ShapesWorld, TokenizerFiles
+
+_Data = TypeVar("_Data", bound=Data)
+
+
+def settle(data: _Data) -> _Data:
+    """The same data with every path in full; draws the shapes world where it is asked for and not there yet."""
+    root = data.root if data.world is None else draw_world(data.world, data.root)
+    return replace(_below(data, root), root=root)
+
+
+def draw_world(world: ShapesWorld, folder: str) -> str:
+    """The folder of a world, drawn if it is not there yet; "" is a folder of the user's cache."""
+    if not folder:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlp"
+        folder = str(cache / f"shapes-{world.images}-{world.size}px-{world.seed}")
+    shapes.ensure(folder, **dump(world), workers=os.cpu_count() or 1)
+    return folder
+
+
+def open_tokenizer(options: TokenizerFiles) -> Tokenizer:
+    """The tokenizer of a recipe."""
+    open_ = Tokenizer.wordpiece if options.kind == "bert" else Tokenizer.roberta
+    return open_(*options.files)
+
+
+def loaders(recipe: Training, data: Data) -> Callable[..., Loader[Any]]:
+    """`make(examples, global_batch=...)`: this rank's share of a stream."""
+    return partial(
+        Loader,
+        seed=recipe.seed,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        workers=recipe.workers,
+        max_bad_fraction=data.max_bad_fraction,
+        pin_memory=torch.cuda.is_available() and recipe.device != "cpu",
+    )
+
+
+def rank_texts(regions: RegionStream, key: str) -> int:
+    """Pairs of one rank's region batch. `key` names the section. Raises ValueError when the ranks cannot share the batch."""
+    world = distributed.world_size()
+    if regions.texts % world or regions.pictures % world:
+        raise ValueError(
+            f"{key}.texts={regions.texts} and {key}.pictures={regions.pictures} must be multiples of the {world} ranks"
+        )
+    return regions.texts // world
+
+
+def _below(options: Any, root: str) -> Any:
+    """The same options with relative paths below `root`: of sources, and of fields of type `PathText`."""
+    if hasattr(options, "open"):
+        return rooted(options, root)
+    kinds = typing.get_type_hints(type(options), include_extras=True)
+    changed: dict[str, Any] = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value):
+            changed[field.name] = _below(value, root)
+        elif kinds[field.name] == PathText and value:
+            changed[field.name] = join(root, value)
+        elif kinds[field.name] == tuple[PathText, ...]:
+            changed[field.name] = tuple(join(root, item) for item in value)
+    return replace(options, **changed)
