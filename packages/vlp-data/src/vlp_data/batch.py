@@ -1,6 +1,6 @@
-"""What a training step gets. Fields are tensors; `.to(device)` moves them all.
+"""What a training step gets. `.to(device)` moves every field that is a tensor.
 
-B texts   N pictures   R image side   L text length   M masked positions   P patches
+A answers   B texts   N pictures   R image side   L text length   M masked positions   P patches
 """
 
 from collections.abc import Callable
@@ -87,3 +87,89 @@ class RetrievalBatch(_Batch):
     """[B, L] int64."""
     image_ids: Tensor
     """[B] int64, equal where two captions belong to the same picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaBatch(_Batch):
+    """Questions about pictures, and their distinct answers with weights."""
+
+    image: Tensor
+    """[B, 3, R, R] float32, normalised."""
+    question_ids: Tensor
+    """[B, L] int64."""
+    question_mask: Tensor
+    """[B, L] int64."""
+    answer_ids: Tensor
+    """[A, L'] int64, framed by [CLS] and [SEP]; all answers of the first question, then those of the second, ..."""
+    answer_mask: Tensor
+    """[A, L'] int64."""
+    answer_weights: Tensor
+    """[A] float32, the share of people who gave this answer; 0.5 for the only answer of a Visual Genome question."""
+    question_index: Tensor
+    """[A] int64, which question an answer belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NlvrBatch(_Batch):
+    """Sentences about two pictures each."""
+
+    image: Tensor
+    """[2B, 3, R, R] float32, normalised: the first pictures of all sentences, then the second ones."""
+    text_ids: Tensor
+    """[B, L] int64."""
+    attention_mask: Tensor
+    """[B, L] int64."""
+    labels: Tensor
+    """[B] int64, 1 = the sentence is true."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntailmentBatch(_Batch):
+    """Pictures with a hypothesis each."""
+
+    image: Tensor
+    """[B, 3, R, R] float32, normalised."""
+    text_ids: Tensor
+    """[B, L] int64."""
+    attention_mask: Tensor
+    """[B, L] int64."""
+    labels: Tensor
+    """[B] int64: 0 contradiction, 1 neutral, 2 entailment (`vlp_data.sources.task_json.ENTAILMENT_LABELS`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionBatch(_Batch):
+    """Pictures with a caption each, to be written."""
+
+    image: Tensor
+    """[B, 3, R, R] float32, normalised."""
+    text_ids: Tensor
+    """[B, L] int64: [CLS], the prompt, the caption, [SEP]."""
+    attention_mask: Tensor
+    """[B, L] int64."""
+    labels: Tensor
+    """[B, L] int64, `text_ids` with -100 on [CLS], the prompt and padding; not shifted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionReferencesBatch(_Batch):
+    """Pictures with what people wrote about them, for rewards of sampled captions."""
+
+    image: Tensor
+    """[B, 3, R, R] float32, normalised."""
+    references: tuple[tuple[str, ...], ...]
+    """Per picture its captions as the source has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxBatch(_Batch):
+    """Pictures with an expression each and the box it refers to."""
+
+    image: Tensor
+    """[B, 3, R, R] float32, normalised."""
+    text_ids: Tensor
+    """[B, L] int64."""
+    attention_mask: Tensor
+    """[B, L] int64."""
+    target_boxes: Tensor
+    """[B, 4] float32, cx cy w h in 0..1 of the input picture."""

@@ -161,14 +161,19 @@ RegionSource: TypeAlias = RegionLines | CocoInstances
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """Decoding and the training view of whole pictures (X-VLM `pretrain_transform`, specification 4.1)."""
+    """Decoding and the training view of whole pictures (X-VLM specification 4.1)."""
 
     size: int = 224
     """Side of the square input in pixels."""
+    view: Literal["random_resized_crop", "resize"] = "random_resized_crop"
+    """What the model sees of a picture: a random crop, or all of it squashed to the square (weak grounding)."""
     min_scale: float = 0.2
     """Smallest share of the picture's area in a random crop: 0.2 pre-training, 0.5 fine-tuning."""
     flip: float = 0.5
-    """Probability of mirroring; 0 where texts name sides (VQA)."""
+    """Probability of mirroring."""
+    careful_flip: Literal["off", "substring", "word"] = "off"
+    """Do not mirror when a text of the sample (caption, question, answer, expression) says left or right: never test, as a part of any
+    word (the reference's test for VQA, true for "bright"), or as a word."""
     augment: bool = True
     """Two RandAugment operations after the crop."""
     truncated: bool = True
@@ -188,9 +193,9 @@ class TextOptions:
     max_words: int = 40
     """Words kept by `pre_caption`."""
     max_tokens: int = 40
-    """Ids kept, the leading [CLS] included."""
+    """Ids kept, special tokens included; the rows of the position table where nothing should be cut."""
     separator: bool = False
-    """End with [SEP] (captioning); X-VLM pre-training does not."""
+    """End with [SEP]: captioning, and ALBEF-type models everywhere; X-VLM otherwise does not."""
     tokenized: bool = False
     """Captions are word pieces separated by blanks already: no clean-up, no tokenizer."""
     pad: Literal["max", "longest"] = "max"
@@ -233,8 +238,7 @@ class RegionOptions:
     min_visible: float = 0.5
     """A box is used if more than this share of it lies in the crop."""
     careful_flip: Literal["off", "substring", "word"] = "off"
-    """Do not mirror when a text of the line says left or right: never test (as published), as a part of any word (the
-    reference's test, true for "bright"), or as a word."""
+    """`ImageOptions.careful_flip` for a line with all its texts; the reference publishes "off" and has "substring" as its option."""
     outside_boxes: Literal["skip", "clip"] = "skip"
     """A box that leaves the picture: skip the line when it is drawn as anchor of the crop (the reference), or clip boxes first."""
 

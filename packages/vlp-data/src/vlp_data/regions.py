@@ -55,9 +55,18 @@ def pick_attribute(attributes: str | tuple[str, ...], rng: random.Random) -> str
     return attributes if isinstance(attributes, str) else rng.choice(attributes)
 
 
-def _inside(box: Box, width: int, height: int) -> bool:
+def inside(box: Box, width: int, height: int) -> bool:
+    """Whether a box (x0, y0, x1, y1) has an area and lies in a picture."""
     x0, y0, x1, y1 = box
     return 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+
+
+def crop_around(box: Box, width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
+    """A random crop (x0, y0, x1, y1), in whole pixels, that holds all of a box; every corner is uniform. Draws x0, y0, x1, y1."""
+    x0, y0 = rng.randint(0, math.floor(box[0])), rng.randint(0, math.floor(box[1]))
+    x1 = rng.randint(min(math.ceil(box[2]), width), width)
+    y1 = rng.randint(min(math.ceil(box[3]), height), height)
+    return x0, y0, x1, y1
 
 
 def _usable_regions(
@@ -101,16 +110,14 @@ def sample_regions(
     width, height = picture.size
     candidates = _usable_regions(sample, regions, width, height)
     _, anchor = rng.choice(candidates)
-    if not _inside(anchor, width, height):
+    if not inside(anchor, width, height):
         raise BadSample(
             "box outside the picture",
             sample.key,
             f"box {anchor} (x0, y0, x1, y1) in a picture of {width} x {height}",
         )
-    crop_x0, crop_y0 = rng.randint(0, math.floor(anchor[0])), rng.randint(0, math.floor(anchor[1]))
-    crop_x1 = rng.randint(min(math.ceil(anchor[2]), width), width)
-    crop_y1 = rng.randint(min(math.ceil(anchor[3]), height), height)
-    crop = (crop_x0, crop_y0, crop_x1, crop_y1)
+    crop = crop_around(anchor, width, height, rng)
+    crop_x0, crop_y0, crop_x1, crop_y1 = crop
 
     flipped = rng.random() < 0.5
     if regions.careful_flip != "off":

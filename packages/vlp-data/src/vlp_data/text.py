@@ -7,9 +7,9 @@ import json
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -258,6 +258,35 @@ def _read_lines(file: str | Path) -> list[str]:
     return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
 
 
+_caption = partial(pre_caption, empty="keep")  # `text_ids` reports empty texts itself
+
+
+def text_ids(
+    text: str,
+    tokenizer: Tokenizer,
+    options: TextOptions,
+    *,
+    clean: Callable[[str, int], str] = _caption,
+    prompt: str = "",
+) -> list[int]:
+    """Clean, tokenise and frame one text. `prompt` is put before the cleaned text as it is, its own blank included. Raises BadSample
+    ("empty text") for a text without a word."""
+    if options.tokenized:
+        ids = tokenizer.piece_ids(text.strip().split(" ")) if text.strip() else []
+        start = tokenizer.token_ids(prompt.rstrip(" ")) if prompt else []
+    else:
+        cleaned = clean(text, options.max_words)
+        ids, start = tokenizer.token_ids(prompt + cleaned) if cleaned.strip() else [], []
+    if not ids:
+        raise BadSample("empty text", "", f"{text!r} holds no word")
+    return tokenizer.frame([*start, *ids], max_tokens=options.max_tokens, separator=options.separator)
+
+
+def collate_ids(rows: Sequence[Sequence[int]], tokenizer: Tokenizer, options: TextOptions) -> Encoded:
+    """Rows of ids as tensors, padded as the options say."""
+    return tokenizer.pad(rows, options.max_tokens if options.pad == "max" else None)
+
+
 class MaskedText(NamedTuple):
     """One text as lists: its ids, the ids with masked tokens, and the positions to predict."""
 
@@ -270,13 +299,7 @@ def masked_text(
     text: str, tokenizer: Tokenizer, options: TextOptions, masking: MaskingOptions, rng: random.Random
 ) -> MaskedText:
     """Clean, tokenise, frame and mask one text. Raises BadSample ("empty text") when fewer than two ids come out."""
-    if options.tokenized:
-        ids = tokenizer.piece_ids(text.strip().split(" ")) if text.strip() else []
-    else:
-        ids = tokenizer.token_ids(pre_caption(text, options.max_words, empty="keep"))
-    if not ids:
-        raise BadSample("empty text", "", f"{text!r} holds no word")
-    ids = tokenizer.frame(ids, max_tokens=options.max_tokens, separator=options.separator)
+    ids = text_ids(text, tokenizer, options)
     masked = mask_tokens(
         ids,
         tokenizer.continues(ids),
@@ -302,9 +325,8 @@ def collate_masked(
     texts: Sequence[MaskedText], tokenizer: Tokenizer, options: TextOptions, masking: MaskingOptions
 ) -> MaskedTexts:
     """Pad texts to tensors: ids with the pad id, positions with 0, labels with -100."""
-    length = options.max_tokens if options.pad == "max" else max(len(text.ids) for text in texts)
-    ids, attention_mask = tokenizer.pad([text.ids for text in texts], length)
-    masked_ids, _ = tokenizer.pad([text.masked_ids for text in texts], length)
+    ids, attention_mask = collate_ids([text.ids for text in texts], tokenizer, options)
+    masked_ids, _ = collate_ids([text.masked_ids for text in texts], tokenizer, options)
     positions = torch.zeros((len(texts), masking.max_masks), dtype=torch.int64)
     labels = torch.full((len(texts), masking.max_masks), -100)
     for row, text in enumerate(texts):

@@ -7,6 +7,7 @@ R side of the square output
 
 import math
 import random
+from typing import Literal
 
 import numpy as np
 import torch
@@ -84,16 +85,20 @@ def train_view(
     rng: random.Random,
     *,
     size: int,
+    view: Literal["random_resized_crop", "resize"] = "random_resized_crop",
     min_scale: float = 0.2,
     flip_probability: float = 0.5,
     augment: bool = True,
 ) -> Tensor:
-    """Random crop resized to size x size, mirrored with `flip_probability`, two RandAugment operations; float32 [3, size, size].
+    """Random crop (or all of the picture) resized to size x size, mirrored with `flip_probability`, two RandAugment operations; float32
+    [3, size, size].
 
-    `min_scale` 0.2 is `pretrain_transform`, 0.5 `train_transform`; with `flip_probability=0` `train_transform_wohflip`.
+    `min_scale` 0.2 is `pretrain_transform`, 0.5 `train_transform`; with `flip_probability=0` `train_transform_wohflip`; `view="resize"`
+    is that of weakly supervised grounding.
     """
-    box = random_crop_box(*picture.size, rng, min_scale=min_scale)
-    picture = resize(picture.crop(box), size)
+    if view == "random_resized_crop":
+        picture = picture.crop(random_crop_box(*picture.size, rng, min_scale=min_scale))
+    picture = resize(picture, size)
     if rng.random() < flip_probability:
         picture = flip(picture)
     return augmented(picture, randaugment.PICTURE_OPERATIONS, rng) if augment else normalise(picture)

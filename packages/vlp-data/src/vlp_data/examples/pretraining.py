@@ -1,61 +1,20 @@
-"""From a source's row to what a batch is made of. Objects here are picklable and run inside the loader's workers.
-
-`example(index, rng)` returns an example or `Skipped`; `collate(examples, rng)` returns a batch. All draws come from `rng`.
-"""
+"""Pre-training: pictures with a masked caption, and regions with masked texts."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import torch
-from PIL import Image as Pillow
 from torch import Tensor
 
 from vlp_data.batch import ImageTextBatch, RegionBatch
 from vlp_data.errors import BadSample
-from vlp_data.images import open_image
+from vlp_data.examples.base import Skipped, drawn_text, opened, skipped, views
 from vlp_data.options import ImageOptions, MaskingOptions, RegionOptions, TextOptions
-from vlp_data.regions import RegionExample, collate_regions, pick, sample_regions
-from vlp_data.schema import Sample, Source
+from vlp_data.regions import RegionExample, collate_regions, sample_regions
+from vlp_data.schema import Source
 from vlp_data.text import MaskedText, Tokenizer, collate_masked, masked_text
-from vlp_data.transforms import train_view
-
-_Example = TypeVar("_Example")
-
-
-class Skipped(NamedTuple):
-    """A sample that cannot be used: counted by `cause`, logged once per cause with `file`."""
-
-    cause: str
-    file: str
-    detail: str
-
-
-class Examples(Protocol[_Example]):
-    """What a `Loader` needs."""
-
-    def __len__(self) -> int: ...
-
-    def example(self, index: int, rng: random.Random) -> _Example | Skipped:
-        """What is made of row `index`, or why it cannot be used."""
-        ...
-
-    def collate(self, examples: Sequence[_Example], rng: random.Random) -> Any:
-        """A batch of them."""
-        ...
-
-
-def _skipped(error: BadSample, sample: Sample | None, index: int) -> Skipped:
-    if error.file:
-        return Skipped(error.cause, error.file, error.detail)
-    return Skipped(error.cause, f"sample {index}" if sample is None else sample.key, error.detail)
-
-
-def _open(sample: Sample, options: ImageOptions) -> Pillow.Image:
-    return open_image(
-        sample.images[0], sample.key, truncated=options.truncated, max_pixels=options.max_pixels
-    )
 
 
 class ImageTextExample(NamedTuple):
@@ -84,24 +43,13 @@ class ImageTextExamples:
         sample = None
         try:
             sample = self.source[index]
-            captions = [text for text in sample.texts if text.role == "caption"]
-            if not captions:
-                raise BadSample("no caption", sample.key, "the row has no caption")
-            caption = pick(captions, rng)
-            picture = _open(sample, self.image)
-            view = train_view(
-                picture,
-                rng,
-                size=self.image.size,
-                min_scale=self.image.min_scale,
-                flip_probability=self.image.flip,
-                augment=self.image.augment,
-            )
+            caption = drawn_text(sample, ("caption",), rng)
+            (view,) = views(sample, self.image, (caption,), rng)
             return ImageTextExample(
                 sample.key, view, masked_text(caption, self.tokenizer, self.text, self.masking, rng)
             )
         except BadSample as error:
-            return _skipped(error, sample, index)
+            return skipped(error, sample, index)
 
     def collate(self, examples: Sequence[ImageTextExample], rng: random.Random) -> ImageTextBatch:
         """Stack and pad; draws nothing."""
@@ -116,7 +64,7 @@ class ImageTextExamples:
 @dataclass(frozen=True, kw_only=True)
 class RegionExamples:
     """Rows with boxes to `RegionBatch`. Of `image` only `size`, `augment`, `truncated` and `max_pixels` have a meaning here; the crop and
-    the flip follow `vlp_data.regions`."""
+    the flip follow `vlp_data.regions` and `RegionOptions`."""
 
     source: Source
     tokenizer: Tokenizer
@@ -147,7 +95,7 @@ class RegionExamples:
             sample = self.source[index]
             return sample_regions(
                 sample,
-                _open(sample, self.image),
+                opened(sample, self.image),
                 self.tokenizer,
                 rng,
                 size=self.image.size,
@@ -157,7 +105,7 @@ class RegionExamples:
                 augment=self.image.augment,
             )
         except BadSample as error:
-            return _skipped(error, sample, index)
+            return skipped(error, sample, index)
 
     def collate(self, examples: Sequence[RegionExample], rng: random.Random) -> RegionBatch:
         """Draws which pairs are kept or repeated."""

@@ -1,0 +1,100 @@
+"""Sentences to be judged: about two pictures (NLVR2), or about one (visual entailment).
+
+Source: X-VLM specification 4.5 (dataset/nlvr_dataset.py); ViCHA dataset/ve_dataset.py.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vlp_data.batch import EntailmentBatch, NlvrBatch
+from vlp_data.errors import BadSample
+from vlp_data.examples.base import Skipped, drawn_text, skipped, views
+from vlp_data.options import ImageOptions, TextOptions
+from vlp_data.schema import Role, Source
+from vlp_data.text import Tokenizer, collate_ids, text_ids
+
+
+class StatementExample(NamedTuple):
+    """One sentence with its pictures and its label."""
+
+    key: str
+    images: list[Tensor]
+    ids: list[int]
+    label: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NlvrExamples:
+    """Sentences about two pictures to `NlvrBatch`; the views of the two pictures are drawn independently."""
+
+    source: Source
+    tokenizer: Tokenizer
+    image: ImageOptions = field(default_factory=ImageOptions)
+    text: TextOptions = field(default_factory=TextOptions)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def example(self, index: int, rng: random.Random) -> StatementExample | Skipped:
+        """Draws: view of the first picture, view of the second."""
+        return _example(self, index, rng, role="sentence", pictures=2)
+
+    def collate(self, examples: Sequence[StatementExample], rng: random.Random) -> NlvrBatch:
+        """Stack and pad; draws nothing."""
+        ids, mask = collate_ids([example.ids for example in examples], self.tokenizer, self.text)
+        return NlvrBatch(
+            keys=tuple(example.key for example in examples),
+            image=torch.stack([example.images[side] for side in (0, 1) for example in examples]),
+            text_ids=ids,
+            attention_mask=mask,
+            labels=torch.tensor([example.label for example in examples]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntailmentExamples:
+    """Pictures with a hypothesis to `EntailmentBatch`."""
+
+    source: Source
+    tokenizer: Tokenizer
+    image: ImageOptions = field(default_factory=ImageOptions)
+    text: TextOptions = field(default_factory=TextOptions)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def example(self, index: int, rng: random.Random) -> StatementExample | Skipped:
+        """Draws: view of the picture."""
+        return _example(self, index, rng, role="hypothesis", pictures=1)
+
+    def collate(self, examples: Sequence[StatementExample], rng: random.Random) -> EntailmentBatch:
+        """Stack and pad; draws nothing."""
+        ids, mask = collate_ids([example.ids for example in examples], self.tokenizer, self.text)
+        return EntailmentBatch(
+            keys=tuple(example.key for example in examples),
+            image=torch.stack([example.images[0] for example in examples]),
+            text_ids=ids,
+            attention_mask=mask,
+            labels=torch.tensor([example.label for example in examples]),
+        )
+
+
+def _example(
+    options: NlvrExamples | EntailmentExamples, index: int, rng: random.Random, *, role: Role, pictures: int
+) -> StatementExample | Skipped:
+    sample = None
+    try:
+        sample = options.source[index]
+        if sample.target is None or sample.target.label is None:
+            raise BadSample("no label", sample.key, "the row has no label to learn")
+        text = drawn_text(sample, (role,), rng)
+        images = views(sample, options.image, (text,), rng, count=pictures)
+        ids = text_ids(text, options.tokenizer, options.text)
+        return StatementExample(sample.key, images, ids, sample.target.label)
+    except BadSample as error:
+        return skipped(error, sample, index)
