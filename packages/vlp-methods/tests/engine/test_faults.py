@@ -191,3 +191,21 @@ def test_best_model_is_kept(toy, tmp_path):
     )
     assert json.loads((tmp_path / "b/best.json").read_text())["step"] == 3
     assert json.loads((tmp_path / "b/eval/step-00000009.json").read_text())["step"] == 9
+
+
+def test_test_data_sees_the_selected_model_once(toy, tmp_path):
+    best = ("toy/tiny", "evaluate.every=3", "evaluate.best=peak", "--run", tmp_path / "best")
+    assert toy.train(*best) == 0
+    assert toy.train("toy/tiny", "--run", tmp_path / "last") == 0
+    results = {name: tmp_path / name / "eval/test-00000012.json" for name in ("best", "last")}
+    selected = json.loads((tmp_path / "best/export-best/config.json").read_text())["updates"]
+    last = json.loads((tmp_path / "last/export/config.json").read_text())["updates"]
+    assert json.loads(results["best"].read_text()) == {"test/updates": selected}
+    assert json.loads(results["last"].read_text()) == {"test/updates": last}
+    assert selected < last
+    written = results["best"].stat().st_mtime_ns
+    assert toy.train(*best) == 0
+    assert results["best"].stat().st_mtime_ns == written
+    results["best"].unlink()  # as if the run had been killed in the test
+    assert toy.train(*best) == 0
+    assert json.loads(results["best"].read_text()) == {"test/updates": selected}

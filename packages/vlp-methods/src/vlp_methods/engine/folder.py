@@ -247,6 +247,11 @@ def evaluation_folder(path: Path, step: int) -> Path:
     return path / "eval" / f"step-{step:08d}"
 
 
+def final_folder(path: Path, steps: int) -> Path:
+    """Where the test at the end of a run of so many steps may write."""
+    return path / "eval" / f"test-{steps:08d}"
+
+
 def history(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a last line cut off by a crash is left out."""
     file = path / "metrics.jsonl"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -94,3 +95,9 @@ class Job:
     May write into `folder`, which exists on rank 0."""
     export: Callable[[Path], None] | None = None
     """Writes a folder that `vlp_core.models.load` reads (called on rank 0; the folder exists and is empty)."""
+    test: Callable[[Path, torch.device, Path], Mapping[str, float]] | None = None
+    """`test(export, device, folder)`: numbers by name of the model that `export` wrote: the best one where `evaluate.best` selects it, else
+    the last. Called once, after the last step, on every rank without gradient; otherwise as `evaluate`. So test data selects nothing."""
+
+    def __post_init__(self) -> None:
+        assert self.test is None or self.export is not None, "a test measures an exported model"

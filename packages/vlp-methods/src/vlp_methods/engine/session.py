@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from vlp_core import recipe as recipes
-from vlp_core.distributed import broadcast_object
+from vlp_core.distributed import barrier, broadcast_object
 
 from vlp_methods.engine import checkpoint, dry
 from vlp_methods.engine.entry import Recipe, UserError, attribute
-from vlp_methods.engine.folder import RunFolder
+from vlp_methods.engine.folder import RunFolder, final_folder
 from vlp_methods.engine.job import Job
 from vlp_methods.engine.launch import STOPPED
 from vlp_methods.engine.loop import TrainState, train
@@ -178,6 +178,10 @@ def _train(recipe: Recipe, options: Options, ranks: Ranks, stop: StopSignals, lo
         reporter = Reporter(keeper.metrics if keeper else None, loggers, settings.steps)
         try:
             outcome = train(settings, job, state, updater, reporter, options.run, keeper, ranks, stop)
+            if keeper and outcome == "done" and job.export:
+                log.info("done: %s", keeper.export(job.export))
+            if outcome == "done":
+                measure_selected(settings, job, reporter, options.run, keeper, ranks)
         except NotFiniteError as error:
             if keeper:
                 checkpoint.write_json(
@@ -189,12 +193,28 @@ def _train(recipe: Recipe, options: Options, ranks: Ranks, stop: StopSignals, lo
             reporter.close()
         if keeper and outcome == "stopped":
             log.info("stopped by %s at step %d; the same command continues", stop.name, state.step)
-        if keeper and outcome == "done" and job.export:
-            log.info("done: %s", keeper.export(job.export))
         return STOPPED if outcome == "stopped" else 0
     finally:
         if keeper:
             keeper.close()
+
+
+def measure_selected(
+    settings: Training, job: Job, reporter: Reporter, run: Path, keeper: RunFolder | None, ranks: Ranks
+) -> None:
+    """Measure the selected model on the test data, unless a run of so many steps has done so already. All ranks take part."""
+    folder = final_folder(run, settings.steps)
+    if job.test is None or broadcast_object(folder.with_suffix(".json").is_file()):
+        return
+    if keeper:
+        folder.mkdir(parents=True, exist_ok=True)
+    barrier()  # rank 0 has exported
+    chosen = run / ("export" if settings.evaluate.best is None else "export-best")
+    with torch.no_grad():
+        scores: dict[str, float] = broadcast_object(dict(job.test(chosen, ranks.device, folder)))
+    if keeper:
+        keeper.write_scores(folder, scores)
+        reporter.evaluation(settings.steps, scores)
 
 
 def export(recipe: Recipe, run: Path, target: Path) -> Path:

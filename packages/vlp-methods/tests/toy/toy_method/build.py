@@ -146,6 +146,10 @@ def build(recipe: Fit) -> Job:
             "peak": -abs(step - 6.0),
         }
 
+    def test(export: Any, device: torch.device, folder: Any) -> dict[str, float]:
+        assert not torch.is_grad_enabled()
+        return {"test/updates": float(json.loads((export / "config.json").read_text())["updates"])}
+
     def export(folder: Any) -> None:
         save_file({"out.weight": task.out.weight.detach().cpu().clone()}, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps({"updates": int(task.updates)}))
@@ -158,4 +162,5 @@ def build(recipe: Fit) -> Job:
         learning_rate=learning_rate,
         evaluate=evaluate,
         export=export,
+        test=test,
     )
