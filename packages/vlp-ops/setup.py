@@ -4,6 +4,7 @@ torch is deliberately no build requirement: an installer would download a second
 """
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,13 +27,12 @@ def load_build():
 
 class BuildWithKernels(build_py):
     def run(self):
-        super().run()
-        build = load_build()
         target = SOURCE if self.editable_mode else Path(self.build_lib, "vlp_ops")
         if not self.editable_mode:
-            # Libraries of an in-place build are not part of a wheel.
-            for old in [*target.glob("_C_*.so"), *target.glob("_build.json")]:
-                old.unlink()
+            # What an earlier build left there, renamed modules and libraries for another torch, is no part of this wheel.
+            shutil.rmtree(target, ignore_errors=True)
+        super().run()
+        build = load_build()
         try:
             for message in build.build_for_install(target):
                 print(message, file=sys.stderr)

@@ -7,8 +7,9 @@ downloaded, and the result serves every torch from 2.11 on (for CUDA: of the sam
     python -m vlp_ops.build --cpu           # only the CPU library
     python -m vlp_ops.build --check-cuda    # compile every .cu for sm_80, sm_90 and sm_100 and fail on register spills; installs nothing
 
-Environment: CXX, CUDA_HOME; VLP_OPS_CUDA_ARCH ("8.0;9.0;12.0+PTX"); for setup.py also VLP_OPS_NATIVE (0: pure Python, 1: native or fail) and
-VLP_OPS_CUDA or FORCE_CUDA (0: CPU kernels only, 1: CUDA or fail).
+Environment: CXX, CUDA_HOME (when set, no other toolkit is looked for), MAX_JOBS; VLP_OPS_CUDA_ARCH or TORCH_CUDA_ARCH_LIST ("8.0;9.0;12.0+PTX",
+default: the GPUs of this machine, or a list from sm_80 to sm_120 where there is none); for setup.py also VLP_OPS_NATIVE (0: pure Python, 1: native
+or fail) and VLP_OPS_CUDA or FORCE_CUDA (0: CPU kernels only, 1: CUDA or fail).
 """
 
 import argparse
@@ -21,17 +22,20 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 PACKAGE = Path(__file__).parent
 OLDEST_TORCH = (2, 11)
 # Both the library interface that is used and the oldest torch that can load the result.
 TARGET = "0x020a000000000000"
 ARCHITECTURES = "8.0;8.6;9.0;10.0;12.0+PTX"
 CHECKED_ARCHITECTURES = "8.0;9.0;10.0"
+LAUNCHERS = ("ccache", "sccache", "distcc")
 
 COMMON = ("-O3", "-std=c++20", f"-DTORCH_TARGET_VERSION={TARGET}")
 # Not -ffast-math: with it the linker adds a start-up object that flushes denormals to zero in the whole process, and NaN must be recognised.
@@ -109,26 +113,42 @@ def find_torch(folders: Sequence[str] | None = None) -> Torch:
 
 def run(command: Sequence[str | Path], *, timeout: float = 3600) -> str:
     """Output of a command, both streams; BuildError with the end of it when the command fails."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env=os.environ | {"LC_ALL": "C"},
-    )
+    name = Path(str(command[0])).name
+    try:
+        done = subprocess.run(
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env=os.environ | {"LC_ALL": "C"},
+        )
+    except OSError as error:
+        raise BuildError(f"{name} cannot be started: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"{name} did not end within {timeout:g} s") from error
     if done.returncode:
         tail = "\n".join(done.stdout.splitlines()[-30:])
-        raise BuildError(f"{Path(str(command[0])).name} failed ({done.returncode}):\n{tail}")
+        raise BuildError(f"{name} failed ({done.returncode}):\n{tail}")
     return done.stdout
+
+
+def each(compile_one: Callable[[Path], T], sources: Sequence[Path]) -> list[T]:
+    """What `compile_one` gives for each source, several at a time: MAX_JOBS, or one for each processor."""
+    jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+    if not jobs.isdecimal() or int(jobs) == 0:
+        raise BuildError(f"MAX_JOBS must be a whole number above 0, got {jobs!r}")
+    with ThreadPoolExecutor(int(jobs)) as pool:
+        return list(pool.map(compile_one, sources))
 
 
 def find_compiler() -> list[str]:
     """A C++ compiler that works, from CXX or the usual names."""
     if sys.platform != "linux":
         raise BuildError(f"kernels are built on Linux only, not on {sys.platform}")
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
+    chosen = os.environ.get("CXX", "").strip()
+    names = [chosen] if chosen else ["g++", "c++", "clang++"]
     tried = []
     for name in names:
         command = shlex.split(name)
@@ -150,21 +170,20 @@ def find_compiler() -> list[str]:
 
 
 def find_toolkit(torch: Torch | None) -> Toolkit:
-    """CUDA toolkit from CUDA_HOME, the nvcc on the path, or the usual folder; its major version must be torch's."""
-    places: list[Path] = []
-    if os.environ.get("CUDA_HOME"):
-        places.append(Path(os.environ["CUDA_HOME"]))
+    """CUDA toolkit from CUDA_HOME and nowhere else, or else of the nvcc on the path, or in the usual folder; of torch's major version."""
+    chosen = os.environ.get("CUDA_HOME")
+    places = [Path(chosen)] if chosen else [Path("/usr/local/cuda")]
     on_path = shutil.which("nvcc")
-    if on_path:
+    if on_path and not chosen:
         # The one on the path may be a wrapper: nvcc itself says where its toolkit is.
-        told = subprocess.run(
-            [on_path, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False
-        )
-        top = re.search(r"^#\$ TOP=(.+)$", told.stderr, re.MULTILINE)
-        if top:
-            places.append(Path(top.group(1).strip()).resolve())
-        places.append(Path(on_path).resolve().parent.parent)
-    places.append(Path("/usr/local/cuda"))
+        try:
+            top = re.search(
+                r"^#\$ TOP=(.+)$", run([on_path, "--dryrun", "-x", "cu", os.devnull]), re.MULTILINE
+            )
+        except BuildError:
+            top = None
+        told = [Path(top.group(1).strip()).resolve()] if top else []
+        places = [*told, Path(on_path).resolve().parent.parent, *places]
     for place in places:
         nvcc = place / "bin" / "nvcc"
         includes = [place / "include", *place.glob("targets/*/include")]
@@ -181,6 +200,8 @@ def find_toolkit(torch: Torch | None) -> Toolkit:
                     f"the CUDA toolkit is {version} but torch {torch.version} is built for CUDA {torch.cuda}"
                 )
             return Toolkit(nvcc=nvcc, include=include, version=version)
+    if chosen:
+        raise BuildError(f"no CUDA toolkit found (nvcc and cuda_runtime.h) in CUDA_HOME={chosen}")
     raise BuildError("no CUDA toolkit found (nvcc and cuda_runtime.h); set CUDA_HOME")
 
 
@@ -201,11 +222,14 @@ def build_cpu(
     """Compiles the CPU library into the folder `target`; returns what to record about it."""
     include = torch.root / "include"
     with tempfile.TemporaryDirectory() as folder:
-        objects = []
-        for source in sorted((sources / "cpu").glob("*.cpp")):
-            objects.append(Path(folder, source.stem + ".o"))
+
+        def compile_one(source: Path) -> Path:
+            made = Path(folder, source.stem + ".o")
             names = f"-fmacro-prefix-map={sources}=csrc"
-            run([*compiler, *CPU, names, "-isystem", include, "-c", source, "-o", objects[-1]])
+            run([*compiler, *CPU, names, "-isystem", include, "-c", source, "-o", made])
+            return made
+
+        objects = each(compile_one, sorted((sources / "cpu").glob("*.cpp")))
         library = Path(folder, "_C_cpu.so")
         link = ["-shared", "-s", "-Wl,--as-needed", "-L", torch.root / "lib", "-ltorch_cpu", "-lc10"]
         run([*compiler, *objects, *link, "-o", library])
@@ -214,14 +238,34 @@ def build_cpu(
     return {"torch": torch.version, "compiler": version}
 
 
+def visible_architectures() -> str:
+    """The GPUs of this machine as a list for `gencode`; "" where there are none."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    try:
+        told = run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], timeout=60)
+    except BuildError:
+        # The program is there, a GPU or its driver is not.
+        return ""
+    found = sorted(set(re.findall(r"^\d+\.\d$", told, re.MULTILINE)), key=float)
+    # PTX of the newest, so that a later GPU can run it.
+    return ";".join(found) + "+PTX" if found else ""
+
+
+def chosen_architectures() -> str:
+    chosen = os.environ.get("VLP_OPS_CUDA_ARCH") or os.environ.get("TORCH_CUDA_ARCH_LIST")
+    return chosen or visible_architectures() or ARCHITECTURES
+
+
 def gencode(architectures: str) -> tuple[list[str], list[str]]:
     """nvcc options and plain names ("sm_80", "compute_120") of a list like "8.0;12.0+PTX"."""
     options, names = [], []
-    for item in architectures.replace(",", ";").split(";"):
-        found = re.fullmatch(r"\s*(\d+)\.(\d)([af]?)(\+PTX)?\s*", item)
+    for item in re.split(r"[;,\s]+", architectures.strip()):
+        found = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
         if found is None:
             raise BuildError(
-                f"VLP_OPS_CUDA_ARCH: {item!r} is not an architecture; write for example 8.0;9.0;12.0+PTX"
+                f"VLP_OPS_CUDA_ARCH or TORCH_CUDA_ARCH_LIST: {item!r} is not an architecture; "
+                "write for example 8.0;9.0;12.0+PTX"
             )
         number = "".join(found.groups()[:3])
         options += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
@@ -238,14 +282,16 @@ def compile_cuda(
     """Object files of all .cu in `folder`, and one line per kernel that spills registers."""
     options, _ = gencode(architectures)
     sources = PACKAGE / "csrc"
-    objects, spills = [], []
-    for source in sorted((sources / "cuda").glob("*.cu")):
-        objects.append(folder / f"{source.stem}.cuda.o")
-        prefix = f"-fmacro-prefix-map={sources}=csrc"
-        include = ["-isystem", torch.root / "include", "-I", toolkit.include]
-        host = ["-ccbin", compiler[0], "-Xcompiler", prefix]
-        log = run([toolkit.nvcc, *CUDA, *options, *host, *include, "-c", source, "-o", objects[-1]])
-        kernel = "?"
+    include = ["-isystem", torch.root / "include", "-I", toolkit.include]
+    # nvcc takes one program as host compiler, not one that starts another.
+    program, *flags = compiler[1:] if Path(compiler[0]).name in LAUNCHERS and len(compiler) > 1 else compiler
+    host = ["-ccbin", program]
+    for flag in (*flags, f"-fmacro-prefix-map={sources}=csrc"):
+        host += ["-Xcompiler", flag]
+
+    def compile_one(source: Path) -> tuple[Path, list[str]]:
+        made, spills, kernel = folder / f"{source.stem}.cuda.o", [], "?"
+        log = run([toolkit.nvcc, *CUDA, *options, *host, *include, "-c", source, "-o", made])
         for line in log.splitlines():
             named = re.search(r"Compiling entry function '([^']+)' for '([^']+)'", line)
             if named:
@@ -253,7 +299,10 @@ def compile_cuda(
             spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line)
             if spilled and spilled.groups() != ("0", "0"):
                 spills.append(f"{kernel}: {line.strip()}")
-    return objects, spills
+        return made, spills
+
+    results = each(compile_one, sorted((sources / "cuda").glob("*.cu")))
+    return [made for made, _ in results], [line for _, spills in results for line in spills]
 
 
 def cuda_runtime(torch: Torch, toolkit: Toolkit) -> list[str | Path]:
@@ -269,7 +318,7 @@ def cuda_runtime(torch: Torch, toolkit: Toolkit) -> list[str | Path]:
 
 def build_cuda(torch: Torch, compiler: Sequence[str], toolkit: Toolkit, target: Path) -> dict[str, Any]:
     """Compiles the CUDA library into the folder `target`; returns what to record about it."""
-    architectures = os.environ.get("VLP_OPS_CUDA_ARCH") or ARCHITECTURES
+    architectures = chosen_architectures()
     runtime = cuda_runtime(torch, toolkit)
     with tempfile.TemporaryDirectory() as folder:
         objects, _ = compile_cuda(torch, compiler, toolkit, architectures, Path(folder))
@@ -313,10 +362,24 @@ def read_record(folder: Path = PACKAGE) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    beside = folder / f"._build.json.{os.getpid()}"
-    beside.write_text(json.dumps(read_record(folder) | dict(record), indent=1) + "\n")
-    beside.replace(folder / "_build.json")
+def write_record(folder: Path, device: str, what: Mapping[str, Any] | str) -> None:
+    """Records how the library of a device was built or, given a text, why there is none."""
+    record = read_record(folder)
+    record.pop(device, None)
+    missing = {name: why for name, why in record.pop("missing", {}).items() if name != device}
+    if isinstance(what, str):
+        missing[device] = what
+    else:
+        record[device] = dict(what)
+    if missing:
+        record["missing"] = missing
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = folder / f"._build.json.{os.getpid()}"
+        beside.write_text(json.dumps(record, indent=1) + "\n")
+        beside.replace(folder / "_build.json")
+    except OSError as error:
+        raise BuildError(f"{folder} cannot be written: {error}") from error
 
 
 def switch(name: str, *aliases: str) -> bool | None:
@@ -331,14 +394,18 @@ def switch(name: str, *aliases: str) -> bool | None:
 
 
 def build_for_install(target: Path) -> list[str]:
-    """What setup.py does: builds what can be built into `target` and returns messages; BuildError only for what was forced by a switch."""
+    """What setup.py does: builds what can be built into `target`, records why the rest is missing, and returns messages.
+
+    Raises BuildError only for what a switch demands and for switches that cannot be read.
+    """
     native, cuda = switch("VLP_OPS_NATIVE"), switch("VLP_OPS_CUDA", "FORCE_CUDA")
-    if native is False:
-        if cuda:
-            raise BuildError("VLP_OPS_NATIVE=0 and VLP_OPS_CUDA=1 contradict each other")
-        return ["vlp-ops: pure Python, because VLP_OPS_NATIVE=0."]
-    forced = bool(native or cuda)
+    if native is False and cuda:
+        raise BuildError("VLP_OPS_NATIVE=0 and VLP_OPS_CUDA=1 contradict each other")
     later = "python -m vlp_ops.build compiles them later"
+    if native is False:
+        leave_out(target, "cpu", "VLP_OPS_NATIVE=0")
+        leave_out(target, "cuda", "VLP_OPS_NATIVE=0")
+        return ["vlp-ops: pure Python, because VLP_OPS_NATIVE=0."]
     try:
         torch = find_torch()
         reason = why_no_cuda(torch) if cuda is not False else "VLP_OPS_CUDA=0"
@@ -346,26 +413,49 @@ def build_for_install(target: Path) -> list[str]:
             raise BuildError(f"VLP_OPS_CUDA=1, but CUDA kernels cannot be built: {reason}")
         compiler = find_compiler()
     except BuildError as error:
-        if forced:
+        if native or cuda:
             raise
+        # Libraries of an earlier build in place stay: an installer that hides torch comes by here each time.
+        note_missing(target, "cpu", str(error))
+        note_missing(target, "cuda", str(error))
         return [f"vlp-ops: installing without compiled kernels: {error}; {later}."]
-    messages = []
     try:
-        write_record(target, {"cpu": build_cpu(torch, compiler, target)})
-        if reason is None:
-            toolkit = find_toolkit(torch)
-            record = build_cuda(torch, compiler, toolkit, target)
-            write_record(target, {"cuda": record})
-            messages.append(
-                f"vlp-ops: CUDA kernels built with nvcc {toolkit.version} for {', '.join(record['arch'])}."
-            )
-        else:
-            messages.append(f"vlp-ops: building CPU kernels only: {reason}.")
+        write_record(target, "cpu", build_cpu(torch, compiler, target))
     except BuildError as error:
-        if forced:
+        if native or cuda:
             raise
-        messages.append(f"vlp-ops: kernels were not compiled: {error}\nvlp-ops works without them; {later}.")
-    return messages
+        leave_out(target, "cpu", str(error))
+        leave_out(target, "cuda", str(error))
+        return [f"vlp-ops: kernels were not compiled: {error}\nvlp-ops works without them; {later}."]
+    if reason is not None:
+        leave_out(target, "cuda", reason)
+        return [f"vlp-ops: building CPU kernels only: {reason}."]
+    try:
+        toolkit = find_toolkit(torch)
+        record = build_cuda(torch, compiler, toolkit, target)
+    except BuildError as error:
+        if native or cuda:
+            raise
+        leave_out(target, "cuda", str(error))
+        return [f"vlp-ops: only CPU kernels were compiled, CUDA kernels were not: {error}\n{later}."]
+    write_record(target, "cuda", record)
+    return [cuda_message(toolkit, record)]
+
+
+def leave_out(target: Path, device: str, reason: str) -> None:
+    """Sees to it that there is no library for a device, and records why."""
+    (target / f"_C_{device}.so").unlink(missing_ok=True)
+    note_missing(target, device, reason)
+
+
+def note_missing(target: Path, device: str, reason: str) -> None:
+    """Records why there is no library for a device, unless there is one."""
+    if not (target / f"_C_{device}.so").exists():
+        write_record(target, device, reason.splitlines()[0])
+
+
+def cuda_message(toolkit: Toolkit, record: Mapping[str, Any]) -> str:
+    return f"vlp-ops: CUDA kernels built with nvcc {toolkit.version} for {', '.join(record['arch'])}."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -391,17 +481,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 or f"vlp-ops: all CUDA kernels compile with nvcc {toolkit.version}, without spills."
             )
             return 1 if spills else 0
-        write_record(PACKAGE, {"cpu": build_cpu(torch, compiler, PACKAGE)})
+        write_record(PACKAGE, "cpu", build_cpu(torch, compiler, PACKAGE))
         print(f"vlp-ops: CPU kernels built with {compiler[0]} and torch {torch.version}.")
         if options.cpu:
             return 0
         if reason is not None:
+            note_missing(PACKAGE, "cuda", reason)
             print(f"vlp-ops: building CPU kernels only: {reason}.")
             return 0
         toolkit = find_toolkit(torch)
         record = build_cuda(torch, compiler, toolkit, PACKAGE)
-        write_record(PACKAGE, {"cuda": record})
-        print(f"vlp-ops: CUDA kernels built with nvcc {toolkit.version} for {', '.join(record['arch'])}.")
+        write_record(PACKAGE, "cuda", record)
+        print(cuda_message(toolkit, record))
     except BuildError as error:
         print(f"vlp-ops: {error}", file=sys.stderr)
         return 1
