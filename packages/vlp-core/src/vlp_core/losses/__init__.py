@@ -6,10 +6,10 @@ from vlp_core.losses.boxes import (
     box_iou,
     box_losses,
     cxcywh_to_xyxy,
-    pixel_iou,
     xyxy_to_cxcywh,
 )
 from vlp_core.losses.contrastive import ContrastiveLoss, info_nce
+from vlp_core.losses.language import answer_loss, language_loss, mean_of_others, self_critical_loss
 from vlp_core.losses.masked_language import masked_language_loss
 from vlp_core.losses.matching import Negatives, matching_loss, negative_weights, sample_negatives
 
@@ -17,15 +17,18 @@ __all__ = [
     "BoxLosses",
     "ContrastiveLoss",
     "Negatives",
+    "answer_loss",
     "box_giou",
     "box_iou",
     "box_losses",
     "cxcywh_to_xyxy",
     "info_nce",
+    "language_loss",
     "masked_language_loss",
     "matching_loss",
+    "mean_of_others",
     "negative_weights",
-    "pixel_iou",
     "sample_negatives",
+    "self_critical_loss",
     "xyxy_to_cxcywh",
 ]

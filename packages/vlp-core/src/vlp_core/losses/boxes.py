@@ -48,18 +48,6 @@ def box_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
     return both / either - (hull - either) / hull
 
 
-def pixel_iou(a_xywh: Tensor, b_xywh: Tensor) -> Tensor:
-    """IoU of (left, top, width, height) boxes as RefCOCO+ is scored: the intersection counts both border pixels.
-
-    Source: X-VLM `refTools/` computeIoU; the union stays w1*h1 + w2*h2 - intersection.
-    """
-    low = torch.maximum(a_xywh[..., :2], b_xywh[..., :2])
-    high = torch.minimum(a_xywh[..., :2] + a_xywh[..., 2:] - 1, b_xywh[..., :2] + b_xywh[..., 2:] - 1)
-    overlaps = (low < high).all(-1)
-    both = torch.where(overlaps, (high - low + 1).prod(-1), 0.0)
-    return both / (a_xywh[..., 2:].prod(-1) + b_xywh[..., 2:].prod(-1) - both)
-
-
 def box_losses(predicted_B4: Tensor, target_B4: Tensor, *, is_image_B: Tensor | None = None) -> BoxLosses:
     """L1 and generalised IoU loss of (cx, cy, w, h) boxes in 0..1, in fp32.
 
