@@ -46,7 +46,7 @@ def emulated(tmp_path_factory) -> Path:
     return library
 
 
-@pytest.mark.parametrize("module", ["deformable", "memory"])
+@pytest.mark.parametrize("module", ["deformable", "memory", "tokens", "contrastive", "kernels"])
 def test_kernels_in_emulation(module, emulated, request):
     golden = request.config.getoption("--golden")
     command = [

@@ -4,6 +4,7 @@ Every operator has a PyTorch implementation under CompositeExplicitAutograd. The
 and CUDA keys, which take precedence; without them the same operators work on every device.
 """
 
+import json
 import os
 import warnings
 from collections.abc import Callable
@@ -51,6 +52,15 @@ _DEFINITIONS = """
     sigmoid_loss(Tensor a, Tensor b, Tensor scale, Tensor bias, SymInt offset, bool negative_only, bool with_grad,
         SymInt tile) -> (Tensor loss, Tensor grad_a, Tensor grad_b, Tensor grad_scale, Tensor grad_bias)
 
+    contrastive_tile(Tensor(a!) products, Tensor scale, Tensor? labels, Tensor? ids_a, Tensor? ids_b, Tensor? soft,
+        bool columns) -> (Tensor, Tensor)
+
+    contrastive_tile_gradient(Tensor(a!) products, Tensor scale, Tensor? labels, Tensor? ids_a, Tensor? ids_b,
+        Tensor? soft, Tensor grad_row, Tensor row, Tensor lse_row, Tensor? grad_col, Tensor? col, Tensor? lse_col,
+        Tensor(b!) out) -> ()
+
+    sigmoid_tile(Tensor(a!) products, Tensor scale, Tensor bias, SymInt diagonal, bool paired, Tensor(b!)? out) -> Tensor
+
     take_tokens(Tensor x, Tensor ids) -> Tensor
 
     take_tokens_backward(Tensor grad, Tensor ids, SymInt length) -> Tensor
@@ -67,6 +77,12 @@ for _schema in SCHEMAS:
 _reasons: dict[str, str] = {}
 
 
+def _record() -> dict[str, Any]:
+    # Not by vlp_ops.build: `python -m vlp_ops.build` warns when the package has imported it already.
+    file = Path(__file__).parent / "_build.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
 def _load(device: str) -> None:
     file = Path(__file__).parent / f"_C_{device}.so"
     if os.environ.get("VLP_OPS_DISABLE_NATIVE", "0") not in ("", "0"):
@@ -74,7 +90,9 @@ def _load(device: str) -> None:
     elif device == "cuda" and torch.version.cuda is None:
         _reasons[device] = f"torch {torch.__version__} is built without CUDA"
     elif not file.is_file():
-        _reasons[device] = f"no {file.name} was built; python -m vlp_ops.build compiles it"
+        why = _record().get("missing", {}).get(device)
+        told = f" ({why})" if why else ""
+        _reasons[device] = f"no {file.name} was built{told}; python -m vlp_ops.build compiles it"
     else:
         try:
             torch.ops.load_library(file)
@@ -91,15 +109,14 @@ def backend_info() -> dict[str, Any]:
     """Which kernels serve the operators in this process.
 
     Returns a dict: `cpu` and `cuda`, each {"native": bool, "reason": why not, or None}; `torch` and `torch_cuda` (versions; None for a
-    CPU build of torch); `built` (what was recorded when the libraries were compiled: torch, compiler, GPU architectures).
+    CPU build of torch); `built` (what was recorded at the installation: torch, compiler, GPU architectures; under `missing`
+    why a library was not built).
     """
-    from vlp_ops.build import read_record
-
     info: dict[str, Any] = {
         device: {"native": device not in _reasons, "reason": _reasons.get(device)}
         for device in ("cpu", "cuda")
     }
-    return info | {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "built": read_record()}
+    return info | {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "built": _record()}
 
 
 def is_native(device: str) -> bool:

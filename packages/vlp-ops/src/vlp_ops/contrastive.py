@@ -326,37 +326,62 @@ def _softmax_loss(a, b, scale, labels, ids_a, ids_b, soft, columns, tile):
     positive_sum = torch.zeros(width, dtype=dtype, device=a.device)
     for start in range(0, n if m else 0, tile):
         part = slice(start, min(start + tile, n))
-        logits = _product(a[part], b.T, dtype).mul_(scale)
+        products = _product(a[part], b.T, dtype)
         if labels is not None:
-            label = labels[part, None]
-            positive = logits.gather(1, label)[:, 0]
-            logits.scatter_(1, label, -math.inf)
+            label = labels[part]
+            sums = positive = products.gather(1, label[:, None])[:, 0] * scale
             row[1, part], row[2, part] = positive, 1.0
-            sums = positive
             if columns:
-                col[1, label[:, 0]], col[2, label[:, 0]], positive_sum[label[:, 0]] = positive, 1.0, positive
-        elif ids_a is not None:
-            equal = ids_a[part, None] == ids_b[None, :]
-            only = logits.masked_fill(~equal, -math.inf)
-            row[1, part], row[2, part] = only.logsumexp(1), equal.sum(1)
-            chosen = torch.where(equal, logits, 0.0)
-            sums = chosen.sum(1)
-            if columns:
-                col[1] = torch.logaddexp(col[1], only.logsumexp(0))
-                col[2] += equal.sum(0)
-                positive_sum += chosen.sum(0)
-            logits.masked_fill_(equal, -math.inf)
-        else:
-            weights = soft[part].to(dtype)
-            row[2, part] = weights.sum(1)
-            sums = (weights * logits).sum(1)
-        row[0, part] = logits.logsumexp(1)
+                col[1, label], col[2, label], positive_sum[label] = positive, 1.0, positive
+        by_row, by_col = torch.ops.vlp_ops.contrastive_tile(
+            products, scale, *_of_rows(part, labels, ids_a, ids_b, soft, dtype), columns
+        )
+        row[0, part] = by_row[0].logsumexp(1)
+        if labels is None:
+            row[1, part], row[2, part], sums = by_row[1].logsumexp(1), by_row[2].sum(1), by_row[3].sum(1)
         loss_row[part] = _row_loss(row[:, part], sums, soft is not None)
         if columns:
-            col[0] = torch.logaddexp(col[0], logits.logsumexp(0))
+            col[0] = torch.logaddexp(col[0], by_col[0].logsumexp(0))
+            if labels is None:
+                col[1] = torch.logaddexp(col[1], by_col[1].logsumexp(0))
+                col[2] += by_col[2].sum(0)
+                positive_sum += by_col[3].sum(0)
     if columns and n:
         loss_col = _row_loss(col, positive_sum, False)
     return loss_row, loss_col, row, col
+
+
+def _of_rows(part: slice, labels, ids_a, ids_b, soft, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+    """What says which columns are positive, for some rows."""
+    rows = (None if tensor is None else tensor[part] for tensor in (labels, ids_a))
+    return *rows, ids_b, None if soft is None else soft[part].to(dtype)
+
+
+def _tile(products, scale, labels, ids_a, ids_b, soft, columns):
+    """Sums over one tile of products (r, m), which are used up: (k, r, p) for the rows and, if wanted, (k, q, m) for the columns.
+
+    k = 1: log-sum-exp of the negatives, when each row has its positive in `labels`. k = 4: also that of the positives, their number and the sum
+    of their logits; for soft targets -inf, the sum of the targets and of the logits times the targets. A kernel gives p and q parts of each sum,
+    which are still to be added up (log-sum-exp: as logarithms); here they are 1.
+    """
+    logits = products.mul_(scale)
+    if labels is not None:
+        logits.scatter_(1, labels[:, None], -math.inf)
+        rows, cols = [], []
+    elif soft is not None:
+        rows, cols = [logits.new_full((len(logits),), -math.inf), soft.sum(1), (soft * logits).sum(1)], []
+    else:
+        equal = ids_a[:, None] == ids_b[None, :]
+        only = logits.masked_fill(~equal, -math.inf)
+        chosen = torch.where(equal, logits, 0.0)
+        count = equal.to(logits.dtype)
+        rows = [only.logsumexp(1), count.sum(1), chosen.sum(1)]
+        cols = [only.logsumexp(0), count.sum(0), chosen.sum(0)] if columns else []
+        logits.masked_fill_(equal, -math.inf)
+    by_row = torch.stack([logits.logsumexp(1), *rows])[:, :, None]
+    if not columns:
+        return by_row, logits.new_empty(len(by_row), 1, 0)
+    return by_row, torch.stack([logits.logsumexp(0), *cols])[:, None]
 
 
 def _new_stats(length: int, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -384,6 +409,34 @@ def _positive_gradient(stats: Tensor, logits: Tensor | None) -> Tensor:
     return torch.where((count == 1)[:, None], single[:, None], share)
 
 
+def _tile_gradient(
+    products, scale, labels, ids_a, ids_b, soft, grad_row, row, lse_row, grad_col, col, lse_col, out
+):
+    """Gradient by the logits of one tile of products (r, m), into `out`, which may be the products; these are used up."""
+    logits, upstream, columns = products.mul_(scale), grad_row[:, None], grad_col is not None
+    if labels is not None:
+        at_label = grad_row * _positive_gradient(row, None)
+        if columns:
+            at_label = at_label + grad_col[labels] * _positive_gradient(col[:, labels], None)
+            by_column = (logits - lse_col).exp_().mul_(grad_col)
+        logits.sub_(lse_row[:, None]).exp_().mul_(upstream)
+        if columns:
+            logits += by_column  # pyrefly: ignore[unbound-name]  bound above under the same condition
+            del by_column
+        gradient = logits.scatter_(1, labels[:, None], at_label[:, None])
+    elif soft is not None:
+        gradient = logits.sub_(lse_row[:, None]).exp_().mul_(row[2, :, None]).sub_(soft).mul_(upstream)
+    else:
+        equal = ids_a[:, None] == ids_b[None, :]
+        by_row = torch.where(equal, _positive_gradient(row, logits), (logits - lse_row[:, None]).exp_())
+        gradient = by_row.mul_(upstream)
+        if columns:
+            by_column = torch.where(equal, _positive_gradient(col, logits.T).T, (logits - lse_col).exp_())
+            gradient += by_column.mul_(grad_col)
+    if gradient.data_ptr() != out.data_ptr():
+        out.copy_(gradient)
+
+
 def _softmax_loss_backward(
     grad_row, grad_col, a, b, scale, labels, ids_a, ids_b, soft, row, col, columns, tile, mask
 ):
@@ -397,33 +450,22 @@ def _softmax_loss_backward(
     if soft is None:
         grad_row = torch.where(row[2] > 0, grad_row, 0.0)
         grad_col = torch.where(col[2] > 0, grad_col, 0.0)
+    of_columns = (grad_col.contiguous(), col, lse_col) if columns else (None, None, None)
     for start in range(0, n if m else 0, tile):
         part = slice(start, min(start + tile, n))
-        logits = _product(a[part], b.T, dtype).mul_(scale)
-        upstream = grad_row[part, None]
-        if labels is not None:
-            label = labels[part]
-            at_label = upstream[:, 0] * _positive_gradient(row[:, part], None)
-            if columns:
-                at_label = at_label + grad_col[label] * _positive_gradient(col[:, label], None)
-                by_column = (logits - lse_col).exp_().mul_(grad_col)
-            gradient = logits.sub_(lse_row[part, None]).exp_().mul_(upstream)
-            if columns:
-                gradient += by_column  # pyrefly: ignore[unbound-name]  bound above under the same condition
-                del by_column
-            gradient.scatter_(1, label[:, None], at_label[:, None])
-        elif ids_a is not None:
-            equal = ids_a[part, None] == ids_b[None, :]
-            by_row = torch.where(
-                equal, _positive_gradient(row[:, part], logits), (logits - lse_row[part, None]).exp_()
-            )
-            gradient = by_row.mul_(upstream)
-            if columns:
-                by_column = torch.where(equal, _positive_gradient(col, logits.T).T, (logits - lse_col).exp_())
-                gradient += by_column.mul_(grad_col)
-        else:
-            gradient = (logits - lse_row[part, None]).exp_().mul_(row[2, part, None])
-            gradient = gradient.sub_(soft[part]).mul_(upstream)
+        products = _product(a[part], b.T, dtype)
+        gradient = products if a.dtype == dtype else torch.empty_like(products, dtype=a.dtype)
+        torch.ops.vlp_ops.contrastive_tile_gradient(
+            products,
+            scale,
+            *_of_rows(part, labels, ids_a, ids_b, soft, dtype),
+            grad_row[part],
+            row[:, part],
+            lse_row[part],
+            *of_columns,
+            gradient,
+        )
+        del products
         if mask[0] or mask[2]:
             # sum_ij G_ij (a_i . b_j) = sum_i a_i . (G b)_i
             product = _product(gradient, b, dtype)
@@ -484,6 +526,9 @@ _library.register(
     setup_context=_setup_softmax_loss,
 )
 _library.register("contrastive_loss_backward", _softmax_loss_backward, _fake_softmax_loss_backward)
+# The tiles change their arguments and are seen by the losses only, which are opaque to autograd and compilers: they need no more than a kernel.
+for _name, _function in (("contrastive_tile", _tile), ("contrastive_tile_gradient", _tile_gradient)):
+    _library.LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
 
 
 # ---- sigmoid loss ----------------------------------------------------------------------------------------------------------------
@@ -492,6 +537,29 @@ _library.register("contrastive_loss_backward", _softmax_loss_backward, _fake_sof
 def _softplus(x: Tensor) -> Tensor:
     # The default threshold of 20 is an error of 2e-9, too much for float64.
     return F.softplus(x, threshold=40.0)
+
+
+def _sigmoid_tile(products, scale, bias, diagonal, paired, out):
+    """(2, p) parts of the sums of the losses and of their derivatives over one tile of products, which are used up; the derivatives in `out`.
+
+    Row i pairs with column diagonal + i if paired. Without `out` the second sum means nothing here.
+    """
+    logits = products.mul_(scale).add_(bias)
+    rows = torch.arange(len(logits), device=logits.device)
+    pairs = None
+    if paired:
+        # softplus(-x) for a pair: the sign of its logit is turned, and that of its gradient turned back below.
+        pairs = -logits[rows, rows + diagonal]
+        logits[rows, rows + diagonal] = pairs
+    loss = _softplus(logits).sum(1)
+    if out is None:
+        return torch.stack([loss, torch.zeros_like(loss)])
+    gradient = logits.sigmoid_()
+    if pairs is not None:
+        gradient[rows, rows + diagonal] = -pairs.sigmoid()
+    if gradient.data_ptr() != out.data_ptr():
+        out.copy_(gradient)
+    return torch.stack([loss, gradient.sum(1)])
 
 
 def _sigmoid_loss(a, b, scale, bias, offset, negative_only, with_grad, tile):
@@ -503,19 +571,17 @@ def _sigmoid_loss(a, b, scale, bias, offset, negative_only, with_grad, tile):
     grad_b = torch.zeros(b.shape if with_grad else (0,), dtype=dtype, device=a.device)
     for start in range(0, n if m else 0, tile):
         part = slice(start, min(start + tile, n))
-        logits = _product(a[part], b.T, dtype).mul_(scale).add_(bias)
-        rows = torch.arange(part.stop - part.start, device=a.device)
-        if not negative_only:
-            # softplus(-x) on the diagonal: the sign of its logit is turned, and that of its gradient turned back below.
-            diagonal = -logits[rows, rows + start + offset]
-            logits[rows, rows + start + offset] = diagonal
-        loss += _softplus(logits).sum(1).sum(dtype=torch.float64)
+        products = _product(a[part], b.T, dtype)
+        gradient = None
         if with_grad:
-            gradient = logits.sigmoid_()
-            if not negative_only:
-                # pyrefly: ignore[unbound-name]  bound above under the same condition
-                gradient[rows, rows + start + offset] = -diagonal.sigmoid()
-            grad_bias += gradient.sum(1).sum(dtype=torch.float64)
+            gradient = products if a.dtype == dtype else torch.empty_like(products, dtype=a.dtype)
+        sums = torch.ops.vlp_ops.sigmoid_tile(
+            products, scale, bias, start + offset, not negative_only, gradient
+        ).sum(1, dtype=torch.float64)
+        loss += sums[0]
+        if gradient is not None:
+            del products
+            grad_bias += sums[1]
             product = _product(gradient, b, dtype)
             grad_scale += (product * a[part]).sum(dtype=torch.float64)
             grad_a[part] = product.mul_(scale / n)
@@ -563,3 +629,4 @@ _library.register(
     backward=_gradient_sigmoid_loss,
     setup_context=_setup_sigmoid_loss,
 )
+_library.LIBRARY.impl("sigmoid_tile", _sigmoid_tile, "CompositeExplicitAutograd")

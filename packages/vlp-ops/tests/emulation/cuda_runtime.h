@@ -1,11 +1,13 @@
 // Stands in for the CUDA runtime when a .cu file is compiled as plain C++ with VLP_EMULATE: each lane of a block is a coroutine, and a shuffle
-// waits until all 32 lanes of its warp have come to it. Slow, exact about who reads what from whom; nothing is known here about speed,
-// memory order between warps or launch limits.
+// or barrier waits until all 32 lanes of its warp have come to it. In between a lane runs alone, in ascending order in one block and descending
+// in the next, so that a missing barrier shows. Slow, exact about who reads what from whom; nothing is known here about speed, memory order
+// between warps or launch limits.
 #pragma once
 
 #include <ucontext.h>
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -25,7 +27,7 @@ typedef void* cudaStream_t;
 struct Dimensions {
   unsigned x = 0, y = 0, z = 0;
 };
-inline Dimensions threadIdx, blockIdx, blockDim;
+inline Dimensions threadIdx, blockIdx, blockDim, gridDim;
 
 namespace vlp_emulation {
 
@@ -46,6 +48,8 @@ inline std::vector<Lane> lanes;
 inline std::vector<Warp> warps;
 inline unsigned current;
 inline std::function<void()> body;
+// Dynamic shared memory of the running block.
+inline std::vector<std::max_align_t> shared;
 
 inline void entry() {
   body();
@@ -60,14 +64,18 @@ constexpr size_t kStack = 1 << 16;
 }  // namespace vlp_emulation
 
 template <typename Body>
-void emulate(int64_t blocks, int threads, Body kernel) {
+void emulate(int64_t blocks, int threads, size_t bytes, Body kernel) {
   using namespace vlp_emulation;
   if (threads % 32 != 0) std::abort();
   body = kernel;
   lanes.resize(threads);
   blockDim.x = threads;
+  gridDim.x = static_cast<unsigned>(blocks);
+  shared.resize(bytes / sizeof(std::max_align_t) + 1);
   for (int64_t block = 0; block < blocks; ++block) {
     blockIdx.x = static_cast<unsigned>(block);
+    // NaN, so that what nobody wrote is noticed.
+    std::memset(shared.data(), 0xff, shared.size() * sizeof(std::max_align_t));
     warps.assign(threads / 32, Warp());
     for (Lane& lane : lanes) {
       if (!lane.stack) lane.stack.reset(new char[kStack]);
@@ -81,7 +89,8 @@ void emulate(int64_t blocks, int threads, Body kernel) {
     for (unsigned left = threads, before = 0; left > 0;) {
       unsigned done = 0;
       unsigned long turns = 0;
-      for (current = 0; current < static_cast<unsigned>(threads); ++current) {
+      for (unsigned i = 0; i < static_cast<unsigned>(threads); ++i) {
+        current = block % 2 ? threads - 1 - i : i;
         if (!lanes[current].finished) {
           threadIdx.x = current;
           swapcontext(&scheduler, &lanes[current].context);
@@ -100,24 +109,53 @@ void emulate(int64_t blocks, int threads, Body kernel) {
   }
 }
 
+namespace vlp_emulation {
+
+// Every lane gives a number; returns those of all 32 once the last has come.
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int distance) {
-  using namespace vlp_emulation;
+const uint64_t* exchange(unsigned mask, T value) {
   static_assert(sizeof(T) <= 8, "one slot per lane");
   if (mask != 0xffffffffu) std::abort();
-  const unsigned lane = current % 32;
   Warp& warp = warps[current / 32];
   const unsigned long turn = warp.turn;
-  std::memcpy(&warp.slot[turn % 2][lane], &value, sizeof(T));
+  std::memcpy(&warp.slot[turn % 2][current % 32], &value, sizeof(T));
   if (++warp.arrived == 32) {
     warp.arrived = 0;
     ++warp.turn;
   }
   while (warp.turn == turn) yield();
+  return warp.slot[turn % 2];
+}
+
+template <typename T>
+T from_lane(unsigned mask, T value, int lane) {
   T result;
-  std::memcpy(&result, &warp.slot[turn % 2][lane ^ distance], sizeof(T));
+  std::memcpy(&result, &exchange(mask, value)[lane], sizeof(T));
   return result;
 }
+
+}  // namespace vlp_emulation
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int distance) {
+  return vlp_emulation::from_lane(mask, value, static_cast<int>(vlp_emulation::current % 32) ^ distance);
+}
+
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int lane) {
+  return vlp_emulation::from_lane(mask, value, lane);
+}
+
+inline unsigned __ballot_sync(unsigned mask, bool vote) {
+  const uint64_t* votes = vlp_emulation::exchange(mask, static_cast<uint64_t>(vote));
+  unsigned result = 0;
+  for (int lane = 0; lane < 32; ++lane) result |= static_cast<unsigned>(votes[lane]) << lane;
+  return result;
+}
+
+inline void __syncwarp() { vlp_emulation::exchange(0xffffffffu, 0); }
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <typename T>
 T atomicAdd(T* target, T value) {
@@ -129,3 +167,5 @@ T atomicAdd(T* target, T value) {
 using std::exp;
 using std::floor;
 using std::fmax;
+using std::log;
+using std::log1p;

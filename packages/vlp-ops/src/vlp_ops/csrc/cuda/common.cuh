@@ -21,10 +21,13 @@
 #include <cstdint>
 #include <vector>
 
+// VLP_DYNAMIC_SHARED: the name of a pointer to the dynamic shared memory of the block.
 #ifdef VLP_EMULATE
 #define VLP_DEVICE_KEY CPU
+#define VLP_DYNAMIC_SHARED(name) void* name = vlp_emulation::shared.data()
 #else
 #define VLP_DEVICE_KEY CUDA
+#define VLP_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
 
 namespace vlp {
@@ -35,6 +38,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int kThreads = 128;
+constexpr unsigned kAllLanes = 0xffffffffu;
 
 // Sums of everything narrower than double are made in float.
 template <typename T>
@@ -77,7 +81,7 @@ __device__ __forceinline__ void store_pack(T* target, const acc_t<T>* source) {
 // Sum over the lanes of a group of `width` (a power of two); every lane of the warp has to come here.
 template <typename A>
 __device__ __forceinline__ A group_sum(A value, int width) {
-  for (int distance = width / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
+  for (int distance = width / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
   return value;
 }
 
@@ -91,17 +95,38 @@ inline cudaStream_t stream_of(const Tensor& tensor) {
 #endif
 }
 
+// `shared` bytes of dynamic shared memory, 48 KB at most.
 template <typename... Parameters>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream, Parameters... parameters) {
+void launch_with(
+    void (*kernel)(Parameters...), int64_t blocks, int threads, int64_t shared, cudaStream_t stream, Parameters... parameters) {
   if (blocks == 0) return;
   STD_TORCH_CHECK(blocks <= INT32_MAX, "vlp_ops: the problem needs more than 2^31 thread blocks");
 #ifdef VLP_EMULATE
   (void)stream;
-  emulate(blocks, threads, [&] { kernel(parameters...); });
+  emulate(blocks, threads, shared, [&] { kernel(parameters...); });
 #else
-  kernel<<<static_cast<unsigned>(blocks), threads, 0, stream>>>(parameters...);
+  kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(parameters...);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 #endif
+}
+
+template <typename... Parameters>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, cudaStream_t stream, Parameters... parameters) {
+  launch_with(kernel, blocks, threads, 0, stream, parameters...);
+}
+
+inline int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
+
+// Calls action with a zero of the element type.
+template <typename Action>
+void by_element(const char* op, ScalarType type, Action action) {
+  switch (type) {
+    case ScalarType::Float: return action(float{});
+    case ScalarType::Double: return action(double{});
+    case ScalarType::Half: return action(Half{});
+    case ScalarType::BFloat16: return action(BFloat16{});
+    default: STD_TORCH_CHECK(false, op, ": unsupported dtype");
+  }
 }
 
 #ifdef VLP_EMULATE

@@ -373,8 +373,6 @@ Levels levels_of(const Tensor& shapes, const Tensor& starts, int64_t positions) 
   return levels;
 }
 
-int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
-
 Layout layout_of(const Problem& p, int pack) {
   Layout layout{0, 0};
   while ((1 << layout.shift) < lanes_for(p.width, pack)) ++layout.shift;

@@ -96,8 +96,6 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
 
 // ---- host ----------------------------------------------------------------------------------------------------------
 
-int64_t blocks_for(int64_t threads) { return (threads + kThreads - 1) / kThreads; }
-
 template <typename Action>
 void by_type(ScalarType weight, ScalarType share, Action action) {
   if (weight == ScalarType::Float && share == ScalarType::Float) return action(float{}, float{});
