@@ -2,7 +2,7 @@
 
 import os
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,15 +12,21 @@ import torch
 from vlp_core import distributed
 from vlp_core.recipe import PathText, dump
 from vlp_data import shapes
+from vlp_data.examples import Examples
 from vlp_data.files import join
 from vlp_data.loader import Loader
 from vlp_data.roots import rooted
 from vlp_data.text import Tokenizer
 
+from vlp_methods.engine.job import Mixing
 from vlp_methods.engine.options import Training
 from vlp_methods.parts.options import Data, RegionStream, ShapesWorld, TokenizerFiles
 
 _Data = TypeVar("_Data", bound=Data)
+
+TRAIN = "train"
+ALWAYS = Mixing(((TRAIN, 1.0),))
+"""The mixing of a task with one stream."""
 
 
 def settle(data: _Data) -> _Data:
@@ -55,6 +61,13 @@ def loaders(recipe: Training, data: Data) -> Callable[..., Loader[Any]]:
         max_bad_fraction=data.max_bad_fraction,
         pin_memory=torch.cuda.is_available() and recipe.device != "cpu",
     )
+
+
+def train_stream(
+    recipe: Training, data: Data, examples: Callable[[], Examples[Any]], batch: int
+) -> Callable[[], Mapping[str, Loader[Any]]]:
+    """`Job.streams` of a task with one stream; `examples()` opens the data, `batch` counts samples over all ranks."""
+    return lambda: {TRAIN: loaders(recipe, data)(examples(), global_batch=batch)}
 
 
 def rank_texts(regions: RegionStream, key: str) -> int:

@@ -13,8 +13,14 @@ The model itself is `vlp_core.models.xvlm`, the losses are `vlp_core.losses`, th
 
 from vlp_methods.engine.entry import TaskEntry
 
+
+def _entry(module: str, schema: str, build: str = "build") -> TaskEntry:
+    return TaskEntry(
+        schema=f"vlp_methods.xvlm.schema.{module}:{schema}", build=f"vlp_methods.xvlm.{module}:{build}"
+    )
+
+
 tasks = {
-    "pretrain": TaskEntry(
-        schema="vlp_methods.xvlm.schema.pretrain:Pretrain", build="vlp_methods.xvlm.pretrain:build"
-    ),
+    "pretrain": _entry("pretrain", "Pretrain"),
+    "retrieval": _entry("retrieval", "Retrieval"),
 }

@@ -1,0 +1,63 @@
+"""X-VLM retrieval fine-tuning: ITC and ITM, where captions of one picture are positives of each other.
+
+Source: arXiv 2111.08276 section 4.2; `Retrieval.py` and `configs/Retrieval_*.yaml` of the official code.
+"""
+
+from torch import Tensor, nn
+from vlp_core import distributed
+from vlp_core.models.xvlm import Xvlm
+from vlp_core.models.xvlm_losses import retrieval_losses
+from vlp_data.batch import RetrievalBatch
+from vlp_data.examples import RetrievalExamples
+
+from vlp_methods.engine.job import Job
+from vlp_methods.parts import evaluation
+from vlp_methods.parts.assembly import learning_rate
+from vlp_methods.parts.data import ALWAYS, open_tokenizer, settle, train_stream
+from vlp_methods.xvlm.finetune import optimizer, start
+from vlp_methods.xvlm.schema.retrieval import Retrieval
+
+
+class RetrievalTask(nn.Module):
+    """The objective, also of weakly supervised grounding: `itc` and `itm` of pictures with a text each, both with weight 1."""
+
+    def __init__(self, model: Xvlm, *, gather_gradient: distributed.GatherGradient = "local") -> None:
+        super().__init__()
+        self.model = model
+        self.gather_gradient: distributed.GatherGradient = gather_gradient
+
+    def forward(self, batch: RetrievalBatch) -> dict[str, Tensor]:
+        pairs = self.model.pair(
+            batch.image, batch.text_ids, batch.attention_mask, identities_B=batch.image_ids
+        )
+        return retrieval_losses(
+            pairs,
+            self.model.temperature,
+            identities_B=batch.image_ids,
+            gather_gradient=self.gather_gradient,
+        )
+
+
+def build(recipe: Retrieval) -> Job:
+    """Model, data, optimizer and evaluations of a recipe."""
+    data = settle(recipe.data)
+    tokenizer = open_tokenizer(data.tokenizer)
+    started = start("retrieval", recipe.model, tokenizer)
+
+    def examples() -> RetrievalExamples:
+        return RetrievalExamples(
+            source=data.train.source.open(), tokenizer=tokenizer, image=data.view, text=data.text
+        )
+
+    measure = evaluation.retrieval(recipe, data, tokenizer, recipe.retrieval)
+    watched = data.val if recipe.select == "val" else data.test
+    return Job(
+        task=RetrievalTask(started.model, gather_gradient=recipe.gather_gradient),
+        streams=train_stream(recipe, data, examples, data.train.batch),
+        mixing=ALWAYS,
+        optimizer=optimizer(recipe, started.model),
+        learning_rate=learning_rate(recipe),
+        evaluate=evaluation.while_training(measure, recipe.select, watched),
+        export=started.exporter(data),
+        test=evaluation.of_export(measure, "test", data.test),
+    )
