@@ -7,12 +7,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlp_core import distributed, heads, losses, models, optim, recipe, schedule, text, vision, weights
+    from vlp_core import (
+        distributed,
+        explain,
+        heads,
+        losses,
+        models,
+        optim,
+        recipe,
+        schedule,
+        text,
+        vision,
+        weights,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "distributed",
+    "explain",
     "heads",
     "losses",
     "models",

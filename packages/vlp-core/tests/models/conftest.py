@@ -42,10 +42,9 @@ def arguments(config) -> dict:
 
 
 def name(config) -> str:
-    for part, model in (("nlvr", "xvlm_nlvr"), ("vqa", "xvlm_vqa"), ("captioning", "xvlm_caption")):
-        if f"model_{part}" in config["model"]:
-            return model
-    return "xvlm"
+    return next(
+        (task for task in ("nlvr", "vqa", "captioning") if f"model_{task}" in config["model"]), "xvlm"
+    )
 
 
 @pytest.fixture(scope="session")

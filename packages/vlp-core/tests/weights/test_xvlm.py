@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from vlp_core import models
+from vlp_core.models import model_name, stage_of, task_arguments
 from vlp_core.models.xvlm_rules import parameter_rules
 from vlp_core.optim import parameter_groups
 from vlp_core.weights import Checkpoint, CheckpointError, xvlm
@@ -16,7 +17,7 @@ def meta_model(state: dict[str, torch.Tensor]) -> torch.nn.Module:
     """The model that a state of official names belongs to, without memory; numbers of heads do not show in shapes."""
     arguments = xvlm.infer_arguments(Checkpoint(state, {}), head_width=1)
     with torch.device("meta"):
-        return models.create(xvlm.model_name(xvlm.layout(state)), **arguments)
+        return models.create(model_name(xvlm.layout(state)), **arguments)
 
 
 def is_key_list(case) -> bool:
@@ -77,12 +78,12 @@ def small_arguments(names) -> dict:
             "fusion_layer": min(crossing),
         }
 
-    arguments = {"vision": vision, "text": text("text_decoder" if found == "caption" else "text_encoder")}
+    arguments = {"vision": vision, "text": text("text_decoder" if found == "captioning" else "text_encoder")}
     if found == "vqa":
         arguments["decoder"] = text("text_decoder")
     if found.startswith("nlvr"):
         arguments["stage"] = "domain" if found == "nlvr_domain" else "fine_tune"
-    if xvlm.model_name(found) == "xvlm":
+    if model_name(found) == "xvlm":
         heads = {"contrast": "temp", "match": "itm_head.0.weight", "boxes": "bbox_head.0.weight"}
         arguments["heads"] = [head for head, key in heads.items() if key in names]
         arguments["heads"] += ["masked_language"] if found == "pretrain" else []
@@ -96,7 +97,7 @@ def test_every_parameter_is_in_the_group_of_the_reference(case):
     for name, recipe in case.json("param_groups").items():
         expected = {key: recipe["groups"][group] for key, group in recipe["params"].items()}
         small = small_arguments(set(expected))
-        model = models.create(xvlm.model_name(small["found"]), **small["arguments"])
+        model = models.create(model_name(small["found"]), **small["arguments"])
         optimizer = recipe["optimizer"]
         groups = parameter_groups(
             model,
@@ -154,12 +155,12 @@ def test_conversion_to_every_task_takes_each_tensor_from_where_the_reference_doe
         )
         source = weights
         if start != "pretrain":  # a domain stage: any checkpoint of its layout will do
-            stage = models.create(xvlm.model_name(start), **xvlm.task_arguments(pretrained, start))
+            stage = models.create(model_name(start), **task_arguments(pretrained, start))
             xvlm.load_pretrained(stage, weights)
             source = xvlm.xvlm_adapter(stage).to_source(stage.state_dict())
 
-        arguments = xvlm.task_arguments(pretrained, wanted) | {"vision": larger if changed else vision}
-        model = models.create(xvlm.model_name(wanted), **arguments)
+        arguments = task_arguments(pretrained, wanted) | {"vision": larger if changed else vision}
+        model = models.create(model_name(wanted), **arguments)
         adapter = xvlm.xvlm_adapter(model)
         before = {key: x.clone() for key, x in adapter.to_source(model.state_dict()).items()}
         result = xvlm.load_pretrained(model, source)
@@ -202,13 +203,13 @@ TINY = {
     },
     "embed_width": 6,
 }
-TASKS = ("pretrain", "retrieval", "bbox", "nlvr", "nlvr_domain", "vqa", "caption")
+TASKS = ("pretrain", "retrieval", "boxes", "nlvr", "nlvr_domain", "vqa", "captioning")
 
 
 def tiny(task: str = "pretrain", **changes) -> torch.nn.Module:
     torch.manual_seed(0)
-    arguments = xvlm.task_arguments({**TINY, **changes}, task)
-    return models.create(xvlm.model_name(task), **arguments)
+    arguments = task_arguments({**TINY, **changes}, task)
+    return models.create(model_name(task), **arguments)
 
 
 def official(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -223,7 +224,7 @@ def test_round_trip_through_the_official_layout_is_the_identity(task, kind):
     for parameter in other.parameters():
         torch.nn.init.zeros_(parameter)
     state = official(model)
-    assert xvlm.layout(state) == xvlm.layout_of(model) == task
+    assert xvlm.layout(state) == stage_of(model) == task
     xvlm.load(other, state)
     assert all(torch.equal(x, other.state_dict()[key]) for key, x in model.state_dict().items())
     assert all(torch.equal(x, state[key]) for key, x in official(other).items())
@@ -234,7 +235,7 @@ def test_official_files_open_without_being_told_what_they_are(task, tmp_path):
     model = tiny(task).eval()
     torch.save({"model": official(model), "config": {"image_res": 64}}, tmp_path / "best.th")
     loaded = models.load(tmp_path / "best.th")
-    assert loaded.name == xvlm.model_name(task)
+    assert loaded.name == model_name(task)
     assert loaded.settings == {"image_size": 64, "text": {"kind": "bert", "files": []}}
     assert not loaded.model.training
     assert all(torch.equal(x, loaded.model.state_dict()[key]) for key, x in model.state_dict().items())
@@ -261,7 +262,9 @@ def test_a_pretraining_file_is_refused_where_a_fine_tuned_one_is_expected(tmp_pa
         {key: x.clone().contiguous() for key, x in official(tiny()).items()}, tmp_path / "a.safetensors"
     )
     for task in ("retrieval", "vqa"):
-        message = rf"a\.safetensors is a pretrain checkpoint of X-VLM where a {task} one is expected; .*load_pretrained"
+        message = (
+            rf"a\.safetensors is a pretrain checkpoint of X-VLM where a {task} one is expected; .*start_from"
+        )
         with pytest.raises(CheckpointError, match=message):
             xvlm.load(tiny(task), tmp_path / "a.safetensors")
 
@@ -271,7 +274,7 @@ def test_a_file_of_an_unrelated_task_is_refused():
     with pytest.raises(CheckpointError, match="nothing can be converted"):
         xvlm.load(tiny("retrieval"), state)
     with pytest.raises(
-        CheckpointError, match="is a vqa checkpoint of X-VLM; a nlvr model starts from pretrain"
+        CheckpointError, match="is a vqa checkpoint; a nlvr model starts from pretrain or nlvr_domain"
     ):
         xvlm.load_pretrained(tiny("nlvr"), state)
 

@@ -12,22 +12,44 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
+from vlp_core.models import stages
+from vlp_core.models.captioning import CaptionModel
+from vlp_core.models.nlvr import NlvrModel
+from vlp_core.models.stages import Stage, Task, model_name, stage_of, task_arguments
+from vlp_core.models.vqa import VqaModel
 from vlp_core.models.xvlm import Xvlm
-from vlp_core.models.xvlm_tasks import XvlmCaption, XvlmNlvr, XvlmVqa
 from vlp_core.text.bert import Bert
-from vlp_core.weights import CheckpointError, files, read_checkpoint
+from vlp_core.weights import Checkpoint, CheckpointError, files, loading, read_checkpoint
 from vlp_core.weights import load as load_weights
 
-__all__ = ["Loaded", "Xvlm", "XvlmCaption", "XvlmNlvr", "XvlmVqa", "create", "load", "save"]
+__all__ = [
+    "CaptionModel",
+    "Description",
+    "Loaded",
+    "NlvrModel",
+    "Stage",
+    "Task",
+    "VqaModel",
+    "Xvlm",
+    "create",
+    "describe",
+    "load",
+    "model_name",
+    "save",
+    "stage_of",
+    "start_from",
+    "task_arguments",
+]
 
 
 def create(name: str, **arguments: Any) -> nn.Module:
     """Make a model with fresh weights.
 
     Args:
-        name: "xvlm", "xvlm_nlvr", "xvlm_vqa" or "xvlm_caption".
+        name: "xvlm", "nlvr", "vqa" or "captioning".
         arguments: What JSON can hold. `vision` is {"kind": "swin" | "clip" | "vit", ...} with the arguments of that encoder, `text` (and
             `decoder` of VQA) those of `Bert`, whose `image_width` is filled in; the rest goes to the model.
 
@@ -73,50 +95,122 @@ class Loaded(NamedTuple):
     settings: dict[str, Any]
 
 
-def load(path: str | Path, *, arguments: Mapping[str, Any] | None = None) -> Loaded:
+class Description(NamedTuple):
+    """What a checkpoint holds: the stage of training, name and arguments for `create`, and settings as in `Loaded`."""
+
+    stage: Stage
+    name: str
+    arguments: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def describe(path: str | Path) -> Description:
+    """What an export folder or an official checkpoint holds, without making the model; `task_arguments` goes on from there.
+
+    Raises:
+        FileNotFoundError, CheckpointError: As `load`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _describe_folder(path)
+    return _describe_official(read_checkpoint(path))
+
+
+def load(path: str | Path, *, task: Task | None = None, arguments: Mapping[str, Any] | None = None) -> Loaded:
     """Read an export folder, or an official checkpoint (`.th`, `.pth`, `.safetensors`) of X-VLM.
 
     Args:
         path: Folder or file.
+        task: What the model is to be evaluated on. A checkpoint that has no trained values for all that this needs (a pre-training
+            file where answers, captions or NLVR2 classes are wanted) is refused with the way out. None takes any.
         arguments: Arguments of `create` for an official checkpoint, where what the file says is not enough; by default they are
             inferred from its `config` and from the shapes of its tensors.
 
     Raises:
         FileNotFoundError: No such file, or a folder without config.json.
-        CheckpointError: The file is broken, does not fit, or what it lacks for `arguments` to be inferred.
+        CheckpointError: The file is broken, does not fit, is of the wrong stage for `task`, or what it lacks for `arguments` to be
+            inferred.
     """
     path = Path(path)
     if path.is_dir():
-        return _load_folder(path, arguments)
+        if arguments is not None:
+            raise ValueError(
+                f"{path} says in config.json how its model is built; arguments cannot change that"
+            )
+        found = _describe_folder(path)
+        if task is not None:
+            stages.require_task(found.stage, task, str(path))
+        model = create(found.name, **found.arguments)
+        load_weights(model, path / "model.safetensors", resize=False)
+        return Loaded(model.eval(), found.name, found.settings)
     from vlp_core.weights import xvlm
 
     checkpoint = read_checkpoint(path)
-    name = xvlm.model_name(xvlm.layout(checkpoint.state))
-    chosen = xvlm.infer_arguments(checkpoint) if arguments is None else dict(arguments)
-    model = create(name, **chosen)
+    if task is not None:
+        stages.require_task(xvlm.layout(checkpoint.state), task, str(path))
+    found = _describe_official(checkpoint, arguments)
+    model = create(found.name, **found.arguments)
     xvlm.load(model, checkpoint.state)
-    size = chosen["vision"]["image_size"]
-    return Loaded(
-        model.eval(), name, {"image_size": size, "text": {"kind": chosen["text"]["kind"], "files": []}}
-    )
+    return Loaded(model.eval(), found.name, found.settings)
 
 
-def _load_folder(folder: Path, arguments: Mapping[str, Any] | None) -> Loaded:
-    if arguments is not None:
-        raise ValueError(f"{folder} says in config.json how its model is built; arguments cannot change that")
+def start_from(model: nn.Module, path: str | Path) -> loading.Loaded:
+    """Start training a model from an export folder or an official checkpoint of the same or an earlier stage.
+
+    Both go through one conversion (`vlp_core.models.stages`): fusion layers doubled for NLVR2, an answer decoder made of the fusion
+    layers, position tables resized, and so on.
+
+    Args:
+        model: Made by `create`; `task_arguments` gives the arguments that fit a pre-training model.
+        path: Folder or file.
+
+    Returns:
+        What was loaded and resized, what stays fresh (`missing`), and what of the checkpoint is not used (`unexpected`, in its names).
+
+    Raises:
+        FileNotFoundError: No such file, or a folder without config.json.
+        CheckpointError: The model cannot start from this stage, or the tensors do not fit.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        from vlp_core.weights import xvlm
+
+        return xvlm.load_pretrained(model, path)
+    found = _describe_folder(path)
+    kind = found.arguments["text"].get("kind", "bert")
+    if kind != model.text.kind:
+        raise CheckpointError(
+            f"{path} was trained with {kind}, the text encoder of this model is {model.text.kind}"
+        )
+    return stages.start(model, found.stage, files.read(path / "model.safetensors"), name=str(path))
+
+
+def _describe_folder(folder: Path) -> Description:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} not found; an export folder holds config.json and model.safetensors")
     try:
         config = json.loads(file.read_text())
-        name, chosen = config.pop("model"), config.pop("arguments")
+        name, arguments = config.pop("model"), config.pop("arguments")
     except (json.JSONDecodeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{file} must be a JSON object with model and arguments: {error!r}") from error
-    model = create(name, **chosen)
-    load_weights(model, folder / "model.safetensors", resize=False)
     if "files" in config.get("text", {}):
         config["text"]["files"] = [str(folder / entry) for entry in config["text"]["files"]]
-    return Loaded(model.eval(), name, config)
+    with torch.device("meta"):
+        stage = stage_of(create(name, **arguments))
+    return Description(stage, name, arguments, config)
+
+
+def _describe_official(checkpoint: Checkpoint, arguments: Mapping[str, Any] | None = None) -> Description:
+    from vlp_core.weights import xvlm
+
+    stage = xvlm.layout(checkpoint.state)
+    chosen = xvlm.infer_arguments(checkpoint) if arguments is None else dict(arguments)
+    settings = {
+        "image_size": chosen["vision"]["image_size"],
+        "text": {"kind": chosen["text"]["kind"], "files": []},
+    }
+    return Description(stage, model_name(stage), chosen, settings)
 
 
 def _vision(kind: str, arguments: dict[str, Any]) -> nn.Module:
@@ -146,23 +240,23 @@ def _xvlm(*, vision: Mapping[str, Any], text: Mapping[str, Any], **arguments: An
     return Xvlm(**_encoders(vision, text), **arguments)
 
 
-def _xvlm_nlvr(*, vision: Mapping[str, Any], text: Mapping[str, Any], **arguments: Any) -> XvlmNlvr:
-    return XvlmNlvr(**_encoders(vision, {"layers_per_image_projection": 2, **text}), **arguments)
+def _nlvr(*, vision: Mapping[str, Any], text: Mapping[str, Any], **arguments: Any) -> NlvrModel:
+    return NlvrModel(**_encoders(vision, {"layers_per_image_projection": 2, **text}), **arguments)
 
 
-def _xvlm_vqa(*, vision: Mapping[str, Any], text: Mapping[str, Any], decoder: Mapping[str, Any]) -> XvlmVqa:
+def _vqa(*, vision: Mapping[str, Any], text: Mapping[str, Any], decoder: Mapping[str, Any]) -> VqaModel:
     encoders = _encoders(vision, text)
     shape: dict[str, Any] = {"image_width": encoders["text"].width, "fusion_layer": 0, **decoder}
-    return XvlmVqa(**encoders, decoder=Bert(**shape))
+    return VqaModel(**encoders, decoder=Bert(**shape))
 
 
-def _xvlm_caption(*, vision: Mapping[str, Any], text: Mapping[str, Any]) -> XvlmCaption:
-    return XvlmCaption(**_encoders(vision, text))
+def _captioning(*, vision: Mapping[str, Any], text: Mapping[str, Any]) -> CaptionModel:
+    return CaptionModel(**_encoders(vision, text))
 
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "xvlm": _xvlm,
-    "xvlm_nlvr": _xvlm_nlvr,
-    "xvlm_vqa": _xvlm_vqa,
-    "xvlm_caption": _xvlm_caption,
+    "nlvr": _nlvr,
+    "vqa": _vqa,
+    "captioning": _captioning,
 }

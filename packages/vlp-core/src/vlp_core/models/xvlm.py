@@ -3,7 +3,7 @@
 One picture is encoded once; every box in it is a set of its patches. A text is encoded by the lower half of BERT, fused with a
 picture or region by the upper half. Heads on top say whether text and visual concept match, which tokens were masked, and where in
 the picture the text points to. `Xvlm` serves pre-training, retrieval and box regression (parts that a task does not need are left
-out); `vlp_core.models.xvlm_tasks` holds the models of the other tasks.
+out); `vlp_core.models.nlvr`, `vqa` and `captioning` hold the models of the other tasks.
 
 What differs from the reference is the order of work, not its result: original and masked texts pass the text layers as one batch;
 positives, negatives, masked texts and box queries pass the fusion layers as one batch over one pool of images, so each image is
@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_core.heads import MaskedLanguageHead, mlp_head
+from vlp_core.heads import mlp_head
 from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
+from vlp_core.models.parts import language_head, require_fit
 from vlp_core.text.bert import Bert
 from vlp_core.vision.layers import take_rows
 
@@ -41,7 +42,8 @@ class ImageFeatures(NamedTuple):
 
 
 class TextFeatures(NamedTuple):
-    """`embeds` [B, T, W] after the text layers; `attention_mask` [B, T]; `projection` [B, E] or None, as for images."""
+    """`embeds` [B, T, W] after the text layers, without meaning at padding; `attention_mask` [B, T]; `projection` [B, E] or None, as
+    for images."""
 
     embeds: Tensor
     attention_mask: Tensor
@@ -52,7 +54,7 @@ class Pairs(NamedTuple):
     """What the losses of a batch of B pairs need.
 
     image_embeds: [B, 1+L, D]; of the region of each text in a region batch.
-    text_embeds: [B, T, W].
+    text_embeds: [B, T, W], without meaning at padding.
     image_projection, text_projection: [B, E], length one.
     negatives: The pairs' negatives that were used.
     match_logits: [3B, 2]: B positives, B with a negative image, B with a negative text; class 1 is a match.
@@ -109,11 +111,7 @@ class Xvlm(nn.Module):
         if "match" in heads:
             self.itm_head = mlp_head(text.width, 2)
         if "masked_language" in heads:
-            self.mlm_head = MaskedLanguageHead(
-                width=text.width,
-                vocabulary=text.word_embedding.num_embeddings,
-                norm_eps=text.embedding_norm.eps,
-            )
+            self.mlm_head = language_head(text)
         if "boxes" in heads:
             self.bbox_head = mlp_head(text.width, 4)
         self.heads = heads
@@ -127,7 +125,7 @@ class Xvlm(nn.Module):
 
     def encode_text(self, ids_BT: Tensor, attention_mask_BT: Tensor) -> TextFeatures:
         """Features of texts; the mask is 1 for real tokens."""
-        embeds = self.text.encode(ids_BT, attention_mask_BT)
+        embeds = self.text.encode(ids_BT, attention_mask_BT, skip_padding=True)
         projection = self._project(embeds, self.text_proj) if "contrast" in self.heads else None
         return TextFeatures(embeds, attention_mask_BT, projection)
 
@@ -182,7 +180,9 @@ class Xvlm(nn.Module):
             pool_mask = torch.cat([seen, seen.new_ones(full.shape[:2])])
         batch = text_ids_BT.shape[0]
         states = self.text.encode(
-            torch.cat([text_ids_BT, masked_ids_BT]), torch.cat([attention_mask_BT, attention_mask_BT])
+            torch.cat([text_ids_BT, masked_ids_BT]),
+            torch.cat([attention_mask_BT, attention_mask_BT]),
+            skip_padding=True,
         )
         self.clamp_temperature()
         image_projection = self._project(embeds, self.vision_proj)
@@ -296,12 +296,4 @@ class Xvlm(nn.Module):
         used, image_index = image_index_R.unique(return_inverse=True)
         return self._fuse_first(
             ImageFeatures(take_rows(image.embeds, used), None), text, image_index, text_index_R
-        )
-
-
-def require_fit(vision: nn.Module, text: Bert) -> None:
-    """Refuse a text encoder whose cross-attention expects another width than the image encoder gives."""
-    if text.image_width != vision.width:
-        raise ValueError(
-            f"the text encoder's image_width={text.image_width} does not fit the image encoder's width {vision.width}"
         )

@@ -2,8 +2,9 @@
 
 from torch import nn
 
+from vlp_core.models.nlvr import NlvrModel
+from vlp_core.models.vqa import VqaModel
 from vlp_core.models.xvlm import Xvlm
-from vlp_core.models.xvlm_tasks import XvlmNlvr, XvlmVqa
 from vlp_core.optim import ParameterRule
 
 # Biases and norms do not decay. Kept from the reference: "bias" also stands in the name of Swin's position tables (no decay), and the
@@ -17,7 +18,7 @@ def parameter_rules(
     """Rules for `vlp_core.optim.parameter_groups`.
 
     Args:
-        model: `Xvlm`, `XvlmNlvr`, `XvlmVqa` or `XvlmCaption`.
+        model: `Xvlm`, `NlvrModel`, `VqaModel` or `CaptionModel`.
         fresh_lr_scale: Factor on the learning rate of what starts without pre-trained values: cross-attention, projections,
             temperature and heads in pre-training; the answer decoder's keys and values of VQA where they could not be copied; the
             class head of NLVR2.
@@ -27,11 +28,11 @@ def parameter_rules(
     match model:
         case Xvlm() if "masked_language" in model.heads:
             fresh = r"\.cross|^(vision_proj|text_proj|temperature|itm_head|bbox_head)\b"
-        case XvlmVqa() if model.decoder.image_width != model.text.image_width:
+        case VqaModel() if model.decoder.image_width != model.text.image_width:
             fresh = r"^decoder\..*\.cross\.key_value\."
-        case XvlmNlvr(stage="domain"):
+        case NlvrModel(stage="domain"):
             fresh = r"^ta_head\."
-        case XvlmNlvr() if not as_released:
+        case NlvrModel() if not as_released:
             fresh = r"^cls_head\."
         case _:
             return [NO_DECAY]

@@ -1,53 +1,31 @@
-"""Official X-VLM checkpoints of all tasks, in and out, and from pre-training to a task.
+"""Official X-VLM checkpoints of all tasks, in and out.
 
-Seven layouts exist, told apart by their names (`layout`). `load` fills a model from a checkpoint of its own layout; `load_pretrained` starts
-a task's model from an earlier stage, as the functions of that name in the reference do:
+Seven layouts exist, one for each stage of training, told apart by their names (`layout`). `load` fills a model from a checkpoint of its
+own stage; `load_pretrained` starts a model from an earlier stage, as the functions of that name in the reference do
+(`vlp_core.models.stages`); `write` makes an official file.
 
-    from            to                what happens
-    pretrain        retrieval, bbox   text encoder without its language head; heads kept
-    pretrain        nlvr, nlvr_domain each fusion layer is copied to two; class head fresh
-    nlvr_domain     nlvr              as it is; class head fresh
-    pretrain        vqa               encoder as for retrieval; fusion layers, embeddings and language head become the decoder, whose
-                                      cross-attention keys and values stay fresh unless image and text width are equal
-    pretrain        caption           the whole text encoder becomes the decoder
-    bbox, caption   the same          as it is (domain stage to fine-tuning)
-
-Source: arXiv 2111.08276; `load_pretrained` in `models/model_*.py`.
+Source: arXiv 2111.08276; X-VLM `models/model_*.py`.
 """
 
-import logging
 import math
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from vlp_core.models.captioning import CaptionModel
+from vlp_core.models.nlvr import NlvrModel
+from vlp_core.models.stages import STARTS, Stage, require_start, stage_of, start
+from vlp_core.models.vqa import VqaModel
 from vlp_core.models.xvlm import Xvlm
-from vlp_core.models.xvlm_tasks import XvlmCaption, XvlmNlvr, XvlmVqa
-from vlp_core.weights import loading
+from vlp_core.weights import files, loading
 from vlp_core.weights.adapter import Adapter, CheckpointError, Drop, Rename, Tied, groups
 from vlp_core.weights.bert import encoder_adapter, head_adapter, language_model_adapter
-from vlp_core.weights.files import Checkpoint, read
+from vlp_core.weights.files import Checkpoint
 from vlp_core.weights.loading import Loaded
 from vlp_core.weights.vision import xvlm_vision_adapter
-
-log = logging.getLogger(__name__)
-
-Layout = Literal["pretrain", "retrieval", "bbox", "nlvr", "nlvr_domain", "vqa", "caption"]
-
-_STARTS: dict[Layout, tuple[Layout, ...]] = {
-    "pretrain": (),
-    "retrieval": ("pretrain",),
-    "bbox": ("pretrain", "bbox"),
-    "nlvr_domain": ("pretrain",),
-    "nlvr": ("pretrain", "nlvr_domain"),
-    "vqa": ("pretrain",),
-    "caption": ("pretrain", "caption"),
-}
-"""Layouts that a model of a layout can start from."""
 
 # Stored by the source and computed here; also for another picture size, where their number and shape differ.
 _BUFFERS = Adapter(
@@ -59,9 +37,18 @@ _BUFFERS = Adapter(
 )
 _BUFFER_NAMES = ("relative_position_index", "attn_mask", "position_ids")
 
+_HEADS = {
+    "temperature": Rename("temp", "temperature"),
+    **{name: Rename(f"{name}.{{p}}", f"{name}.{{p}}") for name in ("vision_proj", "text_proj", "ta_head")},
+    **{
+        name: Rename(f"{name}.{{i}}.{{p}}", f"{name}.{{i}}.{{p}}")
+        for name in ("itm_head", "bbox_head", "cls_head")
+    },
+}
 
-def layout(state: Mapping[str, Tensor]) -> Layout:
-    """Which task an official checkpoint belongs to.
+
+def layout(state: Mapping[str, Tensor]) -> Stage:
+    """Which stage of training an official checkpoint belongs to.
 
     Raises:
         CheckpointError: It is no X-VLM checkpoint.
@@ -69,7 +56,7 @@ def layout(state: Mapping[str, Tensor]) -> Layout:
     has = {".".join(name.split(".")[:2]) for name in state} | {name.split(".")[0] for name in state}
     if "vision_encoder" in has:
         if "text_decoder" in has:
-            return "vqa" if "text_encoder" in has else "caption"
+            return "vqa" if "text_encoder" in has else "captioning"
         if "cls_head" in has:
             return "nlvr"
         if "ta_head" in has:
@@ -79,32 +66,8 @@ def layout(state: Mapping[str, Tensor]) -> Layout:
         if "itm_head" in has:
             return "retrieval"
         if "bbox_head" in has:
-            return "bbox"
+            return "boxes"
     raise CheckpointError(f"this is no X-VLM checkpoint; it holds {groups(state)}")
-
-
-def layout_of(model: nn.Module) -> Layout:
-    """The layout in which a model is stored."""
-    match model:
-        case XvlmVqa():
-            return "vqa"
-        case XvlmCaption():
-            return "caption"
-        case XvlmNlvr(stage="domain"):
-            return "nlvr_domain"
-        case XvlmNlvr():
-            return "nlvr"
-        case Xvlm():
-            if "masked_language" in model.heads:
-                return "pretrain"
-            return "retrieval" if "match" in model.heads else "bbox"
-    raise TypeError(f"X-VLM has no layout for {type(model).__name__}")
-
-
-def model_name(found: Layout) -> str:
-    """The name for `vlp_core.models.create`."""
-    names = {"nlvr": "xvlm_nlvr", "nlvr_domain": "xvlm_nlvr", "vqa": "xvlm_vqa", "caption": "xvlm_caption"}
-    return names.get(found, "xvlm")
 
 
 def xvlm_adapter(model: nn.Module) -> Adapter:
@@ -113,30 +76,20 @@ def xvlm_adapter(model: nn.Module) -> Adapter:
     match model:
         case Xvlm() if "masked_language" in model.heads:
             text = language_model_adapter(model.text, source_prefix="text_encoder.")
-        case Xvlm() | XvlmNlvr():
+        case Xvlm() | NlvrModel():
             text = encoder_adapter(model.text, source_prefix="text_encoder.", prefix="text.")
-        case XvlmVqa():
+        case VqaModel():
             text = encoder_adapter(
                 model.text, source_prefix="text_encoder.", prefix="text."
             ) + language_model_adapter(
                 model.decoder, source_prefix="text_decoder.", prefix="decoder.", head_prefix="lm_head."
             )
-        case XvlmCaption():
+        case CaptionModel():
             text = language_model_adapter(model.text, source_prefix="text_decoder.", head_prefix="lm_head.")
         case _:
             raise TypeError(f"X-VLM has no layout for {type(model).__name__}")
-    heads = {
-        "temperature": Rename("temp", "temperature"),
-        **{
-            name: Rename(f"{name}.{{p}}", f"{name}.{{p}}") for name in ("vision_proj", "text_proj", "ta_head")
-        },
-        **{
-            name: Rename(f"{name}.{{i}}.{{p}}", f"{name}.{{i}}.{{p}}")
-            for name in ("itm_head", "bbox_head", "cls_head")
-        },
-    }
-    present = tuple(rule for name, rule in heads.items() if hasattr(model, name))
-    return vision + text + Adapter(present) + _BUFFERS
+    heads = Adapter(tuple(rule for name, rule in _HEADS.items() if hasattr(model, name)))
+    return vision + text + heads + _BUFFERS
 
 
 def load(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
@@ -146,11 +99,11 @@ def load(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
         CheckpointError: A checkpoint of another stage, with the way out; see also `vlp_core.weights.load`.
     """
     state, name = _open(source)
-    found, wanted = layout(state), layout_of(model)
+    found, wanted = layout(state), stage_of(model)
     if found != wanted:
         way = (
-            "start training from it with vlp_core.weights.xvlm.load_pretrained, then use the result"
-            if found in _STARTS[wanted]
+            "start training from it with vlp_core.models.start_from, then use the result"
+            if found in STARTS[wanted]
             else "nothing can be converted from one to the other"
         )
         raise CheckpointError(
@@ -160,7 +113,7 @@ def load(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
 
 
 def load_pretrained(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
-    """Start a task's model from an official checkpoint of an earlier stage; see the module for what becomes of what.
+    """Start a task's model from an official checkpoint of the same or an earlier stage; `vlp_core.models.stages` says what becomes of what.
 
     Returns:
         What was loaded, what stays fresh (`missing`, our names), and what of the checkpoint is not used (`unexpected`, its names).
@@ -169,128 +122,49 @@ def load_pretrained(model: nn.Module, source: Mapping[str, Tensor] | str | Path)
         CheckpointError: The task cannot start from this checkpoint, or names beyond the table's are missing or left over.
     """
     state, name = _open(source)
-    found, wanted = layout(state), layout_of(model)
-    if found not in _STARTS[wanted]:
-        choices = " or ".join(_STARTS[wanted]) or "text and vision weights (bert.load_published, load_vision)"
+    found, wanted = layout(state), stage_of(model)
+    require_start(found, model, name)
+    if found == wanted:
+        return loading.load(model, state, xvlm_adapter(model), name=name)
+    if found == "pretrain" and not any(key.startswith(f"text_encoder.{model.text.kind}.") for key in state):
         raise CheckpointError(
-            f"{name} is a {found} checkpoint of X-VLM; a {wanted} model starts from {choices}"
+            f"{name} was not pre-trained with {model.text.kind}, the text encoder of this model"
         )
-    if found != "pretrain":
-        return loading.load(
-            model,
-            state,
-            xvlm_adapter(model),
-            allow_missing=("cls_head",),
-            allow_unexpected=("vision_proj", "ta_head"),
-            name=name,
-        )
-    return _load_from_pretraining(model, state, name)
-
-
-def _load_from_pretraining(model: nn.Module, state: Mapping[str, Tensor], name: str) -> Loaded:
-    kind = model.text.kind
-    prefix = f"text_encoder.{kind}."
-    if not any(key.startswith(prefix) for key in state):
-        raise CheckpointError(f"{name} was not pre-trained with {kind}, the text encoder of this model")
-    body = (
-        xvlm_vision_adapter(model.vision, source_prefix="vision_encoder.", prefix="vision.")
-        # Pre-training shares no projections, whatever the model does.
-        + Adapter(
-            tuple(
-                rule
-                for rule in encoder_adapter(model.text, source_prefix=prefix, prefix="text.").rules
-                if not isinstance(rule, Tied)
-            )
-        )
-        + Adapter(
-            (
-                Rename("temp", "temperature"),
-                Rename("vision_proj.{p}", "vision_proj.{p}"),
-                Rename("text_proj.{p}", "text_proj.{p}"),
-                Rename("itm_head.{i}.{p}", "itm_head.{i}.{p}"),
-                Rename("bbox_head.{i}.{p}", "bbox_head.{i}.{p}"),
-            )
-        )
-        + _BUFFERS
-    )
-    head = head_adapter(kind, source_prefix="text_encoder.")
+    head, body = _earlier_stage(model, found)
     ours, unmatched = (head + body).translate(state)
-    targets, fresh = _targets(model), _fresh(model)
-    placed: dict[str, Tensor] = {}
-    used: set[str] = set()
-    expected = model.state_dict()
-    for key, tensor in ours.items():
-        for target in targets(key):
-            if target in expected and not target.startswith(fresh):
-                placed[target] = tensor
-                used.add(key)
-    result = loading.load(model, placed, allow_missing=fresh, name=name)
     if unmatched:
         raise CheckpointError(f"{name} holds {len(unmatched)} unknown tensors: {groups(unmatched)}")
-    adapter = head + body if any(key.startswith("mlm_head.") for key in used) else body
-    taken = adapter.to_source({key: ours[key].to("meta") for key in used})
-    unused = tuple(key for key in state if key not in taken and not key.endswith(_BUFFER_NAMES))
-    log.info(
-        "%s: %d tensors loaded; fresh: %s; unused: %s",
-        name,
-        len(result.loaded),
-        groups(result.missing) or "none",
-        groups(unused) or "none",
+    result = start(model, found, ours, name=name)
+    used = {key: tensor.to("meta") for key, tensor in ours.items() if key not in result.unexpected}
+    # The head's second name of the word embeddings is used only together with the head.
+    taken = (head + body if any(key.startswith("mlm_head.") for key in used) else body).to_source(used)
+    return result._replace(
+        unexpected=tuple(key for key in state if key not in taken and not key.endswith(_BUFFER_NAMES))
     )
-    return result._replace(unexpected=unused)
 
 
-def _fresh(model: nn.Module) -> tuple[str, ...]:
-    """Beginnings of our names that pre-training has no values for."""
-    match model:
-        case XvlmNlvr():
-            return ("ta_head",) if model.stage == "domain" else ("cls_head",)
-        case XvlmVqa() if model.decoder.image_width != model.text.image_width:
-            # The decoder attends to text where pre-training attended to images: nothing to copy unless both have one width.
-            return tuple(f"decoder.layers.{i}.cross.key_value" for i in range(len(model.decoder.layers)))
-    return ()
+def _earlier_stage(model: nn.Module, found: Stage) -> tuple[Adapter, Adapter]:
+    """Names of the language head and of all else in a checkpoint of another stage, for encoders like those of `model`."""
+    kind = model.text.kind
+    if found == "pretrain":
+        prefix = f"text_encoder.{kind}."
+        text = encoder_adapter(model.text, source_prefix=prefix, prefix="text.")
+        # Pre-training shares no projections, whatever the model does.
+        text = Adapter(tuple(rule for rule in text.rules if not isinstance(rule, Tied)))
+        head = head_adapter(kind, source_prefix="text_encoder.")
+    else:
+        text, head = encoder_adapter(model.text, source_prefix="text_encoder.", prefix="text."), Adapter(())
+    vision = xvlm_vision_adapter(model.vision, source_prefix="vision_encoder.", prefix="vision.")
+    return head, vision + text + Adapter(tuple(_HEADS.values())) + _BUFFERS
 
 
-def _targets(model: nn.Module) -> Callable[[str], tuple[str, ...]]:
-    """For a name of the pre-training model the names it gets in `model` (or would get, where `model` has no such part)."""
-    match model:
-        case Xvlm():
-            return lambda name: (name,)
-        case XvlmCaption():
-            return lambda name: (re.sub(r"^mlm_head\.", "lm_head.", name),)
-        case XvlmNlvr():
-            return partial(_nlvr_targets, model.text.fusion_layer, model.text.layers_per_image_projection)
-        case XvlmVqa():
-            return partial(_vqa_targets, model.text.fusion_layer)
-    raise TypeError(f"X-VLM has no layout for {type(model).__name__}")
-
-
-def _layer(name: str) -> tuple[int, str] | None:
-    found = re.fullmatch(r"text\.layers\.(\d+)\.(.+)", name)
-    return (int(found[1]), found[2]) if found else None
-
-
-def _nlvr_targets(first: int, copies: int, name: str) -> tuple[str, ...]:
-    layer = _layer(name)
-    if layer is None or layer[0] < first:
-        return (name,)
-    start = first + copies * (layer[0] - first)
-    # The copies share one key/value projection, held by the first of them.
-    number = 1 if layer[1].startswith("cross.key_value.") else copies
-    return tuple(f"text.layers.{start + copy}.{layer[1]}" for copy in range(number))
-
-
-def _vqa_targets(first: int, name: str) -> tuple[str, ...]:
-    if name.startswith("mlm_head."):
-        return ("lm_head." + name.removeprefix("mlm_head."),)
-    layer = _layer(name)
-    if layer is None:
-        return (name, re.sub(r"^text\.", "decoder.", name)) if name.startswith("text.") else (name,)
-    return (name,) if layer[0] < first else (name, f"decoder.layers.{layer[0] - first}.{layer[1]}")
+def write(path: str | Path, model: nn.Module) -> None:
+    """Write a model under the official names of its task, buffers and tied names included; `.safetensors`, or {"model": ...} by torch."""
+    files.write(path, xvlm_adapter(model).to_source(model.state_dict()))
 
 
 def _open(source: Mapping[str, Tensor] | str | Path) -> tuple[Mapping[str, Tensor], str]:
-    return (read(source), str(source)) if isinstance(source, str | Path) else (source, "the state dict")
+    return (files.read(source), str(source)) if isinstance(source, str | Path) else (source, "the state dict")
 
 
 # Sizes ------------------------------------------------------------------------------------------------------------------------
@@ -354,33 +228,6 @@ def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def task_arguments(pretrained: Mapping[str, Any], task: Layout) -> dict[str, Any]:
-    """Arguments of `vlp_core.models.create` for a task's model that starts from a pre-training model made with `pretrained`.
-
-    The picture size stays; change `vision` for another one. The name for `create` is `model_name(task)`.
-    """
-    vision, text = dict(pretrained["vision"]), dict(pretrained["text"])
-    fusion_layers = text["layers"] - text["fusion_layer"]
-    embed = {"embed_width": pretrained["embed_width"]} if "embed_width" in pretrained else {}
-    match task:
-        case "pretrain":
-            return dict(pretrained)
-        case "retrieval":
-            return {"vision": vision, "text": text, **embed, "heads": ["contrast", "match"]}
-        case "bbox":
-            return {"vision": vision, "text": text, "heads": ["boxes"]}
-        case "nlvr" | "nlvr_domain":
-            text["layers"] += fusion_layers
-            stage = "fine_tune" if task == "nlvr" else "domain"
-            return {"vision": vision, "text": text, "stage": stage, **embed}
-        case "vqa":
-            decoder = {**text, "layers": fusion_layers, "fusion_layer": 0}
-            return {"vision": vision, "text": text, "decoder": decoder}
-        case "caption":
-            return {"vision": vision, "text": text}
-    raise ValueError(f"task {task!r} is not known; choose among {', '.join(_STARTS)}")
-
-
 def infer_arguments(checkpoint: Checkpoint, *, head_width: int = 64) -> dict[str, Any]:
     """Arguments of `vlp_core.models.create` for an official checkpoint, from the shapes of its tensors and the `image_res` beside them.
 
@@ -394,14 +241,14 @@ def infer_arguments(checkpoint: Checkpoint, *, head_width: int = 64) -> dict[str
     config = checkpoint.extra.get("config")
     size = config.get("image_res") if isinstance(config, Mapping) else None
     arguments: dict[str, Any] = {"vision": _infer_vision(state, size, head_width)}
-    encoder = "text_decoder." if found == "caption" else "text_encoder."
+    encoder = "text_decoder." if found == "captioning" else "text_encoder."
     arguments["text"] = _infer_text(state, encoder, head_width)
     match found:
         case "vqa":
             arguments["decoder"] = _infer_text(state, "text_decoder.", head_width)
         case "nlvr" | "nlvr_domain":
             arguments["stage"] = "fine_tune" if found == "nlvr" else "domain"
-        case "pretrain" | "retrieval" | "bbox":
+        case "pretrain" | "retrieval" | "boxes":
             parts = {"contrast": "temp", "match": "itm_head.0.weight", "boxes": "bbox_head.0.weight"}
             arguments["heads"] = [head for head, key in parts.items() if key in state]
             if found == "pretrain":

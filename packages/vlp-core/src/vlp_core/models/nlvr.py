@@ -1,0 +1,145 @@
+"""Two images and a sentence (NLVR2): the fusion layers look at the first and the second image in turn.
+
+Source: arXiv 2107.07651 appendix A, arXiv 2111.08276; X-VLM `models/model_nlvr.py`, `models/model_nlvr_pretrain.py`.
+
+Shape letters: B texts, N images, L patches, D image width, T text tokens, E shared embedding, K classes.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlp_core.heads import mlp_head
+from vlp_core.models.parts import require_fit
+from vlp_core.text.bert import Bert
+
+Stage = Literal["domain", "fine_tune"]
+
+ASSIGNMENT_TEMPERATURE = 0.07
+ALONE = 1 / 3
+"""Share of the texts of the domain stage that stand beside two images of others."""
+
+
+class Assignment(NamedTuple):
+    """Images of B texts in the domain stage, as rows of the batch, and which of them the text describes.
+
+    `labels`: 0 the first, 1 the second, 2 none of both.
+    """
+
+    first: Tensor
+    second: Tensor
+    labels: Tensor
+
+
+class NlvrModel(nn.Module):
+    """Classifies a text beside two images.
+
+    Args:
+        vision: Image encoder.
+        text: `Bert` with twice the fusion layers and `layers_per_image_projection=2`.
+        stage: "domain": three classes (text fits the first image, the second, none) by a linear layer, with a vision projection that
+            finds negatives; "fine_tune": two classes (false, true) by a small MLP.
+        embed_width: Width of the vision projection of the domain stage.
+
+    Raises:
+        ValueError: An unknown stage, or a text encoder that does not fit the image encoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        vision: nn.Module,
+        text: Bert,
+        stage: Stage = "fine_tune",
+        embed_width: int = 256,
+    ) -> None:
+        super().__init__()
+        if stage not in ("domain", "fine_tune"):
+            raise ValueError(f"stage {stage!r} is not known; choose domain or fine_tune")
+        require_fit(vision, text)
+        self.vision = vision
+        self.text = text
+        self.stage: Stage = stage
+        if stage == "domain":
+            self.vision_proj = nn.Linear(vision.width, embed_width)
+            self.ta_head = nn.Linear(text.width, 3)
+        else:
+            self.cls_head = mlp_head(text.width, 2)
+
+    def forward(
+        self, image_NCHW: Tensor, first_B: Tensor, second_B: Tensor, ids_BT: Tensor, attention_mask_BT: Tensor
+    ) -> Tensor:
+        """Class logits [B, K] of texts with the images `first[b]` and `second[b]` of the batch of N images."""
+        return self.classify(self.vision(image_NCHW), first_B, second_B, ids_BT, attention_mask_BT)
+
+    def classify(
+        self, embeds_NLD: Tensor, first_B: Tensor, second_B: Tensor, ids_BT: Tensor, attention_mask_BT: Tensor
+    ) -> Tensor:
+        """As `forward`, for images already encoded."""
+        states = self.text.encode(ids_BT, attention_mask_BT)
+        (state,) = self.text.fuse_and_read(
+            states,
+            attention_mask_BT,
+            embeds_NLD,
+            (ids_BT.new_zeros(len(ids_BT), 1),),
+            image_index=(first_B, second_B),
+        )
+        head = self.ta_head if self.stage == "domain" else self.cls_head
+        return head(state.squeeze(1))
+
+    def project(self, embeds_NLD: Tensor) -> Tensor:
+        """Images in the shared space, [N, E], length one, fp32, without gradient: the domain stage does not train `vision_proj`.
+
+        Its parameters never get a gradient; where the wrapper of several ranks asks for one, see `vlp_core.optim.leave_out`.
+        """
+        with torch.no_grad():
+            return F.normalize(self.vision_proj(embeds_NLD[:, 0]).float(), dim=-1)
+
+    def assignment_pairs(self, embeds_BLD: Tensor, *, generator: torch.Generator | None = None) -> Assignment:
+        """Draw the two images of each text of a batch in which text b describes image b.
+
+        Two texts of three stand beside their own image, at either place equally often, and one similar image; the others beside two
+        similar ones. Similar images are drawn by `assignment_weights`.
+
+        Raises:
+            ValueError: Fewer than three images: no two others can be drawn.
+        """
+        weights = assignment_weights(self.project(embeds_BLD))
+        picked = torch.multinomial(weights, 2, generator=generator)
+        uniform = torch.rand(2, len(weights), device=weights.device, generator=generator)
+        return assign(picked, pair_uniform_B=uniform[0], order_uniform_B=uniform[1])
+
+
+def assignment_weights(projection_BE: Tensor) -> Tensor:
+    """Weights [B, B] for drawing other images for each image: softmax(cosine / 0.07) with a zero diagonal.
+
+    Raises:
+        ValueError: Fewer than three images.
+    """
+    if len(projection_BE) < 3:
+        raise ValueError(
+            f"a batch of {len(projection_BE)} images has no two others for each: the domain stage needs at least 3 per rank"
+        )
+    with torch.no_grad(), torch.autocast(projection_BE.device.type, enabled=False):
+        projection = projection_BE.float()
+        weights = (projection @ projection.t() / ASSIGNMENT_TEMPERATURE).softmax(1)
+        # NaN features must show up in the loss, where the engine looks for them, not as an assertion of the drawing kernel.
+        weights = torch.where(weights.isfinite(), weights, 1.0)
+        return weights.fill_diagonal_(0.0)
+
+
+def assign(picked_B2: Tensor, *, pair_uniform_B: Tensor, order_uniform_B: Tensor) -> Assignment:
+    """Images and labels from two other images of each text and two uniform numbers in 0..1.
+
+    `pair_uniform` above 1/3: own image and `picked[:, 0]`, the own one first (label 0) where `order_uniform` is above 0.5, else second
+    (label 1); otherwise both picked ones (label 2).
+    """
+    own = torch.arange(len(picked_B2), device=picked_B2.device)
+    paired, first = pair_uniform_B > ALONE, order_uniform_B > 0.5
+    return Assignment(
+        first=torch.where(paired & first, own, picked_B2[:, 0]),
+        second=torch.where(paired, torch.where(first, picked_B2[:, 0], own), picked_B2[:, 1]),
+        labels=torch.where(paired, torch.where(first, 0, 1), 2),
+    )
