@@ -29,6 +29,9 @@ PACKAGES = {
 # Their tests start many processes and wait for them; for the others a second worker costs more (it imports torch again) than it brings.
 TWO_WORKERS = ("vlp-core", "vlp-methods")
 
+# Its tests make environments and install into them, which the `install` session runs.
+INSTALLS = "packages/vlp-ops/tests/test_install.py"
+
 nox.needs_version = ">=2025.5"
 # Not "uv|virtualenv": falling back to virtualenv would silently make one 6 GB environment per session.
 nox.options.default_venv_backend = "uv"
@@ -141,7 +144,16 @@ def slow(session: nox.Session) -> None:
     install(
         session, *PACKAGES, groups=("test", *(f"packages/{name}/pyproject.toml:test" for name in PACKAGES))
     )
-    session.run("pytest", "-m", "slow", "packages", *session.posargs)
+    session.run("pytest", "-m", "slow", "packages", f"--ignore={INSTALLS}", *session.posargs)
+
+
+@nox.session(name="install")
+def install_vlp_ops(session: nox.Session) -> None:
+    """vlp-ops installed into clean environments: every branch of its build, and one wheel on the oldest, a CPU-only and the newest torch."""
+    install(session, "vlp-ops", groups=("test", "packages/vlp-ops/pyproject.toml:test"))
+    # On the disk of the checkout: environments with torch are hard links there.
+    folder = Path(session.create_tmp()) / "environments"
+    session.run("pytest", "-m", "slow", INSTALLS, f"--basetemp={folder}", *session.posargs)
 
 
 @nox.session
@@ -178,9 +190,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed as ratios within one run: a pre-training step against the plain formulation, the loader, start-up times."""
+    """Speed as ratios within one run: a pre-training step and re-ranking against plain formulations, the loader, start-up times."""
     install(session, *PACKAGES, groups=("test",))
-    for script in session.posargs or ("pretrain_step", "loader", "startup"):
+    for script in session.posargs or ("pretrain_step", "rerank", "loader", "startup"):
         session.run("python", f"benchmarks/{script}.py")
 
 
