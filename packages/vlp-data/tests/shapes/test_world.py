@@ -285,10 +285,33 @@ def test_ensure_refuses_what_is_not_its_folder(tmp_path: Path) -> None:
         shapes.ensure(tmp_path, images=5)
 
 
-def test_ensure_refuses_another_format_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_an_older_version_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = shapes.ensure(tmp_path / "data", images=3, size=32)
+    (root / "vocab.txt").write_text("old")
     monkeypatch.setattr(world, "VERSION", world.VERSION + 1)
-    with pytest.raises(ValueError, match=f"version is {world.VERSION - 1}, wanted {world.VERSION}"):
+    with pytest.raises(ValueError, match="splits is"):  # another world is never replaced
+        shapes.ensure(root, images=4, size=32)
+    assert shapes.ensure(root, images=3, size=32) == root
+    assert read(root / "manifest.json")["parameters"]["version"] == world.VERSION
+    assert shapes.verify(root) == []
+
+
+def test_what_is_not_ours_is_never_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = shapes.ensure(tmp_path / "data", images=3, size=32)
+    (root / "images" / "notes.txt").write_text("mine")
+    before = sorted(path.stat().st_ino for path in root.rglob("*"))
+    monkeypatch.setattr(world, "VERSION", world.VERSION + 1)
+    with pytest.raises(
+        ValueError, match=r"1 files of somebody else, first images/notes\.txt; move them away"
+    ):
+        shapes.ensure(root, images=3, size=32)
+    assert sorted(path.stat().st_ino for path in root.rglob("*")) == before
+
+
+def test_ensure_refuses_a_newer_format_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = shapes.ensure(tmp_path / "data", images=3, size=32)
+    monkeypatch.setattr(world, "VERSION", world.VERSION - 1)
+    with pytest.raises(ValueError, match=f"version is {world.VERSION + 1}, wanted {world.VERSION}"):
         shapes.ensure(root, images=3, size=32)
 
 

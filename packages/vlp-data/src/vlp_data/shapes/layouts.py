@@ -33,14 +33,14 @@ _CATEGORIES = [
 def write_layouts(folder: Path, records: Sequence[Record], splits: Sequence[str]) -> None:
     """Write every annotation file for complete records (with "pairs") into an existing folder."""
     _lines(folder / "annotations.jsonl", records)
-    _json(folder / "dataset_karpathy.json", _karpathy(records))
+    write_json(folder / "dataset_karpathy.json", _karpathy(records))
     (folder / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="ascii")
     (folder / "coco").mkdir()
     for split in splits:
         chosen = [record for record in records if record["split"] == split]
-        _json(folder / "coco" / f"instances_{split}.json", _coco_instances(chosen))
-        _json(folder / "coco" / f"captions_{split}.json", _coco_captions(chosen))
-        _json(folder / f"shapes_{split}.json", _retrieval(chosen, grouped=split != "train"))
+        write_json(folder / "coco" / f"instances_{split}.json", coco_instances(chosen))
+        write_json(folder / "coco" / f"captions_{split}.json", coco_captions(chosen))
+        write_json(folder / f"shapes_{split}.json", retrieval(chosen, grouped=split != "train"))
         _sharded(folder / "xvlm" / f"images_{split}", [_image_line(record) for record in chosen])
         _sharded(folder / "xvlm" / f"regions_{split}", [_region_line(record) for record in chosen])
 
@@ -61,12 +61,23 @@ def _coco_images(records: Sequence[Record]) -> list[Record]:
     ]
 
 
-def _coco_instances(records: Sequence[Record]) -> Record:
+def category_id(kind: str) -> int:
+    """COCO category of a kind."""
+    return KINDS.index(kind) + 1
+
+
+def annotation_id(record: Record, number: int) -> int:
+    """COCO id of an object of a scene."""
+    return record["image_id"] * 100 + number
+
+
+def coco_instances(records: Sequence[Record]) -> Record:
+    """A COCO instances file of these scenes."""
     annotations = [
         {
-            "id": record["image_id"] * 100 + k,
+            "id": annotation_id(record, k),
             "image_id": record["image_id"],
-            "category_id": KINDS.index(thing["kind"]) + 1,
+            "category_id": category_id(thing["kind"]),
             "bbox": thing["bbox"],
             "area": thing["area"],
             "segmentation": thing["segmentation"],
@@ -89,7 +100,8 @@ def _sentence_id(record: Record, number: int) -> int:
     return (record["image_id"] - 1) * len(record["captions"]) + number
 
 
-def _coco_captions(records: Sequence[Record]) -> Record:
+def coco_captions(records: Sequence[Record]) -> Record:
+    """A COCO captions file of these scenes."""
     annotations = [
         {"id": _sentence_id(record, k), "image_id": record["image_id"], "caption": caption}
         for record in records
@@ -125,7 +137,8 @@ def _karpathy(records: Sequence[Record]) -> Record:
     return {"dataset": "shapes", "images": images}
 
 
-def _retrieval(records: Sequence[Record], *, grouped: bool) -> list[Record]:
+def retrieval(records: Sequence[Record], *, grouped: bool) -> list[Record]:
+    """Captions as the ALBEF family lists them: one entry per picture, or per caption."""
     if grouped:
         return [{"image": record["image"], "caption": record["captions"]} for record in records]
     return [
@@ -160,7 +173,8 @@ def _sharded(folder: Path, records: Sequence[Record]) -> None:
         )
 
 
-def _json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """One line of ASCII JSON."""
     path.write_text(json.dumps(content, ensure_ascii=True) + "\n", encoding="ascii")
 
 

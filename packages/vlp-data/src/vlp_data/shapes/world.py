@@ -18,10 +18,11 @@ from PIL import Image
 from vlp_data.shapes.annotations import annotate, file_name, pair, pair_records, record
 from vlp_data.shapes.layouts import write_layouts
 from vlp_data.shapes.scene import Layout, check_arguments, draw
+from vlp_data.shapes.tasks import write_tasks
 
 FORMAT = "vlp-shapes"
-VERSION = 1
-"""Version of scenes, sentences and files together; caches of other versions are refused."""
+VERSION = 2
+"""Version of scenes, sentences and files together; folders of other versions are written anew. 2: the files of tasks."""
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
@@ -103,27 +104,37 @@ def ensure(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
-    """The folder of these scenes, written now if it is not there yet.
+    """The folder of these scenes, written now if it is not there yet or was written by an older version.
 
-    Safe to call from several processes at once: one writes, all wait.
+    Safe to call from several processes at once: one writes, all wait. A folder of an older version is replaced only if it holds nothing
+    but what was written into it.
 
     Arguments as for `write`.
 
     Raises:
-        ValueError: `folder` holds something else: other parameters, another format version, files missing,
+        ValueError: `folder` holds something else: other parameters, a newer format version, files of somebody else, files missing,
         or no manifest at all.
     """
     path = _local(folder)
     parameters = _parameters(images=images, seed=seed, size=size, val=val, test=test)
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1")
-    if not (path / MANIFEST).is_file():
+    if not (path / MANIFEST).is_file() or _is_older(_manifest(path), parameters):
         with _locked(path):
             # Another process may have written it while this one waited.
             if not (path / MANIFEST).is_file():
                 if path.exists() and (not path.is_dir() or any(path.iterdir())):
                     raise ValueError(
                         f"{folder} has content but no {MANIFEST}: not a shapes folder; choose another folder"
+                    )
+                _write(path, parameters, workers, progress)
+            elif _is_older(found := _manifest(path), parameters):
+                own = {MANIFEST, *found["files"]}
+                names = (file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
+                if foreign := sorted(set(names) - own):
+                    raise ValueError(
+                        f"{folder} was written by version {found['parameters']['version']} and must be drawn again, but holds "
+                        f"{len(foreign)} files of somebody else, first {foreign[0]}; move them away"
                     )
                 _write(path, parameters, workers, progress)
     found = _manifest(path)
@@ -142,6 +153,16 @@ def ensure(
             f"{folder} lacks {len(missing)} of its files, first {missing[0]}; delete the folder, it will be made again"
         )
     return path
+
+
+def _is_older(found: dict[str, Any], parameters: dict[str, Any]) -> bool:
+    """Whether a manifest describes the same world in an older version."""
+    version = found["parameters"].get("version")
+    return (
+        isinstance(version, int)
+        and version < parameters["version"]
+        and {**found["parameters"], "version": None} == {**parameters, "version": None}
+    )
 
 
 def verify(folder: str | os.PathLike[str]) -> list[str]:
@@ -209,6 +230,8 @@ def _write(path: Path, parameters: dict[str, Any], workers: int, progress: Progr
             "files": {name: _hash(part / name) for name in names},
         }
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="ascii")
+        if path.exists():  # empty, or of an older version
+            shutil.rmtree(path)
         part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -235,6 +258,7 @@ def _fill(part: Path, parameters: dict[str, Any], workers: int, progress: Progre
         entry["pairs"] = pair_records(pair(seed, entry["index"], ranges[entry["split"]], layouts))
         digest.update(json.dumps(entry, sort_keys=True).encode("ascii"))
     write_layouts(part, records, SPLITS)
+    write_tasks(part, records, layouts, ranges)
     return digest.hexdigest()
 
 

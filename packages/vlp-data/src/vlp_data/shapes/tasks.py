@@ -1,0 +1,361 @@
+"""The files of the fine-tuning tasks of a `shapes` folder, in the layouts of X-VLM, ALBEF, VQA v2 and REFER.
+
+What a file asks is chosen so that a model of a few layers learns it: labels are balanced, no answer needs more than the picture shows,
+and a caption tells a picture's objects in an order that can be seen. The harder sentences are in `annotations.jsonl`.
+Sources of the layouts: X-VLM specification 5.5; visualqa.org (VQA v2 files); REFER (lichengunc/refer).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlp_data.shapes import facts
+from vlp_data.shapes.dice import Dice
+from vlp_data.shapes.facts import Look, look
+from vlp_data.shapes.language import NUMBERS, a, background, inventory, joined, noun, sentence
+from vlp_data.shapes.layouts import (
+    Record,
+    annotation_id,
+    category_id,
+    coco_captions,
+    coco_instances,
+    retrieval,
+    write_json,
+)
+from vlp_data.shapes.paint import BACKGROUNDS
+from vlp_data.shapes.questions import PATTERNS
+from vlp_data.shapes.scene import TASK, Layout
+
+SENTENCES = 4
+"""NLVR2-style sentences per scene; each is said of two pairs of pictures, true of one of them."""
+PAIRS_TRIED = 40
+"""Pairs looked at for a sentence that needs one true and one false pair."""
+DISTRACTORS = 3
+"""Detections of a picture that fit no object."""
+DETECTIONS, STATEMENTS = range(2)
+"""Streams of random numbers of one scene."""
+
+
+def write_tasks(
+    folder: Path, records: Sequence[Record], layouts: Mapping[int, Layout], ranges: Mapping[str, range]
+) -> None:
+    """Write the files of all tasks into an existing folder. `layouts` by scene index; `ranges`: the scenes of train, val and test."""
+    parts = {split: [record for record in records if record["split"] == split] for split in ranges}
+    answers = {text for r in parts["train"] for q in _asked(r) for text in q["answers"]}
+    write_json(folder / "answer_list.json", sorted(answers))
+    write_json(folder / "vg_qa.json", [row for record in parts["train"] for row in _patterns(record)])
+    (folder / "refcoco").mkdir()
+    write_json(folder / "refcoco" / "refs.json", [ref for record in records for ref in _refs(record)])
+    write_json(folder / "refcoco" / "instances.json", coco_instances(records))
+    write_json(
+        folder / "refcoco" / "dets.json", {str(record["image_id"]): detections(record) for record in records}
+    )
+    for split, part in parts.items():
+        dev = {"val": "dev"}.get(split, split)
+        vqa = [row for record in part for row in _vqa(record, answered=split != "test")]
+        write_json(folder / f"vqa_{split}.json", vqa)
+        write_json(folder / f"vqa_questions_{split}.json", _vqa_questions(part, split))
+        write_json(folder / f"vqa_annotations_{split}.json", _vqa_annotations(part, split))
+        write_json(folder / f"nlvr_{dev}.json", _nlvr(part, ranges[split], layouts, dev))
+        write_json(folder / f"ve_{dev}.json", [row for record in part for row in _entailment(record)])
+        write_json(folder / f"refcoco_{split}.json", [row for record in part for row in _expressions(record)])
+        told = [{**record, "captions": captions(record, layouts[record["index"]])} for record in part]
+        write_json(folder / f"captions_{split}.json", retrieval(told, grouped=split != "train"))
+        if split != "train":
+            write_json(folder / f"captions_{split}_gt.json", coco_captions(told))
+
+
+# ------------------------------------------------------------------------------------------------------------ VQA
+
+
+def _asked(record: Record) -> list[Record]:
+    """The questions of a scene but for those with two colours as answer: 132 answers, each of which is hardly ever right."""
+    return [q for q in record["questions"] if q["question_type"] != "what are the"]
+
+
+def _vqa(record: Record, *, answered: bool) -> list[Record]:
+    return [
+        {
+            "question_id": q["question_id"],
+            "question": q["question"],
+            **({"answer": q["answers"]} if answered else {}),
+            "image": record["image"],
+            "dataset": "vqa",
+        }
+        for q in _asked(record)
+    ]
+
+
+def _patterns(record: Record) -> list[Record]:
+    """Questions with one answer, as Visual Genome has them: the patterns of objects that are alone of their kind."""
+    kinds = [thing["kind"] for thing in record["objects"]]
+    return [
+        {
+            "question_id": record["image_id"] * 100 + 50 + number,
+            "question": f"What pattern is on the {thing['kind']}?",
+            "answer": PATTERNS[thing["texture"]],
+            "image": record["image"],
+            "dataset": "vg",
+        }
+        for number, thing in enumerate(record["objects"])
+        if kinds.count(thing["kind"]) == 1
+    ]
+
+
+def _head(split: str) -> Record:
+    return {
+        "info": {"description": "vlp shapes: procedurally drawn scenes", "version": "1.0", "year": 2026},
+        "data_type": "shapes",
+        "data_subtype": split,
+        "license": {"name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"},
+    }
+
+
+def _vqa_questions(records: Sequence[Record], split: str) -> Record:
+    questions = [
+        {"image_id": r["image_id"], "question": q["question"], "question_id": q["question_id"]}
+        for r in records
+        for q in _asked(r)
+    ]
+    return {**_head(split), "task_type": "Open-Ended", "questions": questions}
+
+
+def _vqa_annotations(records: Sequence[Record], split: str) -> Record:
+    annotations = [
+        {
+            "question_id": q["question_id"],
+            "image_id": r["image_id"],
+            "question_type": q["question_type"],
+            "answer_type": q["answer_type"],
+            "multiple_choice_answer": q["multiple_choice_answer"],
+            "answers": [
+                {"answer": text, "answer_confidence": "yes", "answer_id": number}
+                for number, text in enumerate(q["answers"], start=1)
+            ],
+        }
+        for r in records
+        for q in _asked(r)
+    ]
+    return {**_head(split), "annotations": annotations}
+
+
+# ------------------------------------------------------------------------------------------ NLVR2 and entailment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """A sentence about a left and a right picture and what makes it true."""
+
+    text: str
+    holds: Callable[[Layout, Layout], bool]
+
+
+def statement(layout: Layout, dice: Dice) -> Statement:
+    """A sentence about two pictures whose words come from one of them."""
+    thing = dice.choice(layout.things)
+    short = dice.choice((look(thing, "color"), look(thing, "kind")))
+    wanted = dice.choice((short, look(thing, "color", "kind")))
+    side = dice.choice(("left", "right"))
+    ground, said = dice.choice(BACKGROUNDS), dice.between(2, 5)
+    described = "a gradient" if ground == "gradient" else ground
+
+    def shown(one: Layout, what: Look) -> bool:
+        return facts.count(one.things, what) > 0
+
+    def of_side(left: Layout, right: Layout) -> Layout:
+        return left if side == "left" else right
+
+    return dice.weighted(
+        (
+            (
+                Statement(
+                    text=f"The {side} picture shows {a(noun(wanted))}.",
+                    holds=lambda left, right: shown(of_side(left, right), wanted),
+                ),
+                4,
+            ),
+            (
+                Statement(
+                    text=f"The background of the {side} picture is {described}.",
+                    holds=lambda left, right: of_side(left, right).background.kind == ground,
+                ),
+                3,
+            ),
+            (
+                Statement(
+                    text=f"Both pictures show at least one {noun(short)}.",
+                    holds=lambda left, right: shown(left, short) and shown(right, short),
+                ),
+                1,
+            ),
+            (
+                Statement(
+                    text=f"Neither picture shows {a(noun(short))}.",
+                    holds=lambda left, right: not shown(left, short) and not shown(right, short),
+                ),
+                1,
+            ),
+            (
+                Statement(
+                    text=f"Only one of the pictures shows {a(noun(short))}.",
+                    holds=lambda left, right: shown(left, short) != shown(right, short),
+                ),
+                1,
+            ),
+            (
+                Statement(
+                    text=f"The {side} picture has exactly {NUMBERS[said]} shapes.",
+                    holds=lambda left, right: len(of_side(left, right).things) == said,
+                ),
+                1,
+            ),
+            (
+                Statement(
+                    text="The left picture has more shapes than the right picture.",
+                    holds=lambda left, right: len(left.things) > len(right.things),
+                ),
+                1,
+            ),
+        )
+    )
+
+
+def _nlvr(
+    records: Sequence[Record], indices: range, layouts: Mapping[int, Layout], split: str
+) -> list[Record]:
+    """Every sentence twice, with a pair it is true of and one it is not: the words alone tell nothing about the label."""
+    images = {record["index"]: record["image"] for record in records}
+    rows = []
+    for record in records if len(indices) > 1 else ():
+        index = record["index"]
+        dice = Dice(record["seed"], index, TASK, STATEMENTS)
+        for number in range(SENTENCES):
+            said = statement(layouts[index], dice)
+            found: dict[bool, tuple[int, int]] = {}
+            for _ in range(PAIRS_TRIED):
+                left, right = _pair(index if dice.chance(50) else dice.choice(indices), indices, dice)
+                found.setdefault(said.holds(layouts[left], layouts[right]), (left, right))
+            if len(found) < 2:
+                continue
+            rows += [
+                {
+                    "sentence": said.text,
+                    "label": str(label),
+                    "images": [images[each] for each in found[label]],
+                    "identifier": f"{split}-{index}-{place}-{number}",
+                }
+                for place, label in enumerate(dice.shuffled((True, False)))
+            ]
+    return rows
+
+
+def _pair(index: int, indices: range, dice: Dice) -> tuple[int, int]:
+    """Scene `index` and another one, in either order."""
+    other = indices[(indices.index(index) + 1 + dice.below(len(indices) - 1)) % len(indices)]
+    return (index, other) if dice.chance(50) else (other, index)
+
+
+def _entailment(record: Record) -> list[Record]:
+    return [{"image": record["image"], **row} for row in record["entailment"]]
+
+
+# ------------------------------------------------------------------------------------------------------ RefCOCO+
+
+
+def _sayings(record: Record) -> dict[int, list[str]]:
+    """Expressions of each object by looks alone: RefCOCO+ allows no words for places."""
+    said: dict[int, list[str]] = {}
+    for expression in record["expressions"]:
+        if expression["by"] == "looks":
+            said.setdefault(expression["object"], []).append(expression["text"])
+    return said
+
+
+def _refs(record: Record) -> list[Record]:
+    split = record["split"]
+    if split == "test":
+        split = "testA" if record["index"] % 2 == 0 else "testB"
+    refs = []
+    for number, texts in _sayings(record).items():
+        identifier = annotation_id(record, number)
+        sentences = [
+            {
+                "tokens": text.split(),
+                "raw": text,
+                "sent_id": identifier * 10 + place,
+                "sent": text,
+            }
+            for place, text in enumerate(texts)
+        ]
+        refs.append(
+            {
+                "ref_id": identifier,
+                "ann_id": identifier,
+                "image_id": record["image_id"],
+                "file_name": record["image"],
+                "category_id": category_id(record["objects"][number]["kind"]),
+                "split": split,
+                "sent_ids": [each["sent_id"] for each in sentences],
+                "sentences": sentences,
+            }
+        )
+    return refs
+
+
+def _expressions(record: Record) -> list[Record]:
+    return [
+        {"image": record["image"], "text": text, "ref_id": annotation_id(record, number)}
+        for number, texts in _sayings(record).items()
+        for text in texts
+    ]
+
+
+def detections(record: Record) -> list[list[int]]:
+    """What a detector would find, as xywh: every object, each edge off by at most a tenth of the box, and boxes that fit no object."""
+    dice = Dice(record["seed"], record["index"], TASK, DETECTIONS)
+    side = record["width"]
+    objects = [thing["bbox"] for thing in record["objects"]]
+    found = [_shifted(box, side, dice) for box in objects]
+    while len(found) < len(objects) + DISTRACTORS:
+        w, h = dice.between(side // 8, side // 3), dice.between(side // 8, side // 3)
+        box = [dice.below(side - w + 1), dice.below(side - h + 1), w, h]
+        if not any(_fit(box, other) for other in objects):
+            found.append(box)
+    return dice.shuffled(found)
+
+
+def _shifted(box: list[int], side: int, dice: Dice) -> list[int]:
+    x, y, w, h = box
+    left, right = (edge + dice.between(-(w // 10), w // 10) for edge in (x, x + w))
+    top, bottom = (edge + dice.between(-(h // 10), h // 10) for edge in (y, y + h))
+    left, top, right, bottom = max(left, 0), max(top, 0), min(right, side), min(bottom, side)
+    return [left, top, right - left, bottom - top]
+
+
+def _fit(one: list[int], other: list[int]) -> bool:
+    """Whether two boxes share more than 3/10 of their union."""
+    (x, y, w, h), (x2, y2, w2, h2) = one, other
+    common = max(0, min(x + w, x2 + w2) - max(x, x2)) * max(0, min(y + h, y2 + h2) - max(y, y2))
+    return 10 * common > 3 * (w * h + w2 * h2 - common)
+
+
+# --------------------------------------------------------------------------------------------------------- captions
+
+
+def captions(record: Record, layout: Layout) -> list[str]:
+    """Five captions of one kind: the objects, those of which most is seen first, and the background."""
+    areas = [thing["area"] for thing in record["objects"]]
+    order = sorted(range(len(areas)), key=lambda number: -areas[number])
+    things = [layout.things[number] for number in order]
+    brief = joined(inventory(things, "color", "kind"))
+    full = joined(inventory(things, "texture", "color", "kind"))
+    largest = joined(inventory(things[:2], "color", "kind"))
+    ground = a(background(layout.background))
+    told = (
+        f"{brief} on {ground}",
+        f"{full} on {ground}",
+        brief,
+        f"{largest} on {ground}",
+        f"{ground} with {brief} on it",
+    )
+    return [sentence(text) for text in told]
