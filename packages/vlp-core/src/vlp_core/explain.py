@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlp_core.text import decoding
 from vlp_core.text.bert import Bert, self_mask
 
 
@@ -74,10 +75,11 @@ def attention_heat(
         image, ids, mask = (x.detach().clone() for x in (image_embeds_BSD, ids_BT, attention_mask_BT))
         with torch.no_grad():
             x = text.encode(ids, mask)
+            image_keys = decoding.start(text, image).images
         seen = self_mask(mask, tokens=ids.shape[1], causal=False, device=ids.device)
-        for number, part in enumerate(text.layers[text.fusion_layer :], start=text.fusion_layer):
+        fusion = enumerate(text.layers[text.fusion_layer :], start=text.fusion_layer)
+        for (number, part), key_value in zip(fusion, image_keys, strict=True):
             with torch.set_grad_enabled(number >= layer):
-                key_value = part.cross.key_value(image)
                 x = part.attention_norm(x + part.attention(x, seen, None))
                 crossed = (
                     part.cross.weighted(x, key_value, None, watch)
