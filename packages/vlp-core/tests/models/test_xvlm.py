@@ -46,6 +46,12 @@ def hardest_negatives(model, image, text, identities=None) -> Negatives:
     return Negatives(*(part.argmax(1) for part in weights))
 
 
+def assert_equal_at_real_tokens(found_BTW, expected_BTW, attention_mask_BT) -> None:
+    """The models skip padding, which `Bert.encode` computes by default."""
+    real = attention_mask_BT.bool()
+    torch.testing.assert_close(found_BTW[real], expected_BTW[real], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.golden("xvlm", is_pretraining)
 def test_pretraining_and_its_gradients_equal_the_reference(
     case, golden_model, assert_equal, assert_gradient_norms
@@ -54,7 +60,7 @@ def test_pretraining_and_its_gradients_equal_the_reference(
     pairs, losses = run_pretraining(model, inputs)
     found = {
         "image_embeds": pairs.image_embeds,
-        "text_embeds": pairs.text_embeds,
+        "text_embeds": model.text.encode(inputs["text_ids"], inputs["text_atts"]),
         "image_feat": pairs.image_projection,
         "text_feat": pairs.text_projection,
         "temp_after_clamp": model.temperature,
@@ -77,6 +83,7 @@ def test_pretraining_and_its_gradients_equal_the_reference(
         found["loss_giou_without_image_mask"] = everything["giou"]
     assert found.keys() == expected.keys()
     assert_equal(found, expected)
+    assert_equal_at_real_tokens(pairs.text_embeds, expected["text_embeds"], inputs["text_atts"])
     # The fixture's negatives are the most probable ones: the weights must agree on them.
     images, texts = negative_weights(
         pairs.image_projection, pairs.text_projection, temperature=model.temperature.detach()
@@ -149,7 +156,7 @@ def test_retrieval_losses_and_gradients_equal_the_reference(
     losses = retrieval_losses(pairs, model.temperature, identities_B=inputs["idx"])
     found = {
         "image_embeds": pairs.image_embeds,
-        "text_embeds": pairs.text_embeds,
+        "text_embeds": model.text.encode(inputs["text_ids"], inputs["text_atts"]),
         "image_feat": pairs.image_projection,
         "text_feat": pairs.text_projection,
         "itm_logits": pairs.match_logits,
@@ -160,6 +167,7 @@ def test_retrieval_losses_and_gradients_equal_the_reference(
     }
     assert found.keys() == expected.keys()
     assert_equal(found, expected)
+    assert_equal_at_real_tokens(pairs.text_embeds, expected["text_embeds"], inputs["text_atts"])
     drawn = hardest_negatives(model, pairs.image_projection, pairs.text_projection, inputs["idx"])
     assert torch.equal(drawn.image, inputs["neg_image_idx"])
     assert torch.equal(drawn.text, inputs["neg_text_idx"])

@@ -15,13 +15,14 @@ What differs from the textbook form is made for speed and changes no result:
 - The images come as one pool of M images and each text row names its image by `image_index`. Keys and values are projected once
   per image of the pool, however many rows (positive, negative, masked, box query) look at it.
 - `fuse_and_read` computes the last layer only at the positions that are read ([CLS], or the masked tokens).
+- Padding is left out where nobody reads its states (`vlp_core.text.packing`): `fuse_and_read` always, the others with `skip_padding`.
 - Masks are boolean. The reference adds -10000 (self) or -1e9 (cross), which is the same unless a row is masked completely; token 0
   of every text and of every image must therefore be visible.
 
 Source: BERT, arXiv 1810.04805; RoBERTa, arXiv 1907.11692; X-VLM, arXiv 2111.08276 section 3.1, `models/xbert.py`, `models/xroberta.py`.
 
 Shape letters: R text rows, T text tokens, W width, H heads, K width per head, M images of the pool, S image tokens, D image width,
-P positions read.
+P positions read. `x` without letters holds states [R, T, W] or packed ones, [S, W] for the S tokens that are not padding.
 """
 
 import math
@@ -34,6 +35,7 @@ import torch.nn.functional as F
 import vlp_ops
 from torch import Tensor, nn
 
+from vlp_core.text.packing import Packing, pack, real_tokens, spread, unpack
 from vlp_core.vision.layers import take_rows
 
 
@@ -50,7 +52,7 @@ class KeyValue(NamedTuple):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of a text over itself; `positions` limits the queries, never the keys."""
+    """Multi-head attention of a text over itself; `query_RPW` limits the queries, never the keys."""
 
     def __init__(self, *, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -59,20 +61,24 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_RTW: Tensor, mask: Tensor | None, query_RPW: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, query_RPW: Tensor | None = None, packing: Packing | None = None
+    ) -> Tensor:
         projection = self.query_key_value
-        width = x_RTW.shape[-1]
+        width = x.shape[-1]
         if query_RPW is None:
-            query, key, value = projection(x_RTW).chunk(3, dim=-1)
+            query, key, value = spread(projection(x), packing).chunk(3, dim=-1)
         else:
             query = F.linear(query_RPW, projection.weight[:width], projection.bias[:width])
-            key, value = F.linear(x_RTW, projection.weight[width:], projection.bias[width:]).chunk(2, dim=-1)
+            key_value = F.linear(x, projection.weight[width:], projection.bias[width:])
+            key, value = spread(key_value, packing).chunk(2, dim=-1)
         mixed = vlp_ops.attention(
             *(split_heads(part, self.heads) for part in (query, key, value)),
             mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return self.out(pack(mixed, packing) if query_RPW is None else mixed)
 
     def extend(self, x_RTW: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         """Causal attention of T new tokens over `past` and themselves; also the keys and values of all tokens so far."""
@@ -106,14 +112,17 @@ class CrossAttention(nn.Module):
         self.key_value = None if shares else nn.Linear(image_width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_RTW: Tensor, key_value_RSW2: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, key_value_RSW2: Tensor, mask: Tensor | None, packing: Packing | None = None
+    ) -> Tensor:
+        query = spread(self.query(x), packing)
         key, value = key_value_RSW2.chunk(2, dim=-1)
         mixed = vlp_ops.attention(
-            *(split_heads(part, self.heads) for part in (self.query(x_RTW), key, value)),
+            *(split_heads(part, self.heads) for part in (query, key, value)),
             mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return self.out(pack(mixed.transpose(1, 2).flatten(2), packing))
 
     def weighted(
         self,
@@ -166,18 +175,24 @@ class Layer(nn.Module):
 
     def forward(
         self,
-        x_RTW: Tensor,
+        x: Tensor,
         mask: Tensor | None,
         key_value_RSW2: Tensor | None = None,
         image_mask: Tensor | None = None,
-        read_RP: Tensor | None = None,
+        *,
+        query_RPW: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        """States of the layer, [R, T, W], or [R, P, W] when only the positions `read_RP` are wanted."""
-        query = None if read_RP is None else take_positions(x_RTW, read_RP)
-        x = x_RTW if query is None else query
-        x = self.attention_norm(x + self.dropout(self.attention(x_RTW, mask, query)))
+        """States of the layer, in the layout of `x`, or [R, P, W] of the tokens with the states `query` alone.
+
+        `packing` says how `x` is packed; `query` never is.
+        """
+        attended = self.attention(x, mask, query_RPW, packing)
+        if query_RPW is not None:
+            x, packing = query_RPW, None
+        x = self.attention_norm(x + self.dropout(attended))
         if key_value_RSW2 is not None:
-            x = self.cross_norm(x + self.dropout(self.cross(x, key_value_RSW2, image_mask)))
+            x = self.cross_norm(x + self.dropout(self.cross(x, key_value_RSW2, image_mask, packing)))
         return self.feed_forward(x)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -281,8 +296,8 @@ class Bert(nn.Module):
         )
         initialise(self)
 
-    def embed(self, ids_RT: Tensor, *, start: int = 0) -> Tensor:
-        """Sum of word, position and type 0 embeddings, normalised: [R, T] -> [R, T, W].
+    def embed(self, ids_RT: Tensor, *, start: int = 0, packing: Packing | None = None) -> Tensor:
+        """Sum of word, position and type 0 embeddings, normalised: [R, T] -> [R, T, W], or [S, W] with a packing.
 
         `start`: number of tokens that stand before these, none of them padding.
         """
@@ -297,25 +312,39 @@ class Bert(nn.Module):
             positions = (start + real.cumsum(1)) * real + self.pad_id
         else:
             positions = torch.arange(start, start + ids_RT.shape[1], device=ids_RT.device)
-        x = self.word_embedding(ids_RT) + self.position_embedding(positions) + self.type_embedding.weight[0]
+        if packing is not None:
+            positions = pack(positions.expand_as(ids_RT), packing)
+        words = self.word_embedding(pack(ids_RT, packing))
+        x = words + self.position_embedding(positions) + self.type_embedding.weight[0]
         return self.embedding_dropout(self.embedding_norm(x))
 
-    def encode(self, ids_RT: Tensor, mask_RT: Tensor | None, *, causal: bool = False) -> Tensor:
+    def encode(
+        self,
+        ids_RT: Tensor,
+        mask_RT: Tensor | None,
+        *,
+        causal: bool = False,
+        skip_padding: bool = False,
+    ) -> Tensor:
         """Text states after the layers below `fusion_layer`.
 
         Args:
             ids_RT: Token ids.
             mask_RT: 1 or True for real tokens (the first one always); None when no row is padded.
             causal: Every token sees only itself and earlier ones.
+            skip_padding: Nobody reads the states at padding: they are 0 where leaving them out saves time, elsewhere as without this.
 
         Returns:
             States [R, T, W].
         """
-        x = self.embed(ids_RT)
-        mask = self_mask(mask_RT, tokens=ids_RT.shape[1], causal=causal, device=ids_RT.device)
+        packing = real_tokens(mask_RT) if skip_padding else None
+        mask = self_mask(
+            mask_RT, tokens=ids_RT.shape[1], causal=causal, device=ids_RT.device, packing=packing
+        )
+        x = self.embed(ids_RT, packing=packing)
         for layer in self.layers[: self.fusion_layer]:
-            x = layer(x, mask)
-        return x
+            x = layer(x, mask, packing=packing)
+        return unpack(x, packing)
 
     def fuse(
         self,
@@ -326,6 +355,7 @@ class Bert(nn.Module):
         image_mask_MS: Tensor | None = None,
         image_index: Tensor | Sequence[Tensor] | None = None,
         causal: bool = False,
+        skip_padding: bool = False,
     ) -> Tensor:
         """States after the fusion layers.
 
@@ -337,14 +367,17 @@ class Bert(nn.Module):
             image_index: Image of each row, [R]; several such tensors make the fusion layers take turns; None when row r looks at
                 image r.
             causal: As in `encode`.
+            skip_padding: As in `encode`.
 
         Returns:
             States [R, T, W].
         """
-        mask = self_mask(mask_RT, tokens=x_RTW.shape[1], causal=causal, device=x_RTW.device)
+        packing = real_tokens(mask_RT) if skip_padding else None
+        mask = self_mask(mask_RT, tokens=x_RTW.shape[1], causal=causal, device=x_RTW.device, packing=packing)
+        x = pack(x_RTW, packing)
         for layer, key_value, index, image_mask in self._turns(image_MSD, image_mask_MS, image_index):
-            x_RTW = layer(x_RTW, mask, take_images(key_value, index), image_mask)
-        return x_RTW
+            x = layer(x, mask, take_images(key_value, index), image_mask, packing=packing)
+        return unpack(x, packing)
 
     def fuse_and_read(
         self,
@@ -361,7 +394,8 @@ class Bert(nn.Module):
         Equal to gathering from `fuse`, without computing what is not read. Arguments as in `fuse`, and
 
         Args:
-            read: For each group of rows the token positions to read, [rows of the group, P]; the groups cover all rows in order.
+            read: For each group of rows the positions to read, [rows of the group, P]; the groups cover all rows in order. States
+                read at padding mean nothing.
 
         Returns:
             For each group the states [rows of the group, P, W].
@@ -370,23 +404,31 @@ class Bert(nn.Module):
             raise ValueError(
                 f"the groups to read have {[positions.shape[0] for positions in read]} rows, the states {x_RTW.shape[0]}"
             )
-        mask = self_mask(mask_RT, tokens=x_RTW.shape[1], causal=False, device=x_RTW.device)
+        packing = real_tokens(mask_RT)
+        mask = self_mask(mask_RT, tokens=x_RTW.shape[1], causal=False, device=x_RTW.device, packing=packing)
         turns = self._turns(image_MSD, image_mask_MS, image_index)
+        x = pack(x_RTW, packing)
         for layer, key_value, index, image_mask in islice(turns, len(self.layers) - self.fusion_layer - 1):
-            x_RTW = layer(x_RTW, mask, take_images(key_value, index), image_mask)
+            x = layer(x, mask, take_images(key_value, index), image_mask, packing=packing)
+        x_RTW = unpack(x, packing)
         last, key_value, index, image_mask = next(turns)
         groups = []
         start = 0
         for positions in read:
             part = slice(start, start + positions.shape[0])
             start = part.stop
+            group, seen = x_RTW[part], None if mask_RT is None else mask_RT[part]
+            packing = real_tokens(seen)
             groups.append(
                 last(
-                    x_RTW[part],
-                    None if mask is None else mask[part],
+                    pack(group, packing),
+                    self_mask(
+                        seen, tokens=group.shape[1], causal=False, device=group.device, packing=packing
+                    ),
                     key_value[part] if index is None else take_rows(key_value, index[part]),
                     None if image_mask is None else image_mask[part],
-                    positions,
+                    query_RPW=take_positions(group, positions),
+                    packing=packing,
                 )
             )
         return tuple(groups)
@@ -400,11 +442,18 @@ class Bert(nn.Module):
         image_mask_MS: Tensor | None = None,
         image_index: Tensor | Sequence[Tensor] | None = None,
         causal: bool = False,
+        skip_padding: bool = False,
     ) -> Tensor:
         """All layers: `encode`, then `fuse`."""
-        x = self.encode(ids_RT, mask_RT, causal=causal)
+        x = self.encode(ids_RT, mask_RT, causal=causal, skip_padding=skip_padding)
         return self.fuse(
-            x, mask_RT, image_MSD, image_mask_MS=image_mask_MS, image_index=image_index, causal=causal
+            x,
+            mask_RT,
+            image_MSD,
+            image_mask_MS=image_mask_MS,
+            image_index=image_index,
+            causal=causal,
+            skip_padding=skip_padding,
         )
 
     def _turns(
@@ -426,8 +475,17 @@ class Bert(nn.Module):
             yield layer, key_value, indices[turn % len(indices)], masks[turn % len(indices)]
 
 
-def self_mask(mask_RT: Tensor | None, *, tokens: int, causal: bool, device: torch.device) -> Tensor | None:
-    """Boolean self-attention mask, broadcastable to [R, H, T, T]; None when everything is visible."""
+def self_mask(
+    mask_RT: Tensor | None,
+    *,
+    tokens: int,
+    causal: bool,
+    device: torch.device,
+    packing: Packing | None = None,
+) -> Tensor | None:
+    """Boolean self-attention mask, broadcastable to [R, H, T, T], or with a packing to [R, H, U, U]; None: everything is visible."""
+    if packing is not None:
+        mask_RT, tokens = packing.mask_RU, packing.mask_RU.shape[1]
     mask = None if mask_RT is None else mask_RT.bool()[:, None, None, :]
     if not causal:
         return mask
