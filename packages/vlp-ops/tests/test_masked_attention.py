@@ -1,8 +1,12 @@
 """The attention front end against golden numbers and the plain definition."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
-from vlp_ops import attention, reference
+from vlp_ops import attention, attention_backend, masked_attention, reference
 
 QKV = ("query", "key", "value")
 
@@ -130,15 +134,13 @@ def test_compile(device):
 
 
 def test_padding_mask_is_not_expanded(monkeypatch):
-    import vlp_ops.masked_attention
-
     seen = []
 
     def record(query, key, value, *, attn_mask, **options):
         seen.append(tuple(attn_mask.shape))
         return query
 
-    monkeypatch.setattr(vlp_ops.masked_attention.F, "scaled_dot_product_attention", record)
+    monkeypatch.setattr(masked_attention.F, "scaled_dot_product_attention", record)
     query, key, value = arguments()
     attention(query, key, value, mask=torch.ones(2, 7, dtype=torch.bool))
     assert seen == [(2, 1, 1, 7)]
@@ -166,3 +168,295 @@ def test_messages():
         attention(query, key, value, empty_rows="none")
     with pytest.raises(ValueError, match="query is on cpu but mask is on meta"):
         attention(query, key, value, mask=torch.ones(2, 7, dtype=torch.bool, device="meta"))
+
+
+# ---- FlexAttention ---------------------------------------------------------------------------------------------------------------
+
+# On the CPU FlexAttention computes without its kernels, and says so.
+unfused = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+MIXED = {
+    "device": "cuda",
+    "dtypes": {torch.bfloat16},
+    "widths": (64, 64),
+    "mask_shape": None,
+    "empty_rows": "zero",
+    "dropout_p": 0.0,
+    "wants_gradient": True,
+}
+
+
+def masked(form: str, device) -> tuple[int, dict]:
+    """A length of more than one block, and options of `attention` for it."""
+    generator = torch.Generator().manual_seed(2)
+    bias = torch.randn(3, 300, 300, generator=generator, dtype=torch.float64)
+    options = {
+        "packed": {"cu_seqlens": [0, 10, 10, 140, 300]},
+        "packed with tokens outside": {"cu_seqlens": [5, 128, 256, 290]},
+        "one sequence": {"cu_seqlens": [0, 300]},
+        "packed with padding": {"cu_seqlens": [0, 100, 300], "key_lengths": [230]},
+        "lengths": {"key_lengths": [130, 0]},
+        "padding": {"mask": torch.rand(2, 300, generator=generator) < 0.5},
+        "padding and lengths": {
+            "mask": torch.rand(2, 300, generator=generator) < 0.5,
+            "key_lengths": [300, 128],
+        },
+        "bias": {"bias": bias},
+        "bias of keys": {"bias": bias[:1, :1, None]},
+        "bias of samples": {"bias": torch.randn(2, 1, 1, 300, generator=generator, dtype=torch.float64)},
+        "one number": {"bias": bias[:1, :1, :1]},
+        "bias with lengths": {"bias": bias, "key_lengths": [130, 300]},
+        "packed bias": {"bias": bias, "cu_seqlens": [0, 100, 300]},
+    }[form]
+    options = {name: torch.as_tensor(value).to(device) for name, value in options.items()}
+    return (1 if "cu_seqlens" in options else 2), options
+
+
+FORMS = (
+    "packed",
+    "packed with tokens outside",
+    "one sequence",
+    "packed with padding",
+    "lengths",
+    "padding",
+    "padding and lengths",
+    "bias",
+    "bias of keys",
+    "bias of samples",
+    "one number",
+    "bias with lengths",
+    "packed bias",
+)
+
+
+@unfused
+# PyTorch looks at .grad of everything that a score function captures, also of what is no leaf.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("form", FORMS)
+def test_flex_equals_sdpa(form, device):
+    batch, options = masked(form, device)
+    kind = torch.float32 if device.type == "cuda" else torch.float64
+    leaves = arguments(kind, device=device, batch=batch, queries=300, keys=300, width=16)
+    if device.type == "cpu":
+        leaves = [tensor.detach() for tensor in leaves]
+    options = {name: value.to(kind) if name == "bias" else value for name, value in options.items()}
+    if "bias" in options:
+        leaves.append(options["bias"].requires_grad_())
+    assert attention_backend(*leaves[:3], **options, backend="flex") == "flex"
+    out = attention(*leaves[:3], **options, backend="flex")
+    expected = attention(*leaves[:3], **options, backend="sdpa")
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if device.type == "cuda" else {"rtol": 1e-9, "atol": 1e-10}
+    torch.testing.assert_close(out, expected, **tolerance)
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    if wanted:
+        upstream = torch.randn_like(out)
+        for grad, want in zip(
+            torch.autograd.grad(out, wanted, upstream),
+            torch.autograd.grad(expected, wanted, upstream),
+            strict=True,
+        ):
+            torch.testing.assert_close(grad, want, **tolerance)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if "bias" not in form and "number" not in form])
+def test_blocks_are_those_of_the_mask(form):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    batch, options = masked(form, "cpu")
+    query, key, value = arguments(batch=batch, queries=300, keys=300)
+    call = masked_attention._checked(
+        query,
+        key,
+        value,
+        *(options.get(name) for name in ("mask", "bias", "key_lengths", "cu_seqlens")),
+        "zero",
+        None,
+        0.0,
+    )
+    blocks = masked_attention._block_mask(call)
+    expected = create_block_mask(blocks.mask_mod, batch, None, 300, 300, device="cpu")
+    dense = masked_attention._allowed(call).expand(batch, 1, 300, 300)
+    # Blocks in which only pairs at the ends of two sequences could meet may be looked at for nothing, none may be left out.
+    computed, needed = blocks.to_dense().bool(), expected.to_dense().bool()
+    assert (computed | ~needed).all()
+    inside = [
+        [dense[b, 0, i : i + 128, j : j + 128] for i in (0, 128, 256) for j in (0, 128, 256)]
+        for b in range(batch)
+    ]
+    whole = torch.tensor([[part.shape == (128, 128) and bool(part.all()) for part in row] for row in inside])
+    for b in range(batch):
+        for i in range(3):
+            count = blocks.full_kv_num_blocks.expand(batch, 1, 3)[b, 0, i]
+            listed = blocks.full_kv_indices.expand(batch, 1, 3, 3)[b, 0, i, :count].tolist()
+            assert listed == [j for j in range(3) if whole[b, 3 * i + j]]
+
+
+@pytest.mark.parametrize("form", ["packed with padding", "bias with lengths"])
+def test_flex_inside_a_compiled_function(form, device):
+    torch._dynamo.reset()
+    batch, options = masked(form, device)
+    leaves = arguments(torch.float32, device=device, batch=batch, queries=300, keys=300, width=16)
+    leaves = [tensor.detach() for tensor in leaves]
+    options = {name: value.float() if name == "bias" else value for name, value in options.items()}
+    compiled = torch.compile(
+        lambda q, k, v, o: attention(q, k, v, **o, backend="flex"),
+        fullgraph=True,
+        # Inductor's CPU template takes block lists only as inputs of a graph.
+        backend="inductor" if device.type == "cuda" else "aot_eager",
+    )
+    expected = attention(*leaves, **options, backend="sdpa")
+    torch.testing.assert_close(compiled(*leaves, options), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_flex():
+    """The fused kernel with our blocks, as an eager call takes it on CUDA; here the one for the CPU (a score function fails there)."""
+    batch, options = masked("packed with padding", "cpu")
+    leaves = arguments(torch.float32, batch=batch, queries=300, keys=300, width=16)
+    leaves = [tensor.detach() for tensor in leaves]
+    query, key, value = leaves
+    call = masked_attention._checked(
+        query,
+        key,
+        value,
+        *(options.get(name) for name in ("mask", "bias", "key_lengths", "cu_seqlens")),
+        "zero",
+        None,
+        0.0,
+    )
+    out = masked_attention._compiled_flex()(
+        query,
+        key,
+        value,
+        block_mask=masked_attention._block_mask(call),
+    )
+    torch.testing.assert_close(out, attention(*leaves, **options, backend="sdpa"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"mask_shape": (2, 1, 1, 7)}, None),
+        ({"mask_shape": (2, 1, 5, 7)}, "differs between queries or heads"),
+        ({"mask_shape": (2, 3, 1, 7)}, "differs between queries or heads"),
+        ({"device": "cpu"}, "no gradient on the CPU"),
+        ({"device": "cpu", "wants_gradient": False}, None),
+        ({"device": "mps"}, "not used on mps"),
+        ({"dtypes": {torch.float32, torch.bfloat16}}, "different dtypes"),
+        ({"dtypes": {torch.float64}}, "no float64"),
+        ({"widths": (64, 8)}, "at least 16"),
+        ({"dropout_p": 0.1}, "no dropout"),
+        ({"empty_rows": "all"}, "empty_rows='zero'"),
+    ],
+)
+def test_what_flex_can_serve(change, reason):
+    found = masked_attention.why_not_flex(**(MIXED | change))
+    assert found is None if reason is None else reason in found
+
+
+def test_when_flex_pays():
+    call = {"device": "cuda", "heads": 64, "pairs": 2048 * 2048, "bytes_per_number": 2}
+    options = dict.fromkeys(("packed", "masked", "shared_bias", "bias_gradient"), False)
+
+    def pays(**change):
+        return masked_attention.flex_pays(**(call | options | change))
+
+    assert not pays() and not pays(masked=True)
+    assert pays(packed=True) and not pays(packed=True, pairs=1000 * 1000)
+    assert pays(shared_bias=True, masked=True) and pays(shared_bias=True, bias_gradient=True)
+    assert not pays(shared_bias=True) and not pays(bias_gradient=True)
+    assert not pays(shared_bias=True, bias_gradient=True, heads=12)
+    assert not pays(device="cpu", packed=True, shared_bias=True, bias_gradient=True)
+
+
+def test_a_large_packed_call_on_cuda_takes_flex(monkeypatch):
+    """The whole choice, with the device told: nothing is computed."""
+    seen = {}
+    monkeypatch.setattr(masked_attention, "FLEX_PAIRS", 300 * 300)
+    originals = {name: getattr(masked_attention, name) for name in ("why_not_flex", "flex_pays")}
+
+    def on_cuda(name):
+        def choose(*, device, **properties):
+            seen[name] = properties
+            return originals[name](device="cuda", **properties)
+
+        return choose
+
+    for name in originals:
+        monkeypatch.setattr(masked_attention, name, on_cuda(name))
+    query, key, value = arguments(torch.bfloat16, batch=1, queries=300, keys=300, width=16)
+    cu = torch.tensor([0, 100, 300])
+    assert attention_backend(query, key, value, cu_seqlens=cu) == "flex"
+    assert attention_backend(query, key, value, cu_seqlens=cu, dropout_p=0.1).startswith("sdpa:")
+    assert attention_backend(query, key, value, key_lengths=torch.tensor([3])).startswith("sdpa:")
+    assert seen["why_not_flex"]["wants_gradient"] and seen["flex_pays"]["heads"] == 3
+
+
+def test_backend_that_is_taken(device):
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    query, key, value = arguments(torch.float32, device=device)
+    names = {f"sdpa:{name.lower()}" for name in SDPBackend.__members__}
+    assert attention_backend(query, key, value) in names
+    with sdpa_kernel(SDPBackend.MATH):
+        assert (
+            attention_backend(query, key, value, mask=torch.ones(2, 7, device=device).bool()) == "sdpa:math"
+        )
+    assert attention_backend(query[:, :, :0], key, value) == "empty"
+
+
+def test_a_backend_that_cannot_serve_is_refused():
+    query, key, value = arguments()
+    with pytest.raises(
+        ValueError, match="FlexAttention cannot serve this call: it has no gradient on the CPU"
+    ):
+        attention(query, key, value, backend="flex")
+    with pytest.raises(ValueError, match="backend must be 'sdpa', 'flex' or None, got 'xformers'"):
+        attention_backend(query, key, value, backend="xformers")
+
+
+# ---- xformers --------------------------------------------------------------------------------------------------------------------
+
+
+def test_xformers_is_not_imported_for_plain_masks():
+    code = "import sys, torch, vlp_ops; x = torch.ones(1, 1, 2, 4); vlp_ops.attention(x, x, x); assert 'xformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], env=os.environ.copy(), check=True)
+
+
+@pytest.fixture
+def attn_bias():
+    return pytest.importorskip("xformers.ops.fmha.attn_bias")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_masks_of_xformers(attn_bias, device):
+    query, key, value = arguments(torch.float32, device=device, batch=1, queries=7, width=16)
+    blocks = attn_bias.BlockDiagonalMask.from_seqlens([3, 4], device=device)
+    cu = torch.tensor([0, 3, 7], device=device)
+    wanted = attention(query, key, value, cu_seqlens=cu)
+    torch.testing.assert_close(attention(query, key, value, mask=blocks), wanted, rtol=1e-4, atol=1e-5)
+    below = torch.ones(1, 7, 7, dtype=torch.bool, device=device).tril()
+    out = attention(query, key, value, mask=attn_bias.LowerTriangularMask())
+    torch.testing.assert_close(out, attention(query, key, value, mask=below), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="a BlockDiagonalMask of xformers does not combine with bias"):
+        attention(query, key, value, mask=blocks, cu_seqlens=cu)
+    with pytest.raises(ValueError, match="a BlockDiagonalMask of xformers goes without backend"):
+        attention(query, key, value, mask=blocks, backend="sdpa")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_call_of_xformers(attn_bias, monkeypatch):
+    """What xformers is given on CUDA, answered here by the plain definition."""
+    import xformers.ops
+
+    query, key, value = arguments(queries=7)
+    below = attn_bias.LowerTriangularMask()
+
+    def answer(q, k, v, *, attn_bias, p, scale):
+        assert attn_bias is below and p == 0.0 and scale == 0.5
+        first, second, third = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        return reference.attention(first * 0.5 * 8**0.5, second, third).transpose(1, 2)
+
+    monkeypatch.setattr(xformers.ops, "memory_efficient_attention", answer)
+    call = masked_attention._checked(query, key, value, below, None, None, None, "zero", 0.5, 0.0)
+    torch.testing.assert_close(masked_attention._xformers(call), attention(query, key, value, scale=0.5))

@@ -9,7 +9,7 @@ from vlp_ops._library import backend_info
 from vlp_ops.contrastive import clip_loss, info_nce, siglip_loss
 from vlp_ops.deformable import MSDeformAttn, ms_deform_attn
 from vlp_ops.distributed import gather_features
-from vlp_ops.masked_attention import attention
+from vlp_ops.masked_attention import attention, attention_backend
 from vlp_ops.memory import embedding_bag, product_key_lookup, product_key_topk
 from vlp_ops.tokens import random_masking, restore_tokens, take_tokens
 
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MSDeformAttn",
     "attention",
+    "attention_backend",
     "backend_info",
     "clip_loss",
     "compat",
