@@ -7,11 +7,11 @@ first time. Each test installs as a user does and takes vlp-ops out again.
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,8 @@ QUICK = "case or opcheck or memclip or memory_layer or visft or test_native and 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
+    """What a command gave, and its processor time: machines that run tests are shared."""
+
     code: int
     output: str
     seconds: float
@@ -74,7 +76,7 @@ class Environment:
         self, *arguments: str, before: Sequence[str] = (), cwd: Path | None = None, **variables: str
     ) -> Done:
         """Runs its Python as a shell does where it is not activated, without a switch of the caller; `before` is put in front."""
-        began = time.monotonic()
+        began = processor_time()
         done = subprocess.run(
             [*before, self.python, *arguments],
             cwd=cwd or self.folder,
@@ -84,7 +86,9 @@ class Environment:
             text=True,
             check=False,
         )
-        return Done(code=done.returncode, output=done.stdout, seconds=time.monotonic() - began)
+        result = Done(code=done.returncode, output=done.stdout, seconds=processor_time() - began)
+        print(*result.messages, f"{' '.join(arguments[:3])}: {result.seconds:.1f} s", sep="\n")
+        return result
 
     def pip(self, *arguments: str, before: Sequence[str] = (), **variables: str) -> Done:
         return self.run("-m", "pip", *arguments, before=before, **variables)
@@ -105,14 +109,22 @@ class Environment:
 MADE: list[Environment] = []
 
 
+def processor_time() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def shell() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(SWITCHES)}
 
 
-def uv(*arguments: str) -> None:
-    done = subprocess.run(["uv", *arguments], env=shell(), capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"uv {' '.join(arguments)}:\n{done.stderr}")
+def uv(*arguments: str, check: bool = True) -> bool:
+    """Whether uv did it; where it must, its failure is an error."""
+    # Away from the checkout, whose pins uv would hold every environment to.
+    command = ["uv", "--directory", ROOT.anchor, *arguments]
+    done = subprocess.run(command, env=shell(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or not check, f"{' '.join(command)}:\n{done.stderr}"
+    return done.returncode == 0
 
 
 def environment(folder: Path, *torch: str) -> Environment:
@@ -146,11 +158,12 @@ def cpu_only(newest, tmp_path_factory) -> Environment:
     """torch 2.13 built without CUDA: from where pip is set up to look for wheels, else from where uv knows to find it."""
     folder = tmp_path_factory.mktemp("cpu")
     found = newest.pip("download", "--no-deps", "--dest", str(folder), "torch==2.13.0+cpu")
-    wheels = [str(wheel) for wheel in folder.glob("*.whl")]
-    try:
-        made = environment(folder / "env", *(wheels or ["--torch-backend", "cpu", "torch==2.13.*"]))
-    except RuntimeError as error:
-        pytest.skip(f"no torch 2.13 built without CUDA can be had: {found.output}\n{error}")
+    torch = [str(wheel) for wheel in folder.glob("*.whl")]
+    if not torch:
+        torch = ["--torch-backend", "cpu", "torch==2.13.*"]
+        if not uv("pip", "install", "--dry-run", "--python", newest.python, *torch, check=False):
+            pytest.skip(f"no torch 2.13 built without CUDA can be had: {found.output}")
+    made = environment(folder / "env", *torch)
     assert made.torch.startswith("2.13.") and made.torch.endswith("+cpu")
     return made
 
