@@ -1,6 +1,7 @@
 """What the shipped recipes of X-VLM say."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -8,19 +9,20 @@ from vlp_core import models
 from vlp_core.models.xvlm_rules import parameter_rules
 from vlp_core.optim import parameter_groups
 from vlp_core.recipe import RecipeError, build, dump, dumps, parse
-from vlp_methods.engine.entry import load
+from vlp_methods.engine.entry import load, shipped
 from vlp_methods.xvlm.schema.pretrain import Pretrain
 
 GIVEN = {
     "model.weights.vision": "swin.pth",
     "model.weights.text": "bert.bin",
     "data.root": "/data",
-    "data.tokenizer.files": "[vocab.txt]",
 }
 
 
 def settings(name: str) -> Pretrain:
-    return load(f"xvlm/{name}", [f"{key}={value}" for key, value in GIVEN.items()]).settings
+    files = "[vocab.json,merges.txt]" if name.endswith("_roberta") else "[vocab.txt]"
+    given = {**GIVEN, "data.tokenizer.files": files}
+    return load(f"xvlm/{name}", [f"{key}={value}" for key, value in given.items()]).settings
 
 
 def test_base_recipe_holds_every_official_number():
@@ -91,10 +93,204 @@ def test_base_model_has_the_published_size_and_groups():
     assert set(rates) == {(1e-4, 0.01), (1e-4, 0.0), (2e-4, 0.01), (2e-4, 0.0)}
 
 
-@pytest.mark.parametrize("name", ["shapes", "pretrain_4m_base", "pretrain_16m_base"])
+@pytest.mark.parametrize("vision", ["swin", "clip", "deit"])
+@pytest.mark.parametrize("text", ["bert", "roberta"])
+def test_every_pair_of_encoders_has_a_pretraining_recipe(vision, text):
+    """All else is as in the base recipe."""
+    name = "pretrain_4m_base" + {"swin": ""}.get(vision, f"_{vision}") + {"bert": ""}.get(text, f"_{text}")
+    base, recipe = settings("pretrain_4m_base"), settings(name)
+    assert recipe.model.vision.kind == {"deit": "vit"}.get(vision, vision)
+    assert recipe.model.text.kind == recipe.data.tokenizer.kind == text
+    if vision != "swin":
+        vit = recipe.model.vision
+        assert (vit.image_size, vit.patch, vit.width, vit.depth, vit.heads, vit.local_depth) == (
+            224,
+            16,
+            768,
+            12,
+            12,
+            4,
+        )
+    if text == "roberta":
+        assert (recipe.model.text.positions, recipe.model.text.token_types, recipe.model.text.norm_eps) == (
+            514,
+            1,
+            1e-5,
+        )
+    found, expected = dump(recipe), dump(base)
+    for other in (found, expected):
+        (
+            other["model"].pop("vision"),
+            other["model"].pop("text"),
+            other["data"].pop("tokenizer"),
+            other.pop("about"),
+        )
+    assert found == expected
+
+
+TASKS: dict[str, dict[str, object]] = {
+    "retrieval_coco": {"steps": 10 * 3543, "lr": 3e-5, "batch": 8 * 20, "rerank": 256},
+    "retrieval_flickr": {"steps": 10 * 907, "lr": 3e-5, "batch": 8 * 20, "rerank": 128},
+    "vqa": {
+        "steps": 100,
+        "lr": 5e-5,
+        "batch": 8 * 24,
+        "lr_scale": 2.0,
+        "careful_flip": "substring",
+        "candidates": 128,
+    },
+    "vqa_480": {
+        "size": 480,
+        "window": 15,
+        "steps": 100,
+        "lr": 5e-5,
+        "batch": 8 * 24,
+        "lr_scale": 2.0,
+        "careful_flip": "substring",
+        "candidates": 128,
+    },
+    "nlvr_domain": {"domain": True, "steps": 2 * 4995, "lr": 3e-5, "batch": 8 * 128, "lr_scale": 2.0},
+    "nlvr": {"steps": 10 * 1080, "lr": 3e-5, "batch": 8 * 10},
+    "refcoco_weak": {"steps": 5 * 752, "lr": 2e-5, "batch": 8 * 20, "view": "resize", "layer": 9},
+    "refcoco_boxes_domain": {
+        "domain": True,
+        "steps": 2 * 1660,
+        "lr": 3e-5,
+        "texts": 8 * 24,
+        "pictures": 8 * 9,
+    },
+    "refcoco_boxes": {"steps": 10 * 752, "lr": 3e-5, "batch": 8 * 20},
+    "captioning_domain": {"domain": True, "steps": 2 * 4995, "lr": 3e-5, "batch": 8 * 128},
+    "captioning": {"steps": 5 * 2214, "lr": 1e-5, "batch": 8 * 32, "words": 40, "smoothing": 0.1},
+    "captioning_scst": {"steps": 44275, "lr": 1e-5, "batch": 8 * 8, "words": 40, "every": 500},
+}
+"""Values of the official configs (specification 4.3 to 4.7); what is the same for all fine-tuning, or all domain stages, is left out."""
+
+FINE_TUNING = {"size": 384, "window": 12, "precision": "fp32", "clip": None, "words": 30, "min_scale": 0.5}
+DOMAIN = {"size": 224, "window": 7, "precision": "bf16", "clip": 1.0, "words": 40, "min_scale": 0.2}
+
+
+def official(name: str) -> Any:
+    given = ["model.weights.model=x", "data.root=/data", "data.tokenizer.files=[vocab.txt]"]
+    return load(f"xvlm/{name}", [*given, *(["steps=100"] if name.startswith("vqa") else [])]).settings
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_task_recipe_holds_every_official_number(name):
+    wanted = {**(DOMAIN if TASKS[name].get("domain") else FINE_TUNING), "lr_scale": 1.0, "view": "random_resized_crop",
+              "careful_flip": "off", **TASKS[name]}  # fmt: skip
+    recipe = official(name)
+    vision, text, view, train = recipe.model.vision, recipe.model.text, recipe.data.view, recipe.data.train
+    found = {
+        "steps": recipe.steps,
+        "lr": recipe.optimizer.lr,
+        "lr_scale": recipe.optimizer.lr_scale,
+        "size": vision.image_size,
+        "window": vision.window,
+        "precision": recipe.precision,
+        "clip": recipe.clip_norm,
+        "words": recipe.data.text.max_words,
+        "min_scale": view.min_scale,
+        "view": view.view,
+        "careful_flip": view.careful_flip,
+    }
+    others = {
+        "batch": lambda: train.batch,
+        "texts": lambda: train.texts,
+        "pictures": lambda: train.pictures,
+        "rerank": lambda: recipe.retrieval.rerank,
+        "candidates": lambda: recipe.answers.candidates,
+        "layer": lambda: recipe.heat.layer,
+        "smoothing": lambda: recipe.smoothing,
+        "every": lambda: recipe.evaluate.every,
+    }
+    found |= {key: others[key]() for key in wanted if key in others}
+    if name in (
+        "refcoco_weak",
+        "refcoco_boxes",
+        "refcoco_boxes_domain",
+    ):  # whole pictures, or crops around boxes
+        wanted.pop("min_scale"), found.pop("min_scale")
+    wanted.pop("domain", None)
+    assert found == wanted
+    optimizer = recipe.optimizer
+    assert (optimizer.weight_decay, optimizer.betas, optimizer.eps) == (0.01, (0.9, 0.98), 1e-8)
+    assert (recipe.schedule.kind, recipe.schedule.warmup_steps) == ("linear", 0.1)
+    assert (recipe.seed, recipe.accumulate, view.flip, view.augment) == (42, 1, 0.5, True)
+    assert (recipe.data.text.max_tokens, recipe.data.text.separator) == (40, "captioning" in name)
+    assert (vision.width, vision.depths, vision.heads, vision.drop_path) == (
+        128,
+        (2, 2, 18, 2),
+        (4, 8, 16, 32),
+        0.1,
+    )
+    assert (text.layers, text.fusion_layer, text.width, text.dropout, text.attention_dropout) == (
+        12,
+        6,
+        768,
+        0.1,
+        0.1,
+    )
+
+
+def test_rest_of_the_official_numbers():
+    caption, scst = official("captioning"), official("captioning_scst")
+    for recipe in (caption, scst):
+        test = recipe.captions
+        assert (test.beams, test.max_tokens, test.min_tokens, test.length_penalty) == (3, 20, 5, 1.0)
+        assert recipe.data.prompt == "a picture of "
+    reward = scst.reward
+    assert (reward.samples, reward.references, reward.baseline, reward.temperature, reward.max_tokens) == (
+        5,
+        5,
+        "greedy",
+        1.0,
+        20,
+    )
+    assert scst.data.train.source.group_captions
+    assert official("vqa").answers.max_words == 50
+    assert official("refcoco_boxes_domain").data.train.options.max_regions == 5
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_test_data_never_selects(name):
+    recipe = official(name)
+    assert recipe.evaluate.best is None or recipe.evaluate.best.startswith("val/")
+    assert recipe.evaluate.best is not None or "domain" in name or name.startswith("vqa")
+
+
+TWINS = ["retrieval", "vqa", "nlvr_domain", "nlvr", "refcoco_weak", "refcoco_boxes_domain", "refcoco_boxes",
+         "captioning_domain", "captioning", "captioning_scst"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twin_starts_from_the_shapes_pretraining(name):
+    """Its encoders and its world are those of xvlm/shapes, so that run's export fits."""
+    shapes, twin = (
+        load(f"xvlm/{recipe}", words).settings
+        for recipe, words in (("shapes", []), (f"shapes_{name}", ["model.weights.model=x"]))
+    )
+    assert (twin.model.vision, twin.model.text) == (shapes.model.vision, shapes.model.text)
+    assert (twin.data.world, twin.data.tokenizer) == (shapes.data.world, shapes.data.tokenizer)
+    if hasattr(twin.model, "embed_width"):
+        assert twin.model.embed_width == shapes.model.embed_width
+
+
+def test_every_recipe_is_checked_here():
+    pretraining = {"shapes"} | {name for name in shipped() if name.startswith("xvlm/pretrain_")}
+    known = {f"xvlm/{name}" for name in ("shapes", *TASKS, *(f"shapes_{twin}" for twin in TWINS))}
+    assert {name for name in shipped() if name.startswith("xvlm/")} == known | (pretraining - {"shapes"})
+
+
+@pytest.mark.parametrize(
+    "name", [name.removeprefix("xvlm/") for name in shipped() if name.startswith("xvlm/")]
+)
 def test_resolved_recipe_is_a_recipe(name):
-    recipe = settings(name) if name != "shapes" else load("xvlm/shapes").settings
-    assert build(Pretrain, parse(dumps(recipe))) == recipe
+    if name.startswith("pretrain"):
+        recipe = settings(name)
+    else:
+        recipe = load("xvlm/shapes").settings if name == "shapes" else official(name)
+    assert build(type(recipe), parse(dumps(recipe))) == recipe
 
 
 def test_base_recipe_names_everything_it_needs_at_once():

@@ -1,5 +1,7 @@
 """Rules across the sections of a recipe; each raises `ValueError` with the keys in question. Imports no torch."""
 
+from vlp_data.options import TextOptions
+
 from vlp_methods.engine.options import EvaluateOptions
 from vlp_methods.parts.options import Data, Encoders
 
@@ -28,3 +30,9 @@ def selects(evaluate: EvaluateOptions, *, split: str, present: bool) -> None:
         raise ValueError(
             f"evaluate.best={evaluate.best} must be a number of the {split} data, such as {split}/..."
         )
+
+
+def ends_texts(text: TextOptions) -> None:
+    """A model that writes must learn where texts end."""
+    if not text.separator:
+        raise ValueError("data.text.separator=false: a model learns from the separator where texts end")

@@ -226,3 +226,63 @@ class RetrievalTest:
     """Pairs the fusion encoder scores together."""
     figures: int = 4
     """Queries of each direction in the picture retrieval.png; 0 draws none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerTest:
+    """How questions are answered."""
+
+    mode: Literal["rank", "generate"] = "rank"
+    """Choose among the candidates, or write."""
+    candidates: int = 128
+    """Candidates of each question, by their first word, that are scored in full (rank)."""
+    max_words: int = 50
+    """Words kept of a question."""
+    batch: int = 32
+    """Questions answered together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTest:
+    """How sentences are judged."""
+
+    batch: int = 32
+    """Sentences judged together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatTest:
+    """How heat maps choose among detections."""
+
+    layer: int = 9
+    """Layer of the text encoder, counted from 0, whose attention to the picture is looked at (`block_num`)."""
+    batch: int = 32
+    """Expressions located together."""
+    figures: int = 4
+    """Expressions in the picture grounding.png; 0 draws none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoxTest:
+    """How predicted boxes are measured."""
+
+    batch: int = 32
+    """Expressions located together."""
+    figures: int = 4
+    """Expressions in the picture grounding.png; 0 draws none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionTest:
+    """How captions are written and measured."""
+
+    beams: int = 3
+    """Open captions per picture."""
+    max_tokens: int = 20
+    """Longest caption, prompt included."""
+    min_tokens: int = 5
+    """Shortest caption, prompt included."""
+    length_penalty: float = 1.0
+    """Exponent of the length that sums of log-probabilities are divided by."""
+    batch: int = 32
+    """Pictures described together."""

@@ -5,7 +5,9 @@ One model aligns texts with whole pictures, regions and objects: a region is the
 text speaks of, from the whole picture.
 
     schema/      what a recipe of each task may say
-    pretrain.py  the objective of pre-training, and the builder that joins model, data and optimizer
+    pretrain.py, retrieval.py, vqa.py, nlvr.py, grounding.py, captioning.py
+                 the objectives of a task's stages, and builders that join model, data and optimizer
+    finetune.py  what the tasks after pre-training have in common
     recipes/     the official runs, and for each a small one on drawn pictures for two CPU cores
 
 The model itself is `vlp_core.models.xvlm`, the losses are `vlp_core.losses`, the data side is `vlp_data.examples` and `vlp_data.regions`.
@@ -23,4 +25,13 @@ def _entry(module: str, schema: str, build: str = "build") -> TaskEntry:
 tasks = {
     "pretrain": _entry("pretrain", "Pretrain"),
     "retrieval": _entry("retrieval", "Retrieval"),
+    "vqa": _entry("vqa", "Vqa"),
+    "nlvr_domain": _entry("nlvr", "NlvrDomain", "build_domain"),
+    "nlvr": _entry("nlvr", "Nlvr"),
+    "weak_grounding": _entry("grounding", "WeakGrounding", "build_weak"),
+    "boxes_domain": _entry("grounding", "BoxesDomain", "build_domain"),
+    "boxes": _entry("grounding", "Boxes", "build_boxes"),
+    "captioning_domain": _entry("captioning", "CaptioningDomain", "build_domain"),
+    "captioning": _entry("captioning", "Captioning"),
+    "captioning_scst": _entry("captioning", "CaptioningScst", "build_scst"),
 }

@@ -1,7 +1,6 @@
 """What the tasks of X-VLM have in common: a model derived from that of pre-training, started from a checkpoint."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -11,8 +10,11 @@ from vlp_core.models.xvlm_rules import parameter_rules
 from vlp_core.optim import AdamW
 from vlp_data.text import Tokenizer
 
+from vlp_methods.engine.job import Job, Stream
 from vlp_methods.engine.options import Training
-from vlp_methods.parts.assembly import adamw, encoder_arguments, exporter
+from vlp_methods.parts import evaluation
+from vlp_methods.parts.assembly import adamw, encoder_arguments, exporter, learning_rate
+from vlp_methods.parts.data import ALWAYS
 from vlp_methods.parts.options import Data
 from vlp_methods.xvlm.schema.finetune import ContrastModel, Model
 
@@ -23,10 +25,6 @@ class Started(NamedTuple):
     model: Any
     name: str
     arguments: Mapping[str, Any]
-
-    def exporter(self, data: Data, **settings: Any) -> Callable[[Path], None]:
-        """`Job.export`."""
-        return exporter(self.model, name=self.name, arguments=self.arguments, data=data, **settings)
 
 
 def start(stage: Stage, options: Model, tokenizer: Tokenizer) -> Started:
@@ -55,3 +53,32 @@ def optimizer(recipe: Training, model: nn.Module) -> AdamW:
             f"optimizer.lr_scale={scale}: no part of the model of task {recipe.task} starts without pre-trained values; leave it at 1"
         )
     return adamw(model, recipe.optimizer, rules)
+
+
+def job(
+    recipe: Training,
+    data: Data,
+    started: Started,
+    task: nn.Module,
+    streams: Callable[[], Mapping[str, Stream]],
+    *,
+    measure: evaluation.Measure | None = None,
+    val: Any | None = None,
+    test: Any | None = None,
+    select: str = "val",
+    **settings: Any,
+) -> Job:
+    """A task with one stream: `measure` is taken on `val` while training, and on `test` of the selected model.
+
+    `select`: the split that `val` is called in names of numbers. `settings`: further keys of the export's config.json.
+    """
+    return Job(
+        task=task,
+        streams=streams,
+        mixing=ALWAYS,
+        optimizer=optimizer(recipe, started.model),
+        learning_rate=learning_rate(recipe),
+        evaluate=evaluation.while_training(measure, select, val),
+        export=exporter(started.model, name=started.name, arguments=started.arguments, data=data, **settings),
+        test=evaluation.of_export(measure, "test", test),
+    )

@@ -12,9 +12,8 @@ from vlp_data.examples import RetrievalExamples
 
 from vlp_methods.engine.job import Job
 from vlp_methods.parts import evaluation
-from vlp_methods.parts.assembly import learning_rate
-from vlp_methods.parts.data import ALWAYS, open_tokenizer, settle, train_stream
-from vlp_methods.xvlm.finetune import optimizer, start
+from vlp_methods.parts.data import open_tokenizer, settle, train_stream
+from vlp_methods.xvlm.finetune import job, start
 from vlp_methods.xvlm.schema.retrieval import Retrieval
 
 
@@ -51,13 +50,14 @@ def build(recipe: Retrieval) -> Job:
 
     measure = evaluation.retrieval(recipe, data, tokenizer, recipe.retrieval)
     watched = data.val if recipe.select == "val" else data.test
-    return Job(
-        task=RetrievalTask(started.model, gather_gradient=recipe.gather_gradient),
-        streams=train_stream(recipe, data, examples, data.train.batch),
-        mixing=ALWAYS,
-        optimizer=optimizer(recipe, started.model),
-        learning_rate=learning_rate(recipe),
-        evaluate=evaluation.while_training(measure, recipe.select, watched),
-        export=started.exporter(data),
-        test=evaluation.of_export(measure, "test", data.test),
+    return job(
+        recipe,
+        data,
+        started,
+        RetrievalTask(started.model, gather_gradient=recipe.gather_gradient),
+        train_stream(recipe, data, examples, data.train.batch),
+        measure=measure,
+        val=watched,
+        test=data.test,
+        select=recipe.select,
     )

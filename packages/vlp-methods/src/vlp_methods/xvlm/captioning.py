@@ -1,0 +1,193 @@
+"""X-VLM captions: the whole text encoder as causal language model, in three stages.
+
+Domain pre-training on pictures with captions; fine-tuning on COCO with label smoothing, after the prompt "a picture of"; self-critical training,
+which rewards drawn captions by CIDEr-D.
+
+Source: arXiv 2111.08276 section 4.2, arXiv 1612.00563; `Captioning_pretrain.py`, `Captioning.py`, `Captioning_scst.py` and their configs
+in the official code.
+"""
+
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor, nn
+from vlp_core.losses import language_loss, mean_of_others, self_critical_loss
+from vlp_core.models import CaptionModel
+from vlp_core.text.generation import Sampled
+from vlp_data.batch import CaptionBatch, CaptionReferencesBatch
+from vlp_data.examples import CaptionExamples, CaptionReferencesExamples, prompt_ids
+from vlp_data.schema import Source
+from vlp_data.text import Tokenizer, pre_caption
+from vlp_eval.metrics.captioning import DocumentFrequency, reward_words, rewards
+
+from vlp_methods.engine.job import Job
+from vlp_methods.parts import evaluation
+from vlp_methods.parts.data import open_tokenizer, settle, train_stream
+from vlp_methods.xvlm.finetune import job, start
+from vlp_methods.xvlm.schema.captioning import Captioning, CaptioningDomain, CaptioningScst, Reward
+
+
+class CaptionTask(nn.Module):
+    """The objective of domain stage and fine-tuning: cross entropy of the next token, prompt left out."""
+
+    def __init__(self, model: CaptionModel, *, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.model = model
+        self.smoothing = smoothing
+
+    def forward(self, batch: CaptionBatch) -> dict[str, Tensor]:
+        logits = self.model(batch.image, batch.text_ids, batch.attention_mask)
+        return {"caption": language_loss(logits, batch.labels, smoothing=self.smoothing)}
+
+
+class CiderReward:
+    """CIDEr-D of captions against those of people, with the document frequencies of a source, counted when the first reward is asked for."""
+
+    def __init__(self, source: Source, *, max_words: int) -> None:
+        self.source = source
+        self.clean = partial(pre_caption, max_words=max_words, empty="keep")
+
+    @cached_property
+    def frequency(self) -> DocumentFrequency:
+        rows = (self.source[number].texts for number in range(len(self.source)))
+        return DocumentFrequency.of(
+            [
+                [reward_words(self.clean(text.text)) for text in texts if text.role == "caption"]
+                for texts in rows
+            ]
+        )
+
+    def __call__(self, captions: list[str], references: list[tuple[str, ...]]) -> Tensor:
+        """One number per caption; `references[r]` are those of its picture, as the source has them."""
+        cleaned = [[self.clean(text) for text in own] for own in references]
+        return torch.tensor(rewards(captions, cleaned, self.frequency))
+
+
+class ScstTask(nn.Module):
+    """The objective of self-critical training: drawn captions that are better than the baseline become more probable.
+
+    All of it happens inside `forward`, which data parallelism wraps: the gradients of the ranks are averaged as in every other task (the
+    reference bypasses the wrapper, so that its ranks drift apart).
+    """
+
+    def __init__(
+        self, model: CaptionModel, tokenizer: Tokenizer, reward: CiderReward, options: Reward, prompt: str
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.reward = reward
+        self.options = options
+        self.prompt = prompt
+
+    def forward(self, batch: CaptionReferencesBatch) -> dict[str, Tensor]:
+        samples = self.options.samples
+        drawn = self._draw(batch.image, samples)
+        references = [own for own in batch.references for _ in range(samples)]
+        reward = self.reward(self._texts(drawn), references).to(batch.image.device)
+        if self.options.baseline == "greedy":
+            greedy = self.reward(self._texts(self._greedy(batch.image)), list(batch.references))
+            baseline = greedy.to(batch.image.device).repeat_interleave(samples)
+        else:
+            baseline = mean_of_others(reward, samples)
+        return {"scst": self_critical_loss(drawn.mean_log_probability(), reward, baseline)}
+
+    def _draw(self, image_BCHW: Tensor, samples: int) -> Sampled:
+        return self.model.sample(
+            self.model.vision(image_BCHW),
+            self._prompts(image_BCHW),
+            samples=samples,
+            temperature=self.options.temperature,
+            **self._limits(),
+        )
+
+    @torch.no_grad()
+    def _greedy(self, image_BCHW: Tensor) -> Sampled:
+        """Without dropout, whatever the mode."""
+        training = self.model.training
+        self.model.eval()
+        found = self.model.greedy(self.model.vision(image_BCHW), self._prompts(image_BCHW), **self._limits())
+        self.model.train(training)
+        return found
+
+    def _prompts(self, image_BCHW: Tensor) -> Tensor:
+        ids = torch.tensor(prompt_ids(self.tokenizer, self.prompt), device=image_BCHW.device)
+        return ids.expand(len(image_BCHW), -1)
+
+    def _limits(self) -> dict[str, int]:
+        return {
+            "max_tokens": self.options.max_tokens,
+            "end_id": self.tokenizer.sep_id,
+            "pad_id": self.tokenizer.pad_id,
+        }
+
+    def _texts(self, found: Sampled) -> list[str]:
+        return [self.tokenizer.decode(ids)[len(self.prompt) :] for ids in found.ids.tolist()]
+
+
+def build_domain(recipe: CaptioningDomain) -> Job:
+    """Model, data and optimizer of domain pre-training."""
+    data = settle(recipe.data)
+    tokenizer = open_tokenizer(data.tokenizer)
+    started = start("captioning", recipe.model, tokenizer)
+
+    def examples() -> CaptionExamples:
+        return CaptionExamples(
+            source=data.train.source.open(), tokenizer=tokenizer, image=data.view, text=data.text
+        )
+
+    streams = train_stream(recipe, data, examples, data.train.batch)
+    return job(recipe, data, started, CaptionTask(started.model), streams, prompt="")
+
+
+def build(recipe: Captioning) -> Job:
+    """Model, data, optimizer and evaluations of fine-tuning."""
+    data = settle(recipe.data)
+    tokenizer = open_tokenizer(data.tokenizer)
+    started = start("captioning", recipe.model, tokenizer)
+
+    def examples() -> CaptionExamples:
+        return CaptionExamples(
+            source=data.train.source.open(),
+            tokenizer=tokenizer,
+            prompt=data.prompt,
+            image=data.view,
+            text=data.text,
+        )
+
+    return job(
+        recipe,
+        data,
+        started,
+        CaptionTask(started.model, smoothing=recipe.smoothing),
+        train_stream(recipe, data, examples, data.train.batch),
+        measure=evaluation.captions(recipe, data, tokenizer, recipe.captions, data.prompt),
+        val=data.val,
+        test=data.test,
+        prompt=data.prompt,
+    )
+
+
+def build_scst(recipe: CaptioningScst) -> Job:
+    """Model, data, optimizer and evaluations of self-critical training."""
+    data = settle(recipe.data)
+    tokenizer = open_tokenizer(data.tokenizer)
+    started = start("captioning", recipe.model, tokenizer)
+    reward = CiderReward(data.train.source.open(), max_words=data.text.max_words)
+
+    def examples() -> CaptionReferencesExamples:
+        return CaptionReferencesExamples(
+            source=reward.source, references=recipe.reward.references, image=data.view
+        )
+
+    return job(
+        recipe,
+        data,
+        started,
+        ScstTask(started.model, tokenizer, reward, recipe.reward, data.prompt),
+        train_stream(recipe, data, examples, data.train.batch),
+        measure=evaluation.captions(recipe, data, tokenizer, recipe.captions, data.prompt),
+        val=data.val,
+        test=data.test,
+        prompt=data.prompt,
+    )

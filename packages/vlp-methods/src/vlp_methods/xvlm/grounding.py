@@ -1,0 +1,115 @@
+"""X-VLM on RefCOCO+: which object does an expression mean?
+
+Weakly supervised: retrieval between pictures and expressions; the heat map of the matching score chooses among given detections. With boxes: the
+box head is trained on regions first (domain stage), then on RefCOCO+.
+
+Source: arXiv 2111.08276 section 4.2; `Grounding.py`, `Grounding_bbox_pretrain.py`, `Grounding_bbox.py` and their configs in the official
+code.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vlp_core.losses import box_losses
+from vlp_core.models import Xvlm
+from vlp_data.batch import BoxBatch, RegionBatch
+from vlp_data.examples import BoxExamples, RegionExamples, RetrievalExamples
+from vlp_data.loader import Loader
+
+from vlp_methods.engine.job import Job
+from vlp_methods.parts import evaluation
+from vlp_methods.parts.data import TRAIN, loaders, open_tokenizer, rank_texts, settle, train_stream
+from vlp_methods.xvlm.finetune import job, start
+from vlp_methods.xvlm.retrieval import RetrievalTask
+from vlp_methods.xvlm.schema.grounding import Boxes, BoxesDomain, WeakGrounding
+
+
+class BoxTask(nn.Module):
+    """The objective of both stages with boxes: L1 and GIoU between the box of a text in the whole picture and the true one."""
+
+    def __init__(self, model: Xvlm) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: BoxBatch | RegionBatch) -> dict[str, Tensor]:
+        rows = torch.arange(len(batch.text_ids), device=batch.text_ids.device)
+        regions = batch if isinstance(batch, RegionBatch) else None
+        boxes = self.model.locate(
+            self.model.encode_image(batch.image),
+            self.model.encode_text(batch.text_ids, batch.attention_mask),
+            rows if regions is None else regions.image_index,
+            rows,
+        )
+        losses = box_losses(boxes, batch.target_boxes, is_image_B=regions.is_image if regions else None)
+        return {"bbox": losses.l1, "giou": losses.giou}
+
+
+def build_weak(recipe: WeakGrounding) -> Job:
+    """Model, data, optimizer and evaluations of weakly supervised grounding."""
+    data = settle(recipe.data)
+    tokenizer = open_tokenizer(data.tokenizer)
+    started = start("retrieval", recipe.model, tokenizer)
+
+    def examples() -> RetrievalExamples:
+        return RetrievalExamples(
+            source=data.train.source.open(), tokenizer=tokenizer, image=data.view, text=data.text
+        )
+
+    measure = evaluation.heat(recipe, data, tokenizer, recipe.heat)
+    return job(
+        recipe,
+        data,
+        started,
+        RetrievalTask(started.model, gather_gradient=recipe.gather_gradient),
+        train_stream(recipe, data, examples, data.train.batch),
+        measure=measure,
+        val=data.val,
+        test=data.test,
+    )
+
+
+def build_domain(recipe: BoxesDomain) -> Job:
+    """Model, data and optimizer of the domain stage with boxes."""
+    data = settle(recipe.data)
+    tokenizer = open_tokenizer(data.tokenizer)
+    started = start("boxes", recipe.model, tokenizer)
+
+    def streams() -> Mapping[str, Loader[Any]]:
+        examples = RegionExamples(
+            source=data.train.source.open(),
+            tokenizer=tokenizer,
+            batch_texts=rank_texts(data.train, "data.train"),
+            patch_size=started.model.vision.patch_size,
+            image=data.view,
+            text=data.text,
+            regions=data.train.options,
+        )
+        return {TRAIN: loaders(recipe, data)(examples, global_batch=data.train.pictures)}
+
+    return job(recipe, data, started, BoxTask(started.model), streams)
+
+
+def build_boxes(recipe: Boxes) -> Job:
+    """Model, data, optimizer and evaluations of grounding with boxes."""
+    data = settle(recipe.data)
+    tokenizer = open_tokenizer(data.tokenizer)
+    started = start("boxes", recipe.model, tokenizer)
+
+    def examples() -> BoxExamples:
+        return BoxExamples(
+            source=data.train.source.open(), tokenizer=tokenizer, image=data.view, text=data.text
+        )
+
+    measure = evaluation.boxes(recipe, data, tokenizer, recipe.boxes)
+    return job(
+        recipe,
+        data,
+        started,
+        BoxTask(started.model),
+        train_stream(recipe, data, examples, data.train.batch),
+        measure=measure,
+        val=data.val,
+        test=data.test,
+    )

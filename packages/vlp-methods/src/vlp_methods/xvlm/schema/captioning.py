@@ -1,0 +1,131 @@
+"""Recipes of X-VLM for captions: domain pre-training, fine-tuning, self-critical training. Imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vlp_data.options import ImageTextSource, Karpathy, TaskJson
+
+from vlp_methods.engine.options import Training
+from vlp_methods.parts import checks, options
+from vlp_methods.xvlm.schema.finetune import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainData(options.Data):
+    """Data. Relative paths of sources and tokenizer start at `root`."""
+
+    train: options.ImageStream
+    """Pictures with captions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptioningDomain(Training):
+    """Domain pre-training for captions: the whole text encoder becomes a causal language model."""
+
+    model: Model
+    """The model."""
+    data: DomainData
+    """The data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.fits(self.model, self.data)
+        checks.ends_texts(self.data.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(options.Data):
+    """Data. Relative paths of sources and tokenizer start at `root`."""
+
+    train: options.ImageStream
+    """Pictures with captions."""
+    prompt: str = "a picture of "
+    """Words that every caption begins with, with the blank after them; they are given, not learnt."""
+    val: TaskJson | Karpathy | None = None
+    """Pictures with captions, described at the times of `evaluate`; null: never."""
+    test: TaskJson | Karpathy | None = None
+    """Pictures with captions, described once, by the selected model; null: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioning(Training):
+    """Fine-tuning on captions."""
+
+    model: Model
+    """The model."""
+    data: Data
+    """The data."""
+    smoothing: float = 0.1
+    """Label smoothing: mass taken from the gold token."""
+    captions: options.CaptionTest = field(default_factory=options.CaptionTest)
+    """How captions are written in evaluations."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.fits(self.model, self.data)
+        checks.ends_texts(self.data.text)
+        checks.selects(self.evaluate, split="val", present=self.data.val is not None)
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing={self.smoothing} must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward:
+    """How captions are drawn and rewarded."""
+
+    samples: int = 5
+    """Captions drawn per picture."""
+    references: int = 5
+    """Captions of people, drawn per picture, that a drawn one is compared with."""
+    baseline: Literal["greedy", "samples"] = "greedy"
+    """Subtracted from the reward: that of the greedy caption, or the mean of the other samples."""
+    temperature: float = 1.0
+    """Of the distribution that captions are drawn from."""
+    max_tokens: int = 20
+    """Longest caption, prompt included."""
+
+    def __post_init__(self) -> None:
+        if self.samples < (2 if self.baseline == "samples" else 1) or self.references < 1:
+            raise ValueError(
+                f"samples={self.samples} and references={self.references} must be at least 1; baseline=samples needs 2 samples"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceStream:
+    """Pictures with all their captions in one row."""
+
+    source: ImageTextSource
+    """Where they come from."""
+    batch: int = 64
+    """Pictures per update, over all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScstData(Data):
+    """Data. Relative paths of sources and tokenizer start at `root`."""
+
+    train: ReferenceStream
+    """Pictures with all their captions. Document frequencies of the reward are counted over them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptioningScst(Training):
+    """Self-critical training on CIDEr-D."""
+
+    model: Model
+    """The model."""
+    data: ScstData
+    """The data."""
+    reward: Reward = field(default_factory=Reward)
+    """How captions are drawn and rewarded."""
+    captions: options.CaptionTest = field(default_factory=options.CaptionTest)
+    """How captions are written in evaluations."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.fits(self.model, self.data)
+        checks.ends_texts(self.data.text)
+        checks.selects(self.evaluate, split="val", present=self.data.val is not None)

@@ -1,0 +1,85 @@
+"""What holds for every task of X-VLM after pre-training: it trains, resumes exactly, exports, and starts from where its recipe says."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from vlp_core import models
+
+CONTRAST = ("model.embed_width=16",)
+SMALL = {
+    "retrieval": (*CONTRAST, "data.train.batch=6", "retrieval.rerank=3"),
+    "vqa": ("data.train.batch=4", "answers.candidates=4"),
+    "nlvr_domain": (*CONTRAST, "data.train.batch=6"),
+    "nlvr": ("data.train.batch=4",),
+    "refcoco_weak": (*CONTRAST, "data.train.batch=6", "heat.layer=1"),
+    "refcoco_boxes_domain": ("data.train.texts=8", "data.train.pictures=4"),
+    "refcoco_boxes": ("data.train.batch=6",),
+    "captioning_domain": ("data.train.batch=6",),
+    "captioning": ("data.train.batch=6",),
+    "captioning_scst": (
+        "data.train.batch=4",
+        "reward.samples=2",
+        "reward.max_tokens=12",
+        "captions.max_tokens=12",
+    ),
+}
+LOSSES = {
+    "retrieval": {"itc", "itm"},
+    "vqa": {"answers"},
+    "nlvr_domain": {"assignment"},
+    "nlvr": {"labels"},
+    "refcoco_weak": {"itc", "itm"},
+    "refcoco_boxes_domain": {"bbox", "giou"},
+    "refcoco_boxes": {"bbox", "giou"},
+    "captioning_domain": {"caption"},
+    "captioning": {"caption"},
+    "captioning_scst": {"scst"},
+}
+DOMAIN = {"nlvr": "nlvr_domain", "refcoco_boxes": "refcoco_boxes_domain", "captioning": "captioning_domain"}
+"""Tasks whose recipe starts from the export of another one."""
+
+
+def unmeasured(name: str) -> tuple[str, ...]:
+    """Options that leave the evaluations out."""
+    return (
+        ()
+        if name.endswith("_domain")
+        else ("data.val=null", "data.test=null", "evaluate={every: null, best: null}")
+    )
+
+
+@pytest.fixture
+def small(task):
+    """`small(name)`: the words of the shapes recipe of a task, made tiny."""
+    return lambda name, *more, **where: task(f"xvlm/shapes_{name}", *SMALL[name], *more, **where)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_trains_and_resumes_exactly(train, small, tmp_path, losses, name):
+    options = (*small(name, *unmeasured(name)), "save.every=2", "schedule={kind: constant, warmup_steps: 0}")
+    assert train(*options, "steps=3", "--run", tmp_path / "whole") == 0
+    assert train(*options, "steps=2", "--run", tmp_path / "parts") == 0
+    assert train(*options, "steps=3", "--run", tmp_path / "parts") == 0
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    line = json.loads((tmp_path / "whole/metrics.jsonl").read_text().splitlines()[-1])
+    assert set(line["losses"]) == {*LOSSES[name], "loss", "grad_norm"}
+    first, second = (load_file(tmp_path / run / "export/model.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    loaded = models.load(tmp_path / "whole/export")
+    assert loaded.settings["image_size"] == 64
+
+
+@pytest.mark.parametrize(("name", "earlier"), DOMAIN.items())
+def test_starts_from_its_domain_stage(train, small, tmp_path, name, earlier):
+    assert train(*small(earlier), "steps=1", "--run", tmp_path / "domain") == 0
+    start = tmp_path / "domain/export"
+    options = small(name, *unmeasured(name), start=start)
+    assert train(*options, "steps=1", "schedule.warmup_steps=10", "--run", tmp_path / "run") == 0
+    # The first step of a warm-up has rate 0, so the run ends with the weights it started from.
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, tmp_path / "run/export"))
+    assert {key for key in after if key not in before} == (
+        {key for key in after if key.startswith("cls_head.")} if name == "nlvr" else set()
+    )
+    assert all(torch.equal(before[key], after[key]) for key in after if key in before)
