@@ -78,7 +78,60 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--rows", type=int, metavar="N", help="look at the first N rows only")
     inspect.add_argument("--no-pictures", action="store_true", help="do not open the pictures")
     inspect.set_defaults(run=_inspect)
+
+    convert = commands.add_parser(
+        "convert", help="annotation files of others to the formats that are trained on"
+    )
+    _add_conversions(convert.add_subparsers(dest="what", required=True, metavar="WHAT"))
     return parser
+
+
+def _add_conversions(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    refer = kinds.add_parser("refer", help="REFER's refs(...).p to JSON; nothing in the pickle is executed")
+    refer.add_argument("refs", metavar="FILE", help="refs(unc).p")
+    refer.add_argument("out", metavar="OUT", help="JSON file to write")
+    refer.set_defaults(run=_convert_refs)
+
+    coco = kinds.add_parser(
+        "coco", help="COCO instances to X-VLM region lines; the category is the text of a box"
+    )
+    coco.add_argument("annotations", metavar="FILE", help="instances_*.json")
+    coco.add_argument("--captions", default="", metavar="FILE", help="captions_*.json for the whole pictures")
+    coco.add_argument(
+        "--images", default="", metavar="DIR", help="put before the file names, such as train2014"
+    )
+
+    vg = kinds.add_parser("vg", help="Visual Genome to X-VLM region lines")
+    vg.add_argument(
+        "annotations", metavar="FILE", help="objects.json, attributes.json or region_descriptions.json"
+    )
+    vg.add_argument("--image-data", required=True, metavar="FILE", help="image_data.json")
+    vg.add_argument(
+        "--image-name",
+        default="image/{id}.jpg",
+        metavar="PATTERN",
+        help="file of a picture; {id} its id, {folder} VG_100K or VG_100K_2 (default image/{id}.jpg)",
+    )
+    vg.add_argument(
+        "--exclude-flickr", nargs="+", default=[], metavar="FILE", help="as --exclude, for files of Flickr30k"
+    )
+    for parser in (coco, vg):
+        parser.add_argument("out", metavar="OUT", help="new or empty folder")
+        parser.add_argument(
+            "--exclude",
+            nargs="+",
+            default=[],
+            metavar="FILE",
+            help="annotation files whose COCO pictures are left out: all of a list or a COCO file, val and test of Karpathy's file",
+        )
+        parser.add_argument(
+            "--files",
+            type=int,
+            default=8,
+            metavar="N",
+            help="files to write (default 8); a streamed reader needs at least as many as ranks times workers",
+        )
+        parser.set_defaults(run=_convert_regions)
 
 
 def _shapes(options: argparse.Namespace) -> int:
@@ -137,6 +190,36 @@ def _inspect(options: argparse.Namespace) -> int:
     )
     print("\n".join(report.lines()))
     return 1 if report.counts else 0
+
+
+def _convert_refs(options: argparse.Namespace) -> int:
+    from vlp_data.sources.refer import write_refs_json
+
+    print(f"{options.out}: {write_refs_json(options.refs, options.out)} references")
+    return 0
+
+
+def _convert_regions(options: argparse.Namespace) -> int:
+    from vlp_data import convert
+    from vlp_data.options import CocoInstances, VisualGenome
+
+    excluded: dict[convert.Collection, set[int]] = {"coco": convert.held_out(options.exclude)}
+    if options.what == "coco":
+        source = CocoInstances(
+            annotations=options.annotations, images=options.images, captions=options.captions
+        ).open()
+    else:
+        excluded["flickr"] = convert.held_out(options.exclude_flickr)
+        source = VisualGenome(
+            annotations=options.annotations, image_data=options.image_data, image_name=options.image_name
+        ).open()
+    done = convert.write_region_lines(
+        source, options.out, excluded=excluded, shards=options.files, progress=_progress("pictures")
+    )
+    print(f"{options.out}: {done.regions} boxes of {done.pictures} pictures in {options.files} files")
+    for cause, count in {**source.describe()["notes"], **done.left_out}.items():
+        print(f"{cause}: {count}")
+    return 0
 
 
 def _progress(unit: str) -> Callable[[int, int], None] | None:

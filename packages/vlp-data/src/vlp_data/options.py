@@ -87,11 +87,45 @@ class TaskJson:
     """Put before picture paths."""
     dataset_roots: dict[str, PathText] = field(default_factory=dict)
     """Other roots by the entry's `dataset` field (VQA lists mix `vqa` and `vg`)."""
+    group_captions: bool = False
+    """One row per picture with all its captions, where a list has one entry per caption (references for rewards)."""
 
     def open(self) -> "Source":
         from vlp_data.sources.task_json import open_task_json
 
         return open_task_json(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refer:
+    """Referring expressions: a task list {image, text, ref_id} joined with the files of REFER, or VLUE's list, which holds the boxes itself."""
+
+    format: Literal["refer"] = "refer"
+    files: tuple[PathText, ...]
+    """Task lists, paths or fsspec URLs."""
+    refs: PathText = ""
+    """`refs(unc).p`, or that list as .json (`vlp-data convert refer` writes it); "" where every entry has its box (VLUE)."""
+    instances: PathText = ""
+    """instances.json of REFER; needed with `refs`."""
+    detections: PathText = ""
+    """dets.json: boxes to choose from, by picture id; "" for none."""
+    root: PathText = ""
+    """Put before picture paths."""
+    splits: tuple[str, ...] = ()
+    """Keep expressions of these splits of REFER (train, val, testA, testB); () keeps all."""
+
+    def __post_init__(self) -> None:
+        if bool(self.refs) != bool(self.instances):
+            raise ValueError(
+                "refs and instances belong together: give both, or neither for lists that hold the boxes"
+            )
+        if self.splits and not self.refs:
+            raise ValueError("splits needs refs: that is where the split of an expression stands")
+
+    def open(self) -> "Source":
+        from vlp_data.sources.refer import open_refer
+
+        return open_refer(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +165,26 @@ class CocoInstances:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VisualGenome:
+    """Visual Genome: one row per picture with its objects (attributes before the name) or its regions."""
+
+    format: Literal["visual_genome"] = "visual_genome"
+    annotations: PathText
+    """objects.json, attributes.json or region_descriptions.json; the entries tell which."""
+    image_data: PathText
+    """image_data.json: sizes, and the ids the pictures have in COCO and Flickr."""
+    images: PathText = ""
+    """Folder of the pictures."""
+    image_name: str = "image/{id}.jpg"
+    """File of a picture below `images`: `{id}` its id, `{folder}` its folder in the release (VG_100K or VG_100K_2)."""
+
+    def open(self) -> "Source":
+        from vlp_data.sources.visual_genome import open_visual_genome
+
+        return open_visual_genome(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Karpathy:
     """Karpathy's dataset_*.json: one row per picture of the split."""
 
@@ -152,8 +206,10 @@ class Karpathy:
 
 ImageTextSource: TypeAlias = ImageTextLines | TaskJson | CocoCaptions | Karpathy
 """Sources of (picture, captions) rows."""
-RegionSource: TypeAlias = RegionLines | CocoInstances
+RegionSource: TypeAlias = RegionLines | CocoInstances | VisualGenome
 """Sources of rows with boxes."""
+ExpressionSource: TypeAlias = Refer | TaskJson
+"""Sources of referring expressions; those of `TaskJson` have no boxes."""
 
 
 # ---------------------------------------------------------------------------------------------- views and examples

@@ -6,7 +6,16 @@ from typing import Any, TypeVar
 from vlp_data.files import join
 
 _Options = TypeVar("_Options")
-PATH_FIELDS = ("files", "annotations", "captions", "index")
+PATH_FIELDS = (
+    "files",
+    "annotations",
+    "captions",
+    "image_data",
+    "index",
+    "refs",
+    "instances",
+    "detections",
+)
 """Fields of source options that name files; an empty one stays empty."""
 FOLDER_FIELDS = ("root", "images", "dataset_roots")
 """Fields that name folders; an empty one is the root itself."""

@@ -31,8 +31,8 @@ class Rows:
         return json.loads(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
 
 
-def read_json(path: str, expected: type) -> Any:
-    """The content of a JSON file whose outermost value is a list or an object. Raises FileNotFoundError, DataError."""
+def read_json(path: str, expected: type | tuple[type, ...]) -> Any:
+    """The content of a JSON file whose outermost value is a list or an object, as expected. Raises FileNotFoundError, DataError."""
     try:
         with files.open_read(path) as stream:
             content = json.load(stream)
@@ -41,7 +41,9 @@ def read_json(path: str, expected: type) -> Any:
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, expected):
-        raise DataError(f"{path}: expected a JSON {expected.__name__}, found {type(content).__name__}")
+        kinds = expected if isinstance(expected, tuple) else (expected,)
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise DataError(f"{path}: expected a JSON {names}, found {type(content).__name__}")
     return content
 
 

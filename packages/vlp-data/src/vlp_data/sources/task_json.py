@@ -67,10 +67,27 @@ def open_task_json(options: TaskJson) -> TaskJsonSource:
     rows = tuple(Rows(_objects(read_json(path, list), path)) for path in paths)
     if not any(map(len, rows)):
         raise DataError(f"no entry in {', '.join(paths)}")
+    if options.group_captions:
+        rows = tuple(Rows(_grouped(part, path)) for path, part in zip(paths, rows, strict=True))
     for path, part in zip(paths, rows, strict=True):
         if len(part):
             parse_entry(part[0], path, 0, options)
     return TaskJsonSource(options, tuple(paths), rows, np.cumsum([0, *map(len, rows)]))
+
+
+def _grouped(rows: Rows, path: str) -> list[dict[str, Any]]:
+    """One entry per picture, in the order of their first captions. Raises DataError for entries that are no captions."""
+    pictures: dict[str, dict[str, Any]] = {}
+    for number in range(len(rows)):
+        where, entry = f"{path}: entry {number}", rows[number]
+        if kind_of(entry, where) != "caption":
+            raise DataError(
+                f"{where}: group_captions joins captions only, this entry is of kind {kind_of(entry, where)}"
+            )
+        caption = field(entry, "caption", (str, list), where)
+        kept = pictures.setdefault(field(entry, "image", str, where), {**entry, "caption": []})
+        kept["caption"] += [caption] if isinstance(caption, str) else caption
+    return list(pictures.values())
 
 
 def _objects(entries: list[Any], path: str) -> list[dict[str, Any]]:

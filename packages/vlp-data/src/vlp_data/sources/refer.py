@@ -1,0 +1,210 @@
+"""Referring expressions with their boxes: task lists joined with REFER's files.
+
+`refs(unc).p` is a pickle. It is read by an unpickler that builds plain Python values only (lists, tuples, dicts, sets, strings, bytes,
+numbers, booleans, None); a pickle that names any class or function is refused, so nothing in it can run.
+Sources: X-VLM specification 5.5; lichengunc/refer (layout of its files); VLUE (lists with boxes).
+"""
+
+import io
+import json
+import pickle
+import posixpath
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from vlp_data import files
+from vlp_data.errors import DataError
+from vlp_data.options import Refer
+from vlp_data.schema import Image, Region, Sample, Target, Text
+from vlp_data.sources.rows import Rows, field, read_json
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Builds no objects but Python's own plain values."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+
+
+def read_plain_pickle(path: str) -> Any:
+    """The value in a pickle of plain values, of any protocol, those of Python 2 included. Raises FileNotFoundError; DataError for a pickle
+    that holds anything else (nothing of it is executed) or that is damaged."""
+    try:
+        data = files.read(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} not found") from None
+    try:
+        return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
+    except pickle.UnpicklingError as error:
+        raise DataError(
+            f"{path} is no pickle of plain lists, dicts, strings and numbers: {error}; nothing of it was executed"
+        ) from error
+    except Exception as error:  # damaged pickles raise nearly anything
+        raise DataError(f"{path} is damaged: {type(error).__name__}: {error}"[:300]) from error
+
+
+def read_refs(path: str) -> list[dict[str, Any]]:
+    """REFER's list of references from its pickle or from JSON. Raises FileNotFoundError, DataError."""
+    refs = read_json(path, list) if path.endswith(".json") else read_plain_pickle(path)
+    if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
+        raise DataError(
+            f"{path}: expected a list of references, each a dict with ref_id, ann_id, image_id, split, sentences"
+        )
+    return refs
+
+
+def write_refs_json(refs: str, out: str) -> int:
+    """Write REFER's pickle as JSON, which needs no care to be read; returns the number of references. Raises FileExistsError, DataError."""
+    found = read_refs(refs)
+    try:
+        text = json.dumps(found, ensure_ascii=True, indent=0)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{refs}: cannot be written as JSON: {error}") from error
+    with files.local(out).open("x", encoding="ascii") as stream:
+        stream.write(text + "\n")
+    return len(found)
+
+
+@dataclass(frozen=True)
+class ReferSource:
+    """Rows of expressions, each with its box first and the detections of its picture after it."""
+
+    options: Refer
+    rows: Rows
+    notes: dict[str, int]
+    """Expressions by split, and what was left out."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self.rows[index]
+        boxes = [row["box"], *row["detections"]]
+        return Sample(
+            key=row["key"],
+            images=(
+                Image(
+                    path=files.join(self.options.root, row["image"]),
+                    size=row["size"] and tuple(row["size"]),
+                    id=row["image_id"],
+                ),
+            ),
+            texts=(Text(text=row["text"], role="expression", id=row["ref_id"]),),
+            regions=tuple(
+                Region(box=(x, y, x + w, y + h), category=None if number else row["category"])
+                for number, (x, y, w, h) in enumerate(boxes)
+            ),
+            target=Target(box=0),
+            meta={"file": row["file"], "row": row["row"], "ref_id": row["ref_id"], "split": row["split"]},
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "format": self.options.format,
+            "files": list(self.options.files),
+            "rows": len(self),
+            "notes": self.notes,
+        }
+
+
+def open_refer(options: Refer) -> ReferSource:
+    """Join the lists with the references. Raises FileNotFoundError; DataError where a reference, its box or its detections are missing."""
+    references = _References(options) if options.refs else None
+    detections = read_json(options.detections, dict) if options.detections else {}
+    notes: Counter[str] = Counter()
+    rows = []
+    for path in files.expand(options.files):
+        for number, entry in enumerate(read_json(path, list)):
+            where = f"{path}: entry {number}"
+            if not isinstance(entry, dict):
+                raise DataError(f"{where} must be an object, found {type(entry).__name__}")
+            found = _own(entry, where) if references is None else references.of(entry, where)
+            if options.splits and found["split"] not in options.splits:
+                notes["expressions of other splits"] += 1
+                continue
+            notes[f"expressions of split {found['split']}"] += 1
+            if not _has_area(found["box"]):
+                raise DataError(f"{where}: the box {found['box']} that it refers to has no area")
+            if options.detections:
+                name = str(found["image_id"])
+                if name not in detections:
+                    raise DataError(
+                        f"{options.detections}: no detections of picture {name}, which {where} needs"
+                    )
+                boxes = [_box(box, f"{options.detections}: {name}") for box in detections[name]]
+                found["detections"] = [box for box in boxes if _has_area(box)]
+                notes["detections without area"] += len(boxes) - len(found["detections"])
+            rows.append({**found, "key": f"{path}:{number}", "file": path, "row": number})
+    if not rows:
+        raise DataError(
+            f"no expression in {', '.join(options.files)} ({dict(notes) or 'the lists are empty'})"
+        )
+    return ReferSource(options, Rows(rows), {reason: count for reason, count in notes.items() if count})
+
+
+class _References:
+    """What REFER's files say about each reference."""
+
+    def __init__(self, options: Refer) -> None:
+        content = read_json(options.instances, dict)
+        self.options = options
+        self.refs = {
+            field(ref, "ref_id", int, f"{options.refs}: {n}"): ref
+            for n, ref in enumerate(read_refs(options.refs))
+        }
+        self.annotations = {a["id"]: a for a in field(content, "annotations", list, options.instances)}
+        self.images = {image["id"]: image for image in field(content, "images", list, options.instances)}
+
+    def of(self, entry: dict[str, Any], where: str) -> dict[str, Any]:
+        number = field(entry, "ref_id", int, where)
+        if number not in self.refs:
+            raise DataError(f"{where}: ref_id {number} is not in {self.options.refs}")
+        ref = self.refs[number]
+        if ref["ann_id"] not in self.annotations or ref["image_id"] not in self.images:
+            raise DataError(
+                f"{self.options.refs}: annotation {ref['ann_id']} of picture {ref['image_id']} (ref_id {number}) is not in {self.options.instances}"
+            )
+        annotation, image = self.annotations[ref["ann_id"]], self.images[ref["image_id"]]
+        return {
+            "image": field(entry, "image", str, where),
+            "text": field(entry, "text", str, where),
+            "ref_id": number,
+            "split": ref["split"],
+            "image_id": ref["image_id"],
+            "category": annotation.get("category_id"),
+            "size": [image["width"], image["height"]],
+            "box": _box(annotation["bbox"], f"{self.options.instances}: annotation {ref['ann_id']}"),
+            "detections": [],
+        }
+
+
+def _own(entry: dict[str, Any], where: str) -> dict[str, Any]:
+    """An entry of VLUE's kind: {ref_id, bbox, height, width, dets, text, image}."""
+    if "bbox" not in entry:
+        raise DataError(f"{where}: the entry has no `bbox`; give refs and instances of REFER")
+    image = field(entry, "image", str, where)
+    return {
+        "image": image,
+        "text": field(entry, "text", str, where),
+        "ref_id": entry.get("ref_id"),
+        "split": str(entry.get("split", "")),
+        "image_id": posixpath.splitext(posixpath.basename(image))[0],
+        "category": None,
+        "size": [entry["width"], entry["height"]] if "width" in entry and "height" in entry else None,
+        "box": _box(entry["bbox"], where),
+        "detections": [_box(box, where) for box in entry.get("dets", ())],
+    }
+
+
+def _box(value: Any, where: str) -> list[float]:
+    """x, y, w, h of a list that may go on with a score or a class."""
+    if not (
+        isinstance(value, list) and len(value) >= 4 and all(isinstance(v, int | float) for v in value[:4])
+    ):
+        raise DataError(f"{where}: a box must be [x, y, w, h], found {value!r}"[:300])
+    return value[:4]
+
+
+def _has_area(box: list[float]) -> bool:
+    return box[2] > 0 and box[3] > 0
