@@ -15,23 +15,32 @@ Letters: N pictures, M texts, K candidates, P pairs, T tokens, E shared embeddin
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import DataLoader, Dataset
 from vlp_core import distributed
 
 from vlp_eval.gallery import Gallery
+from vlp_eval.inference import (
+    Pictures,
+    Precision,
+    Progress,
+    View,
+    autocast,
+    device_of,
+    evaluating,
+    picture_batches,
+    silent,
+    speaker,
+)
 from vlp_eval.metrics import retrieval as metric
 from vlp_eval.protocol import DualEncoder, ImageFeatures, RetrievalModel, TextFeatures
 from vlp_eval.report import Scores
 
-Precision = Literal["fp32", "bf16", "fp16"]
-Progress = Callable[[str, int, int], None]
 AT = (1, 5, 10)
 SHOWN = 5
 
@@ -52,7 +61,7 @@ def evaluate_retrieval(
     gallery: Gallery,
     tokenizer: Tokenizer,
     *,
-    view: Callable[[Any], Tensor],
+    view: View,
     max_tokens: int = 40,
     separator: bool = False,
     rerank: int = 0,
@@ -93,12 +102,12 @@ def evaluate_retrieval(
         raise ValueError(
             f"{images} pictures and {texts} texts cannot be shared by {world} ranks; start fewer"
         )
-    device = _device_of(model) if device is None else torch.device(device)
-    say = progress if progress is not None and rank == 0 else _silent
+    device = device_of(model) if device is None else torch.device(device)
+    say = speaker(progress)
     image_of_text = torch.tensor(gallery.image_of_text)
     result = _Result(gallery, ties)
 
-    with _evaluating(model), _autocast(device, precision):
+    with evaluating(model), autocast(device, precision):
         image = _encode_images(
             model, gallery, range(rank, images, world), view, image_batch, workers, device, say
         )
@@ -174,7 +183,7 @@ def rerank(
     `of_image_NK[i]` are the texts to score for picture i, `of_text_MK[j]` the pictures for text j (see `metrics.retrieval.top`).
     A pair that occurs in both is scored once, and nothing but these pairs is.
     """
-    return _rerank(model, image, text, of_image_NK, of_text_MK, pair_batch, _silent, world=1, rank=0)
+    return _rerank(model, image, text, of_image_NK, of_text_MK, pair_batch, silent, world=1, rank=0)
 
 
 def score_pairs(
@@ -268,51 +277,35 @@ def _rerank(
     return scores[: of_image.numel()].view_as(of_image), scores[of_image.numel() :].view_as(of_text)
 
 
-class _Pictures(Dataset):
-    """View of a picture, and what is wrong with it: an exception would reach the user wrapped in tracebacks of worker processes."""
+class _GalleryPictures:
+    """Picture i of a gallery, and its name; picklable."""
 
-    def __init__(self, gallery: Gallery, indices: Sequence[int], view: Callable[[Any], Tensor]) -> None:
-        self.gallery, self.indices, self.view = gallery, indices, view
+    def __init__(self, gallery: Gallery) -> None:
+        self.gallery = gallery
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    def __call__(self, i: int) -> list[Any]:
+        return [self.gallery.image(i)]
 
-    def __getitem__(self, place: int) -> tuple[Tensor | None, str]:
-        i = self.indices[place]
-        try:
-            return self.view(self.gallery.image(i)), ""
-        except Exception as problem:  # whatever a decoder raises: a missing picture would change the result
-            return None, f"picture {self.gallery.image_ids[i]!r} of the gallery: {problem}"
-
-
-def _stack(pictures: Sequence[tuple[Tensor | None, str]]) -> tuple[Tensor | None, str]:
-    problem = next((problem for _, problem in pictures if problem), "")
-    return None if problem else torch.stack([cast(Tensor, view) for view, _ in pictures]), problem
+    def name(self, i: int) -> str:
+        return f"picture {self.gallery.image_ids[i]!r} of the gallery"
 
 
 def _encode_images(
     model: DualEncoder,
     gallery: Gallery,
     indices: Sequence[int],
-    view: Callable[[Any], Tensor],
+    view: View,
     batch: int,
     workers: int,
     device: torch.device,
     say: Progress,
 ) -> ImageFeatures:
-    # A generator of its own: the loader draws a seed for its workers, and evaluation must not move the training's random state.
-    loader = DataLoader(
-        _Pictures(gallery, indices, view),
-        batch_size=batch,
-        num_workers=workers,
-        collate_fn=_stack,
-        generator=torch.Generator(),
-    )
+    pictures = _GalleryPictures(gallery)
     parts = []
-    for image, problem in loader:
-        if problem:
-            raise ValueError(problem)
-        parts.append(model.encode_image(image.to(device)))
+    for image, _ in picture_batches(
+        Pictures(pictures, indices, view, pictures.name), batch=batch, workers=workers
+    ):
+        parts.append(model.encode_image(image.squeeze(1).to(device)))
         if parts[0].projection is None:
             raise ValueError(
                 f"{type(model).__name__} has no projection into a shared space; it cannot retrieve"
@@ -449,33 +442,6 @@ def _everyone(share: Tensor, total: int) -> Tensor:
     filled = torch.cat([share, share.new_zeros(longest - len(share), *share.shape[1:])])
     shares = distributed.gather(filled, "none").view(world, longest, *share.shape[1:])
     return shares.transpose(0, 1).reshape(world * longest, *share.shape[1:])[:total]
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    pass
-
-
-def _device_of(model: Any) -> torch.device:
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
-
-
-@contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        # One by one: a frozen part in evaluation mode inside a model in training mode must stay so.
-        for module in training:
-            module.training = True
-
-
-def _autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 @contextlib.contextmanager
