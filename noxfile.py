@@ -198,12 +198,51 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Tests marked `gpu`; skipped with a message where there is no CUDA device."""
+    """On a CUDA device: tests marked `gpu`, the kernels under compute-sanitizer, then the benchmark of vlp-ops; skipped where there is none."""
     install(session, *PACKAGES, groups=("test", "packages/vlp-core/pyproject.toml:test"))
     probe = "import torch; print(torch.cuda.is_available())"
     if str(session.run("python", "-c", probe, silent=True)).strip() != "True":
         session.skip("torch finds no CUDA device on this machine")
-    session.run("pytest", "-m", "gpu", "packages", *session.posargs)
+    session.run("python", "-m", "vlp_ops.build")
+    native = "import vlp_ops; print(vlp_ops.backend_info()['cuda'])"
+    if "'native': True" not in str(session.run("python", "-c", native, silent=True)):
+        session.error("the CUDA kernels were not built or do not load: python -m vlp_ops.build says why")
+    session.run("pytest", "-m", "gpu", "packages")
+    sanitize(session)
+    session.run("python", "-m", "vlp_ops.bench", *session.posargs)
+
+
+def sanitize(session: nox.Session) -> None:
+    """The small cases of the kernels with every memory access and shared-memory hazard watched."""
+    if shutil.which("compute-sanitizer") is None:
+        session.warn("compute-sanitizer (a part of the CUDA toolkit) is not on the path: it was not run")
+        return
+    folder = "packages/vlp-ops/tests"
+    for tool, tests in (
+        (
+            "memcheck",
+            (f"{folder}/test_kernels.py", f"{folder}/test_deformable.py", f"{folder}/test_memory.py"),
+        ),
+        ("racecheck", (f"{folder}/test_kernels.py",)),
+    ):
+        session.run(
+            "compute-sanitizer",
+            f"--tool={tool}",
+            "--error-exitcode=1",
+            *(
+                "python",
+                "-m",
+                "pytest",
+                "-m",
+                "gpu",
+                "-k",
+                "not compile and not gradcheck and not runs",
+                *tests,
+            ),
+            # Otherwise torch's allocator hides accesses past the end of a tensor.
+            env={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            external=True,
+        )
 
 
 @nox.session
