@@ -122,6 +122,32 @@ def test_training_starts_from_an_export_folder(train, tiny, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first if name != "temperature")
 
 
+ENCODERS = {
+    "clip": "{kind: clip, image_size: 64, patch: 32, width: 16, depth: 2, heads: 2, hidden: 32, local_depth: 1}",
+    "vit": "{kind: vit, image_size: 64, patch: 32, width: 16, depth: 2, heads: 2, local_depth: 1}",
+}
+ROBERTA = "model.text={kind: roberta, width: 32, layers: 2, fusion_layer: 1, heads: 2, hidden: 32, positions: 66, token_types: 1, norm_eps: 1e-5}"
+
+
+@pytest.mark.parametrize("vision", ENCODERS)
+@pytest.mark.parametrize("text", ["bert", "roberta"])
+def test_every_encoder_trains_on_both_streams(train, tiny, tmp_path, vision, text):
+    options = [*tiny, "steps=2", "data.regions.share=1.0", f"model.vision={ENCODERS[vision]}"]
+    if text == "roberta":
+        byte = {33 + k: chr(33 + k) for k in range(94)}
+        tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *byte.values(), "\u0120"]
+        (tmp_path / "vocab.json").write_text(
+            json.dumps({token: number for number, token in enumerate(tokens)})
+        )
+        (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+        files = f"[{tmp_path / 'vocab.json'}, {tmp_path / 'merges.txt'}]"
+        options += [ROBERTA, f"data.tokenizer={{kind: roberta, files: {files}}}"]
+    run = tmp_path / "run"
+    assert train(*options, "--run", run) == 0
+    assert set(json.loads((run / "eval/step-00000002.json").read_text())) >= {"reranked/tr_r1"}
+    assert models.load(run / "export").model.text.kind == text
+
+
 COCO = (
     "data.world=null",
     "data.images.source={{format: coco_captions, annotations: annotations/captions.json, images: images}}",

@@ -1,6 +1,9 @@
 """What the shipped recipes of X-VLM say."""
 
+import re
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +13,8 @@ from vlp_core.models.xvlm_rules import parameter_rules
 from vlp_core.optim import parameter_groups
 from vlp_core.recipe import RecipeError, build, dump, dumps, parse
 from vlp_methods.engine.entry import load, shipped
+from vlp_methods.parts.options import Start
+from vlp_methods.xvlm.finetune import optimizer, start
 from vlp_methods.xvlm.schema.pretrain import Pretrain
 
 GIVEN = {
@@ -231,6 +236,26 @@ def test_task_recipe_holds_every_official_number(name):
         0.1,
         0.1,
     )
+
+
+STAGES = {"refcoco_weak": "retrieval", "refcoco_boxes": "boxes", "refcoco_boxes_domain": "boxes"}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_model_and_optimizer_of_a_task_can_be_built(name):
+    """At full size, without memory: sizes fit, and the learning-rate factor has parts to hold for."""
+    recipe = official(name)
+    stage = STAGES.get(name, re.sub(r"_(coco|flickr|480|scst)$|(?<=captioning)_domain$", "", name))
+    model = replace(recipe.model, weights=Start(model=""))
+    with torch.device("meta"):
+        started = start(stage, model, SimpleNamespace(vocabulary=30522, pad_id=0))
+        groups = optimizer(recipe, started.model).param_groups
+    scaled = [n for group in groups if group["lr_scale"] != 1 for n in group["names"]]
+    fresh = {"vqa": "decoder.layers.", "nlvr_domain": "ta_head."}.get(stage)
+    assert bool(scaled) == (fresh is not None)
+    assert all(n.startswith(fresh) for n in scaled)
+    image = torch.empty(1, 3, recipe.data.view.size, recipe.data.view.size, device="meta")
+    assert started.model.vision(image).shape == (1, 1 + (recipe.data.view.size // 32) ** 2, 1024)
 
 
 def test_rest_of_the_official_numbers():
