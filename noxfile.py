@@ -199,7 +199,11 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def gpu(session: nox.Session) -> None:
     """On a CUDA device: tests marked `gpu`, the kernels under compute-sanitizer, then the benchmark of vlp-ops; skipped where there is none."""
-    install(session, *PACKAGES, groups=("test", "packages/vlp-core/pyproject.toml:test"))
+    groups = [
+        f"packages/{name}/pyproject.toml:{group}"
+        for name, group in (("vlp-core", "test"), ("vlp-ops", "bench"))
+    ]
+    install(session, *PACKAGES, groups=("test", *groups))
     probe = "import torch; print(torch.cuda.is_available())"
     if str(session.run("python", "-c", probe, silent=True)).strip() != "True":
         session.skip("torch finds no CUDA device on this machine")
@@ -257,6 +261,7 @@ def pins(session: nox.Session) -> None:
             project.write_text(with_pins(before, []))
         projects = [f"packages/{name}/pyproject.toml" for name in PACKAGES]
         groups = ["test", "lint", "types", "docs", *(f"{project}:test" for project in projects)]
+        groups.append("packages/vlp-ops/pyproject.toml:bench")
         compile_pins = [
             "uv",
             "pip",
