@@ -206,10 +206,16 @@ def test_box_regression_and_its_gradients_equal_the_reference(
     case, golden_model, assert_equal, assert_gradient_norms
 ):
     model, inputs, expected = golden_model(case), case.tensors("inputs"), case.tensors("outputs")
-    text = model.encode_text(inputs["text_ids"], inputs["text_atts"])
-    rows = torch.arange(len(inputs["text_ids"]))
-    image_rows = inputs.get("idx_to_group_img", rows)
-    boxes = model.locate(model.encode_image(inputs["image"]), text, image_rows, rows)
+    ids, mask, image_rows = inputs["text_ids"], inputs["text_atts"], inputs.get("idx_to_group_img")
+    boxes = model.regress(inputs["image"], ids, mask, image_rows)
+    rows = torch.arange(len(ids))
+    located = model.locate(
+        model.encode_image(inputs["image"]),
+        model.encode_text(ids, mask),
+        rows if image_rows is None else image_rows,
+        rows,
+    )
+    torch.testing.assert_close(boxes, located)
     losses = box_losses(boxes, inputs["target_bbox"], is_image_B=inputs.get("is_image"))
     found = {"loss_bbox": losses.l1, "loss_giou": losses.giou, "loss_total": losses.l1 + losses.giou}
     if "bbox_pred" in expected:

@@ -254,6 +254,20 @@ class Xvlm(nn.Module):
             full_embeds=None,
         )
 
+    def regress(
+        self,
+        image_NCHW: Tensor,
+        text_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        image_index_B: Tensor | None = None,
+    ) -> Tensor:
+        """Training with boxes: what `locate` gives for text b in image b, or `image_index[b]`, without waiting for the device; [B, 4]."""
+        rows = torch.arange(len(text_ids_BT), device=text_ids_BT.device)
+        image = self.encode_image(image_NCHW)
+        text = self.encode_text(text_ids_BT, attention_mask_BT)
+        first = self._fuse_first(image, text, rows if image_index_B is None else image_index_B, rows)
+        return self.bbox_head(first).sigmoid()
+
     def draw_negatives(
         self, image_projection_BE: Tensor, text_projection_BE: Tensor, identities_B: Tensor | None = None
     ) -> Negatives:

@@ -10,7 +10,6 @@ code.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from vlp_core.losses import box_losses
 from vlp_core.models import Xvlm
@@ -34,13 +33,9 @@ class BoxTask(nn.Module):
         self.model = model
 
     def forward(self, batch: BoxBatch | RegionBatch) -> dict[str, Tensor]:
-        rows = torch.arange(len(batch.text_ids), device=batch.text_ids.device)
         regions = batch if isinstance(batch, RegionBatch) else None
-        boxes = self.model.locate(
-            self.model.encode_image(batch.image),
-            self.model.encode_text(batch.text_ids, batch.attention_mask),
-            rows if regions is None else regions.image_index,
-            rows,
+        boxes = self.model.regress(
+            batch.image, batch.text_ids, batch.attention_mask, regions.image_index if regions else None
         )
         losses = box_losses(boxes, batch.target_boxes, is_image_B=regions.is_image if regions else None)
         return {"bbox": losses.l1, "giou": losses.giou}

@@ -26,8 +26,8 @@ class Data(options.Data):
 
     train: QuestionStream
     """Questions with answers."""
-    candidates: PathText
-    """JSON list of the answers that are ranked in evaluations (answer_list.json)."""
+    candidates: PathText = ""
+    """JSON list of the answers that evaluations choose among (answer_list.json); needed to rank them."""
     val: TaskJson | None = None
     """Questions with answers, answered at the times of `evaluate`; null: never."""
     test: TaskJson | None = None
@@ -42,10 +42,14 @@ class Vqa(Training):
     """The model."""
     data: Data
     """The data."""
-    answers: options.AnswerTest = field(default_factory=options.AnswerTest)
+    answers: options.RankedAnswers | options.WrittenAnswers = field(default_factory=options.RankedAnswers)
     """How questions are answered in evaluations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.fits(self.model, self.data)
         checks.selects(self.evaluate, split="val", present=self.data.val is not None)
+        if bool(self.data.candidates) != (self.answers.mode == "rank"):
+            raise ValueError(
+                "data.candidates belongs to answers.mode=rank: give a file of answers, or choose answers.mode=generate"
+            )
