@@ -183,7 +183,7 @@ def test_loading_leaves_denormals_alone():
     assert torch.tensor([1e-42]).mul(1.0).item() != 0.0
 
 
-@pytest.mark.parametrize("module", ["deformable", "memory", "tokens"])
+@pytest.mark.parametrize("module", ["deformable", "memory", "tokens", "every_operator"])
 def test_the_whole_suite_without_native_kernels(module, request):
     """The same tests serve the PyTorch implementation."""
     folder = Path(__file__).parent

@@ -6,6 +6,7 @@ and CUDA keys, which take precedence; without them the same operators work on ev
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -139,9 +140,16 @@ def note_backend(tensor: Tensor) -> None:
 
 def validates(tensor: Tensor) -> bool:
     """Whether values (not only shapes) are checked: always on the CPU, elsewhere only with VLP_OPS_VALIDATE=1 (it waits for the device)."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_fake(tensor):
         return False
     return tensor.device.type == "cpu" or os.environ.get("VLP_OPS_VALIDATE", "0") not in ("", "0")
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether the tensor has a shape and a device but no values."""
+    # Who made such a tensor has imported its module, which is too slow to import for everybody.
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return module is not None and isinstance(tensor, module.FakeTensor)
 
 
 def register(

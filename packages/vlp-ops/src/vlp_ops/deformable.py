@@ -51,7 +51,9 @@ def ms_deform_attn(
         deterministic = torch.are_deterministic_algorithms_enabled()
     _library.note_backend(value)
     on_host = not isinstance(spatial_shapes, Tensor) or (
-        spatial_shapes.device.type == "cpu" and not torch.compiler.is_compiling()
+        spatial_shapes.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not _library.is_fake(spatial_shapes)
     )
     if on_host or _library.validates(value):
         shapes = _host_shapes(value, spatial_shapes, sampling_locations, level_start_index)
@@ -139,7 +141,7 @@ def _host_shapes(
         raise ValueError(
             f"{OP}: spatial_shapes {pairs} cover {total} positions but value has S={value.shape[1]}"
         )
-    if starts is not None and not torch.compiler.is_compiling():
+    if starts is not None and not torch.compiler.is_compiling() and not _library.is_fake(starts):
         readable = starts.device.type == "cpu" or _library.validates(value)
         if readable and starts.tolist() != first:
             raise ValueError(
