@@ -352,3 +352,76 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     exec(example, {})
     assert capsys.readouterr().out == "(16, 3, 64, 64) (16, 40) 16\n"
+
+
+# ------------------------------------------------------------------------------------------- file after file
+
+
+def in_files(image_lines, tokenizer, **options):
+    source = ImageTextLines(files=(str(image_lines / "lines"),), root=str(image_lines), **options).open()
+    image, text = ImageOptions(size=32), TextOptions(max_tokens=8)
+    return ImageTextExamples(source=source, tokenizer=tokenizer, image=image, text=text)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("options", [{"order": "files"}, {"order": "files", "buffer": 5}, {}])
+def test_ranks_with_workers_read_every_line_once_per_epoch(image_lines, tokenizer, world, options):
+    examples = in_files(image_lines, tokenizer, **options)
+    ranks = [
+        take(Loader(examples, global_batch=2 * world, seed=3, rank=rank, world=world, workers=2), 24 // world)
+        for rank in range(world)
+    ]
+    for epoch in range(2):
+        steps = range(epoch * 12 // world, (epoch + 1) * 12 // world)
+        keys = [key for batches in ranks for step in steps for key in batches[step].keys]
+        assert len(keys) == len(set(keys)) == 24
+    # The same global batches as one rank without workers.
+    alone = take(Loader(examples, global_batch=2 * world, seed=3), 24 // world)
+    for step, batch in enumerate(alone):
+        assert batch.keys == tuple(key for batches in ranks for key in batches[step].keys)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_rank_reads_consecutive_lines(image_lines, tokenizer, world):
+    examples = in_files(image_lines, tokenizer, order="files")
+    loader = Loader(examples, global_batch=4 * world, seed=1, rank=1, world=world)
+    assert loader.describe() == {
+        "rank": f"1 of {world}",
+        "samples": 24,
+        "order": "3 files one after the other, buffer 0",
+        "reads": f"places 4 to 7 of every {4 * world}",
+        "position": 0,
+    }
+    for batch in take(loader, 4):
+        places = [key.rsplit(":", 1) for key in batch.keys]
+        assert len({file for file, _ in places}) == 1
+        numbers = [int(number) for _, number in places]
+        assert numbers == list(range(numbers[0], numbers[0] + 4))
+
+
+@pytest.mark.parametrize("buffer", [0, 5])
+def test_reading_file_after_file_goes_on_exactly(image_lines, tokenizer, buffer):
+    examples = in_files(image_lines, tokenizer, order="files", buffer=buffer)
+    straight = take(Loader(examples, global_batch=6, seed=2), 9)
+    for stop in (1, 4, 7):
+        first = Loader(examples, global_batch=6, seed=2, workers=2)
+        taken = take(first, stop)
+        second = Loader(examples, global_batch=6, seed=2, workers=1)
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert_same(straight, taken + take(second, 9 - stop))
+        rest = []
+        for rank in range(3):  # on another number of ranks no line of the epoch is lost or read twice
+            third = Loader(examples, global_batch=6, seed=2, rank=rank, world=3)
+            third.load_state_dict(first.state_dict())
+            rest.append(take(third, 9 - stop))
+        for step, batch in enumerate(straight[stop:]):
+            assert batch.keys == tuple(key for batches in rest for key in batches[step].keys)
+
+
+def test_a_state_of_another_order_is_refused(image_lines, tokenizer):
+    state = Loader(in_files(image_lines, tokenizer), global_batch=2, seed=0).state_dict()
+    loader = Loader(in_files(image_lines, tokenizer, order="files"), global_batch=2, seed=0)
+    with pytest.raises(
+        DataError, match="order was shuffled when the state was saved and is 3 files one after"
+    ):
+        loader.load_state_dict(state)

@@ -21,6 +21,7 @@ from vlp_data.examples import (
 )
 from vlp_data.options import ImageOptions, TaskJson, TextOptions
 from vlp_data.schema import Image, Region, Sample, Target, Text
+from vlp_data.text import Tokenizer
 from vlp_data.transforms import eval_view, flip, normalise, resize
 
 STILL = ImageOptions(size=32, view="resize", flip=0.0, augment=False)
@@ -302,3 +303,44 @@ def test_broken_rows_of_the_source_are_passed_on(tokenizer):
     for kind in (RetrievalExamples, VqaExamples, NlvrExamples, EntailmentExamples, BoxExamples):
         got = kind(source=Broken(), tokenizer=tokenizer).example(3, random.Random(0))
         assert (got.cause, got.file) == ("broken entry", "list.json:3")
+
+
+def real(folder, *names, **options):
+    """Rows of real task lists with the pictures of the COCO sample."""
+    paths = tuple(str(folder / "formats" / "albef_json" / name) for name in names)
+    return TaskJson(files=paths, root=str(folder / "coco-mini"), **options).open()
+
+
+def test_real_task_lists_make_batches(shared_data):
+    words = Tokenizer.wordpiece(shared_data / "bert-base-uncased" / "vocab.txt")
+    image = ImageOptions(size=32, min_scale=0.5, careful_flip="substring")
+
+    def batch(kind, source, **options):
+        return batch_of(kind(source=source, image=image, **options))
+
+    retrieval = batch(RetrievalExamples, real(shared_data, "coco_train.json"), tokenizer=words)
+    rows = json.loads((shared_data / "formats" / "albef_json" / "coco_train.json").read_text())
+    stated = [row["image_id"] for row in rows]
+    assert len(retrieval.image_ids) == len(rows)
+    for first, number in zip(stated, retrieval.image_ids.tolist(), strict=True):
+        same = [n == number for n in retrieval.image_ids.tolist()]
+        assert same == [other == first for other in stated]
+    questions = batch(VqaExamples, real(shared_data, "vqa_train.json", "vg_qa.json"), tokenizer=words)
+    weights = torch.zeros(len(questions.question_ids)).index_add(
+        0, questions.question_index, questions.answer_weights
+    )
+    assert weights.tolist() == pytest.approx([1.0] * (len(weights) - 1) + [0.5])
+    captions = batch(
+        CaptionExamples, real(shared_data, "coco_train.json"), tokenizer=words, prompt="a picture of "
+    )
+    assert (captions.labels[:, :4] == -100).all() and (captions.labels[:, 4] != -100).all()
+    assert (captions.text_ids == words.sep_id).sum(1).tolist() == [1] * len(rows)
+    grouped = batch(CaptionReferencesExamples, real(shared_data, "coco_train.json", group_captions=True))
+    assert [len(found) for found in grouped.references] == [
+        min(5, stated.count(i)) for i in dict.fromkeys(stated)
+    ]
+    entailed = TaskJson(files=(str(shared_data / "snli-ve-sample" / "ve_sample.json"),)).open()
+    made = EntailmentExamples(source=entailed, tokenizer=words, image=image).example(0, random.Random(0))
+    assert (
+        made.cause == "missing file" and made.file == "2248275918.jpg"
+    )  # Flickr's pictures are not passed on

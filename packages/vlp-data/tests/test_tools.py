@@ -1,11 +1,16 @@
 """`vlp-data inspect` and what it is made of."""
 
 import json
+import re
+from collections import Counter
 
 import pytest
 from vlp_data.cli import main
 from vlp_data.errors import DataError
-from vlp_data.tools import detect, inspect, source_options
+from vlp_data.examples import ImageTextExamples
+from vlp_data.loader import Loader
+from vlp_data.options import ImageOptions, ImageTextLines, TextOptions
+from vlp_data.tools import detect, inspect, plan, source_options
 
 
 def test_formats_are_told_by_content(tmp_path, region_line):
@@ -77,3 +82,31 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         assert main(["inspect", *arguments]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("order", ["shuffled", "files"])
+def test_the_plan_says_what_the_loader_reads(image_lines, tokenizer, world, order):
+    source = ImageTextLines(files=(str(image_lines / "lines"),), root=str(image_lines), order=order).open()
+    parts = plan(source, global_batch=2 * world, world=world, workers=2, seed=3, epoch=1)
+    assert [(p.rank, p.worker) for p in parts] == [(r, w) for r in range(world) for w in range(2)]
+    assert sum(part.samples for part in parts) == 24
+    assert all(sum(part.files.values()) == part.samples for part in parts)
+    examples = ImageTextExamples(
+        source=source, tokenizer=tokenizer, image=ImageOptions(size=32), text=TextOptions(max_tokens=8)
+    )
+    for rank in range(world):
+        with Loader(examples, global_batch=2 * world, seed=3, rank=rank, world=world) as loader:
+            keys = [key for _ in range(24 // world) for key in next(loader).keys][24 // world :]
+        files = Counter(key.rsplit(":", 1)[0] for key in keys)
+        assert files == sum((Counter(p.files) for p in parts if p.rank == rank), Counter())
+
+
+def test_the_plan_from_the_command_line(image_lines, capsys):
+    arguments = ["plan", str(image_lines / "lines"), "--batch", "5", "--order", "files", "--workers", "2"]
+    assert main([*arguments, "--epoch", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"rank 0 worker 0: 1\d lines \(part-\d: \d, part-\d: \d, part-\d: \d\)", lines[0])
+    assert lines[-1] == "together: 24 of 24 lines, none twice"
+    assert main([*arguments, "--ranks", "2"]) == 2
+    assert "5 must be a positive multiple of the 2 ranks" in capsys.readouterr().err

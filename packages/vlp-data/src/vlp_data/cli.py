@@ -79,6 +79,21 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--no-pictures", action="store_true", help="do not open the pictures")
     inspect.set_defaults(run=_inspect)
 
+    plan = commands.add_parser(
+        "plan", help="which lines of X-VLM files each rank and worker reads in an epoch"
+    )
+    plan.add_argument("files", nargs="+", metavar="FILE", help="files or folders; paths or fsspec URLs")
+    plan.add_argument(
+        "--batch", type=int, required=True, metavar="N", help="samples per step, all ranks together"
+    )
+    plan.add_argument("--ranks", type=int, default=1, metavar="N", help="default 1")
+    plan.add_argument("--workers", type=int, default=1, metavar="N", help="per rank (default 1)")
+    plan.add_argument("--order", choices=("shuffled", "files"), default="shuffled", help="default shuffled")
+    plan.add_argument("--buffer", type=int, default=0, metavar="N", help="with --order files (default 0)")
+    plan.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
+    plan.add_argument("--epoch", type=int, default=0, metavar="E", help="default 0")
+    plan.set_defaults(run=_plan)
+
     convert = commands.add_parser(
         "convert", help="annotation files of others to the formats that are trained on"
     )
@@ -129,7 +144,7 @@ def _add_conversions(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]
             type=int,
             default=8,
             metavar="N",
-            help="files to write (default 8); a streamed reader needs at least as many as ranks times workers",
+            help="files to write (default 8)",
         )
         parser.set_defaults(run=_convert_regions)
 
@@ -190,6 +205,26 @@ def _inspect(options: argparse.Namespace) -> int:
     )
     print("\n".join(report.lines()))
     return 1 if report.counts else 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from vlp_data import tools
+    from vlp_data.options import ImageTextLines
+
+    # Lines are counted, not parsed, so region lines are as good.
+    source = ImageTextLines(files=tuple(options.files), order=options.order, buffer=options.buffer).open()
+    parts = tools.plan(
+        source,
+        global_batch=options.batch,
+        world=options.ranks,
+        workers=options.workers,
+        seed=options.seed,
+        epoch=options.epoch,
+    )
+    for part in parts:
+        print(part.line())
+    print(f"together: {sum(part.samples for part in parts)} of {len(source)} lines, none twice")
+    return 0
 
 
 def _convert_refs(options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from vlp_data import files
 from vlp_data.errors import DataError
+from vlp_data.order import share
 from vlp_data.schema import Sample, Source
 from vlp_data.sources.rows import read_json
 
@@ -102,9 +103,7 @@ def write_region_lines(
     try:
         part.mkdir(parents=True)
         for k in range(shards):
-            _write(
-                part / f"part-{k:05d}.jsonl", lines[k * len(lines) // shards : (k + 1) * len(lines) // shards]
-            )
+            _write(part / f"part-{k:05d}.jsonl", [lines[n] for n in share(len(lines), k, shards)])
         if folder.exists():
             folder.rmdir()
         part.rename(folder)

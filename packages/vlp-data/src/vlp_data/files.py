@@ -49,11 +49,12 @@ def _filesystem(url: str) -> tuple[Any, str]:
         raise DataError(f"{url} cannot be reached: {error}") from error
 
 
-def _repeat(url: str, action: Callable[[], _T]) -> _T:
+def repeat(url: str, action: Callable[[], _T]) -> _T:
+    """The result of a remote read, tried again after each of `PAUSES_SECONDS`. Raises at once what waiting does not cure, else OSError."""
     for pause in (*PAUSES_SECONDS, None):
         try:
             return action()
-        except (FileNotFoundError, PermissionError, IsADirectoryError):
+        except (FileNotFoundError, PermissionError, IsADirectoryError, EOFError):
             raise
         except Exception as error:  # each protocol has errors of its own, many of them no OSError
             if pause is None:
@@ -67,7 +68,7 @@ def read(path: str) -> bytes:
     if not is_url(path):
         return local(path).read_bytes()
     filesystem, inner = _filesystem(path)
-    return _repeat(path, lambda: filesystem.cat_file(inner))
+    return repeat(path, lambda: filesystem.cat_file(inner))
 
 
 def read_range(path: str, start: int, length: int) -> bytes:
@@ -78,7 +79,7 @@ def read_range(path: str, start: int, length: int) -> bytes:
             data = stream.read(length)
     else:
         filesystem, inner = _filesystem(path)
-        data = _repeat(path, lambda: filesystem.cat_file(inner, start=start, end=start + length))
+        data = repeat(path, lambda: filesystem.cat_file(inner, start=start, end=start + length))
     if len(data) != length:
         raise EOFError(f"{path} has {len(data)} bytes at {start}, {length} were expected; did it change?")
     return data

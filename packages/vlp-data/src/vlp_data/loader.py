@@ -141,7 +141,9 @@ class Loader(Generic[_Batch]):
             raise ValueError(f"rank {rank} is not one of {world}")
         if not 0 <= max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction={max_bad_fraction} must lie in 0..1")
-        self.examples, self.order = examples, Order(len(examples), seed)
+        # Examples need no source, and a source has runs only where it is read file after file.
+        runs = getattr(getattr(examples, "source", None), "runs", None)
+        self.examples, self.order = examples, Order(len(examples), seed, runs=runs)
         self.global_batch, self.rank, self.world = global_batch, rank, world
         self.max_bad_fraction = max_bad_fraction
         self.position = position
@@ -246,21 +248,37 @@ class Loader(Generic[_Batch]):
             "Repair the data or raise the limit."
         )
 
+    def describe(self) -> dict[str, Any]:
+        """What this rank reads, for logs: of every `global_batch` samples in the order of all ranks, which ones."""
+        own = self.global_batch // self.world
+        return {
+            "rank": f"{self.rank} of {self.world}",
+            "samples": self.order.length,
+            "order": _order_name(self.order),
+            "reads": f"places {self.rank * own} to {(self.rank + 1) * own - 1} of every {self.global_batch}",
+            "position": self.position,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Everything to go on from here, as JSON values."""
         return {
             "position": self.position,
             "seed": self.order.seed,
             "length": self.order.length,
+            "order": _order_name(self.order),
             "read": self.read,
             "counts": dict(self.counts),
             "bad_files": {cause: list(files) for cause, files in self._bad_files.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken, perhaps on another number of ranks. Raises DataError when seed or length differ, because the
-        order would be another one."""
-        for name, now in (("seed", self.order.seed), ("length", self.order.length)):
+        """Go on where `state` was taken, perhaps on another number of ranks. Raises DataError when seed, length or kind of order differ,
+        because the order would be another one."""
+        for name, now in (
+            ("seed", self.order.seed),
+            ("length", self.order.length),
+            ("order", _order_name(self.order)),
+        ):
             if state[name] != now:
                 raise DataError(
                     f"cannot go on in the data: {name} was {state[name]} when the state was saved and is {now} now"
@@ -308,6 +326,12 @@ class _Requests:
         while True:
             yield _Request(position, self.order.indices(position, own))
             position += self.global_batch
+
+
+def _order_name(order: Order) -> str:
+    if order.runs is None:
+        return "shuffled"
+    return f"{len(order.runs.lengths)} files one after the other, buffer {order.runs.buffer}"
 
 
 def _close(loader: weakref.ref[Loader]) -> None:

@@ -27,6 +27,15 @@ def _fraction(options: object, *names: str) -> None:
             raise ValueError(f"{name}={value} must lie in 0..1")
 
 
+def _reading(options: "ImageTextLines | RegionLines") -> None:
+    if options.buffer < 0:
+        raise ValueError(f"buffer={options.buffer} must not be negative")
+    if options.buffer and options.order != "files":
+        raise ValueError(
+            'buffer mixes lines that are read file after file; order="shuffled" mixes all of them already'
+        )
+
+
 # ---------------------------------------------------------------------------------------------- sources
 
 
@@ -47,6 +56,14 @@ class ImageTextLines:
     """Fields that may hold the caption; the first one a line has is taken."""
     index: PathText = ""
     """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
+    order: Literal["shuffled", "files"] = "shuffled"
+    """Lines one by one in random order, or file after file: for remote storage, where one long read is cheaper than many short ones,
+    and for compressed files, which cannot be read otherwise."""
+    buffer: int = 0
+    """With order "files": mix lines over about so many places, as a shuffle buffer of this size does; 0 keeps their order."""
+
+    def __post_init__(self) -> None:
+        _reading(self)
 
     def open(self) -> "Source":
         from vlp_data.sources.lines import open_image_text_lines
@@ -69,6 +86,14 @@ class RegionLines:
     """What that field holds; auto: base64 for `binary`, else a path."""
     index: PathText = ""
     """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
+    order: Literal["shuffled", "files"] = "shuffled"
+    """Lines one by one in random order, or file after file: for remote storage, where one long read is cheaper than many short ones,
+    and for compressed files, which cannot be read otherwise."""
+    buffer: int = 0
+    """With order "files": mix lines over about so many places, as a shuffle buffer of this size does; 0 keeps their order."""
+
+    def __post_init__(self) -> None:
+        _reading(self)
 
     def open(self) -> "Source":
         from vlp_data.sources.lines import open_region_lines

@@ -18,7 +18,10 @@ from vlp_data.options import (
     RegionSource,
     TaskJson,
 )
+from vlp_data.order import Order
 from vlp_data.schema import Sample, Source
+from vlp_data.sources.lines import ImageTextSource as ImageTextRows
+from vlp_data.sources.lines import RegionSource as RegionRows
 
 Format: TypeAlias = Literal[
     "xvlm_images", "xvlm_regions", "task_json", "coco_captions", "coco_instances", "karpathy"
@@ -179,3 +182,58 @@ def _class(pixels: int) -> str:
         if pixels <= limit:
             return f"up to {limit:4d} px"
     return "above 2048 px"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one worker of one rank reads in an epoch."""
+
+    rank: int
+    worker: int
+    samples: int
+    files: dict[str, int]
+    """Lines of each file, in the order they are come to."""
+
+    def line(self) -> str:
+        """The part as text."""
+        shown = ", ".join(
+            f"{file.rsplit('/', 1)[-1]}: {count}" for file, count in list(self.files.items())[:8]
+        )
+        more = f" and {len(self.files) - 8} more files" if len(self.files) > 8 else ""
+        return f"rank {self.rank} worker {self.worker}: {self.samples} lines ({shown}{more})"
+
+
+def plan(
+    source: ImageTextRows | RegionRows,
+    *,
+    global_batch: int,
+    world: int,
+    workers: int,
+    seed: int,
+    epoch: int = 0,
+) -> list[Part]:
+    """Which lines each rank and worker of a `Loader` reads in an epoch, if training began at position 0.
+
+    Raises ValueError when the ranks cannot share the batch.
+    """
+    if global_batch <= 0 or global_batch % world:
+        raise ValueError(f"the global batch {global_batch} must be a positive multiple of the {world} ranks")
+    order = Order(len(source), seed, runs=source.runs)
+    own, first, count = global_batch // world, epoch * len(source), len(source)
+    read: dict[tuple[int, int], list[int]] = {(r, w): [] for r in range(world) for w in range(workers)}
+    start = first - first % global_batch
+    for batch in range(start // global_batch, -(-(first + count) // global_batch)):
+        for rank in range(world):
+            places = order.indices(batch * global_batch + rank * own, own)
+            read[rank, batch % workers] += [index for at, index in places if at == epoch]
+    taken = Counter(index for indices in read.values() for index in indices)
+    assert len(taken) == taken.total() == count, "a line is read twice or by nobody"
+    return [
+        Part(
+            rank=rank,
+            worker=worker,
+            samples=len(indices),
+            files=dict(Counter(source.lines.place(index)[0] for index in indices)),
+        )
+        for (rank, worker), indices in read.items()
+    ]

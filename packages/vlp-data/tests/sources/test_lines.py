@@ -1,7 +1,10 @@
 """X-VLM line files: random access, streaming, splitting, and their faults."""
 
+import gzip
 import hashlib
 import json
+import lzma
+import multiprocessing
 import pickle
 
 import fsspec
@@ -11,7 +14,7 @@ from vlp_data.errors import BadSample, DataError
 from vlp_data.images import open_image
 from vlp_data.options import ImageTextLines, RegionLines
 from vlp_data.sources import lines as line_files
-from vlp_data.sources.lines import line_offsets, open_line_files, shard_files, stream_lines
+from vlp_data.sources.lines import line_offsets
 
 
 @pytest.fixture
@@ -20,55 +23,6 @@ def memory():
     filesystem.store.clear()
     yield filesystem
     filesystem.store.clear()
-
-
-@pytest.mark.golden("xvlm", lambda case: case.has("sharding.json"))
-def test_sharding(case):
-    for row in case.json("sharding"):
-        paths = [str(number) for number in range(row["n"])]
-        for part, expected in enumerate(row["slices"]):
-            wanted = [str(number) for number in expected]
-            assert shard_files(paths, part, row["shards"]) == wanted
-            assert shard_files(paths, 0, 1, part, row["shards"]) == wanted
-
-
-def test_ranks_and_workers_split_files_without_rest_or_repeat():
-    paths = [str(n) for n in range(29)]
-    parts = [shard_files(paths, rank, 3, worker, 4) for rank in range(3) for worker in range(4)]
-    assert sorted(path for part in parts for path in part) == sorted(paths)
-
-
-def test_one_file_is_read_by_every_rank():
-    assert [shard_files(["a"], rank, 4) for rank in range(4)] == [["a"]] * 4
-
-
-def test_too_few_files_are_refused():
-    with pytest.raises(ValueError, match="3 files cannot be split over 4 ranks"):
-        shard_files(["a", "b", "c"], 0, 4)
-    with pytest.raises(ValueError, match="1 files cannot be split over 2 workers"):
-        shard_files(["a", "b"], 0, 2, 1, 2)
-    with pytest.raises(ValueError, match="4 is not one of 2 ranks"):
-        shard_files(["a", "b"], 4, 2)
-
-
-@pytest.mark.parametrize("buffer", [0, 3])
-def test_streaming_reads_every_line_once_whatever_the_split(image_lines, buffer):
-    folder = str(image_lines / "lines")
-    orders = []
-    for epoch in range(6):
-        parts = [
-            list(stream_lines([folder], rank=r, world=3, seed=7, epoch=epoch, buffer=buffer))
-            for r in range(3)
-        ]
-        orders.append([line for part in parts for line in part])
-        assert len(orders[-1]) == 24
-        assert len({line[:2] for line in orders[-1]}) == 24
-    assert len({tuple(order) for order in orders}) > 1
-    again = list(stream_lines([folder], rank=1, world=3, seed=7, epoch=1, buffer=buffer))
-    assert again == orders[1][8:16]
-    if not buffer:
-        numbers = [number for _, number, _ in again]
-        assert numbers == sorted(numbers)
 
 
 def test_offsets_of_lines(tmp_path, monkeypatch):
@@ -95,15 +49,18 @@ def test_offsets_are_kept_until_the_file_changes(tmp_path, monkeypatch):
 
 
 def test_compressed_files_cannot_be_indexed(tmp_path):
-    (tmp_path / "a.gz").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"a\.gz is compressed.*decompress it"):
-        open_line_files((str(tmp_path / "a.gz"),))
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"x\n"))
+    for settings in ({}, {"order": "files", "buffer": 4}):
+        with pytest.raises(
+            DataError, match=r"a\.gz is compressed.*decompress it, or read it from front to back"
+        ):
+            ImageTextLines(files=(str(tmp_path / "a.gz"),), **settings).open()
 
 
 def test_files_without_a_line_are_refused(tmp_path):
     (tmp_path / "a").write_bytes(b"")
     with pytest.raises(DataError, match="no line in"):
-        open_line_files((str(tmp_path),))
+        ImageTextLines(files=(str(tmp_path),)).open()
 
 
 def test_rows_of_image_text_lines(image_lines):
@@ -118,7 +75,7 @@ def test_rows_of_image_text_lines(image_lines):
     assert sample.images[0].path == str(image_lines / "pictures" / "09.jpg") and sample.images[0].id == "09"
     assert open_image(sample.images[0]).size == (60, 40)
     assert pickle.loads(pickle.dumps(source))[9] == sample
-    assert source.describe() == {"format": "xvlm_images", "files": 3, "lines": 24}
+    assert source.describe() == {"format": "xvlm_images", "files": 3, "lines": 24, "order": "shuffled"}
     with pytest.raises(IndexError):
         source[24]
 
@@ -251,3 +208,76 @@ def test_the_success_file_of_a_folder_is_no_data(shared_data):
     source = ImageTextLines(files=(str(folder),), root=str(shared_data / "coco-mini")).open()
     assert source.describe()["files"] == len(list(folder.glob("part-*")))
     assert np.all([open_image(source[n].images[0]).mode == "RGB" for n in range(len(source))])
+
+
+@pytest.mark.parametrize("kind", ["local", "gz", "xz", "memory", "memory-gz"])
+def test_lines_read_file_after_file_are_the_same(image_lines, memory, kind):
+    plain = ImageTextLines(files=(str(image_lines / "lines"),)).open()
+    name = str(image_lines / "lines")
+    pack = {"gz": gzip.compress, "xz": lzma.compress}.get(kind.rsplit("-", 1)[-1], bytes)
+    suffix = {"gz": ".gz", "xz": ".xz"}.get(kind.rsplit("-", 1)[-1], "")
+    for path in sorted((image_lines / "lines").iterdir()):
+        if kind.startswith("memory"):
+            memory.pipe(f"/set/{path.name}{suffix}", pack(path.read_bytes()))
+            name = "memory://set"
+        elif suffix:
+            name = str(image_lines / "packed")
+            (image_lines / "packed").mkdir(exist_ok=True)
+            (image_lines / "packed" / f"{path.name}{suffix}").write_bytes(pack(path.read_bytes()))
+    source = ImageTextLines(files=(name,), order="files").open()
+    assert source.runs == ((8, 8, 8), 0) and plain.runs is None
+    for index in (0, 3, 4, 9, 23, 2, 8, 8, 7):  # ahead, into the next file, back, the same again
+        assert source[index].texts == plain[index].texts
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy[5].texts == plain[5].texts
+
+
+def test_a_forked_process_reads_its_own_lines(image_lines):
+    packed = image_lines / "all.gz"
+    packed.write_bytes(
+        b"".join(gzip.compress(p.read_bytes()) for p in sorted((image_lines / "lines").iterdir()))
+    )
+    plain = ImageTextLines(files=(str(image_lines / "lines"),)).open()
+    source = ImageTextLines(files=(str(packed),), order="files").open()
+    assert source[4].texts == plain[4].texts
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(source.__getitem__, (20,)).texts == plain[20].texts
+    assert source[5].texts == plain[5].texts
+
+
+def test_remote_files_stay_open_when_read_file_after_file(image_lines, memory, monkeypatch):
+    memory.pipe("/set/a", (image_lines / "lines" / "part-0").read_bytes())
+    opened = []
+    monkeypatch.setattr(
+        line_files.files,
+        "open_read",
+        lambda path, original=line_files.files.open_read: opened.append(path) or original(path),
+    )
+    source = ImageTextLines(files=("memory://set/a",), order="files").open()
+    assert [source[n].key for n in range(8)] == [f"memory://set/a:{n}" for n in range(1, 9)]
+    assert len(opened) == 2  # the scan for offsets, and the reading
+
+
+def test_a_compressed_file_that_shrinks_stops(tmp_path):
+    line = b'{"caption": "a", "image_rpath": "a.jpg"}\n'
+    (tmp_path / "a.gz").write_bytes(gzip.compress(line * 3))
+    source = ImageTextLines(files=(str(tmp_path / "a.gz"),), order="files").open()
+    (tmp_path / "a.gz").write_bytes(gzip.compress(line))
+    with pytest.raises(DataError, match=r"a\.gz ends after 41 bytes; did it change"):
+        source[2]
+
+
+def test_one_of_several_processes_scans(tmp_path):
+    (tmp_path / "a").write_bytes(b"1\n2\n" * 1000)
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        found = pool.starmap(line_offsets, [(str(tmp_path / "a"), str(tmp_path / "index"))] * 6)
+    assert all(np.array_equal(offsets, found[0]) for offsets in found)
+    assert len(list((tmp_path / "index").glob("*.npz"))) == 1
+
+
+def test_orders_that_cannot_be_are_refused():
+    for kind in (ImageTextLines, RegionLines):
+        with pytest.raises(ValueError, match="buffer=-1 must not be negative"):
+            kind(files=("a",), order="files", buffer=-1)
+        with pytest.raises(ValueError, match='order="shuffled" mixes all of them already'):
+            kind(files=("a",), buffer=5)

@@ -147,3 +147,24 @@ def test_real_lists_are_read_entry_by_entry(shared_data):
                 assert open_image(sample.images[0]).mode == "RGB"
         seen |= set(source.describe()["kinds"])
     assert seen == {"caption", "vqa", "nlvr"}
+
+
+def test_captions_of_a_picture_are_joined(opened):
+    source = opened(
+        {"image": "a.jpg", "caption": "one", "image_id": 1},
+        {"image": "b.jpg", "caption": ["two", "three"], "image_id": 2},
+        {"image": "a.jpg", "caption": "four", "image_id": 1},
+        group_captions=True,
+    )
+    assert [[text.text for text in source[n].texts] for n in range(len(source))] == [
+        ["one", "four"],
+        ["two", "three"],
+    ]
+    assert [source[n].images[0].id for n in (0, 1)] == [1, 2]
+
+
+def test_only_captions_are_joined(opened):
+    with pytest.raises(
+        DataError, match="entry 0: group_captions joins captions only, this entry is of kind vqa"
+    ):
+        opened({"image": "a.jpg", "question": "dog?"}, group_captions=True)

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlp_data.order import share
 from vlp_data.shapes.figures import KINDS
 from vlp_data.shapes.vocabulary import vocabulary
 
 Record = dict[str, Any]
 
 LINE_FILES = 8
-"""At most so many files per split of X-VLM lines: its reader spreads files, not lines, over ranks and workers."""
+"""At most so many files per split of X-VLM lines: the reference's reader spreads files, not lines, over ranks and workers."""
 
 _INFO = {
     "description": "vlp shapes: procedurally drawn scenes",
@@ -169,7 +170,7 @@ def _sharded(folder: Path, records: Sequence[Record]) -> None:
     for k in range(files):
         _lines(
             folder / f"part-{k:03d}.jsonl",
-            records[k * len(records) // files : (k + 1) * len(records) // files],
+            [records[n] for n in share(len(records), k, files)],
         )
 
 

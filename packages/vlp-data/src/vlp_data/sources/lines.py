@@ -1,42 +1,57 @@
 """X-VLM line files: one JSON object per line, pictures inside as base64 or beside as files.
 
-Random access through byte offsets of the lines: one scan per file (kept in `index`, if given), then a seek per sample. For what cannot
-be seeked (compressed files, pipes) there is `stream_lines`, which splits files over ranks and workers as the reference does.
+Random access through byte offsets of the lines: one scan per file (kept in `index`, if given), then a seek per sample; or, with the
+order "files", one pass over every file (`vlp_data.order` says which rank reads what).
 Source: X-VLM specification 5.1, 5.2, 5.4; quirks 8.4, 8.5.
 """
 
 import base64
 import binascii
+import fcntl
 import hashlib
 import json
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from vlp_data import files
 from vlp_data.errors import BadSample, DataError
 from vlp_data.options import ImageTextLines, RegionLines
-from vlp_data.order import generator
+from vlp_data.order import Runs
 from vlp_data.schema import Image, Region, Sample, Text
 
 _CHUNK_BYTES = 16 * 2**20
 
 
 class LineFiles:
-    """Lines of several files as one sequence of bytes, by offset."""
+    """Lines of several files as one sequence of bytes, by offset.
 
-    def __init__(self, paths: Sequence[str], offsets: Sequence[np.ndarray]) -> None:
+    `forward`: the lines are mostly asked for in ascending order, so files that are remote or compressed stay open between calls (in the
+    process that opened them; copies and pickles open their own).
+    """
+
+    def __init__(self, paths: Sequence[str], offsets: Sequence[np.ndarray], *, forward: bool = False) -> None:
         self.paths = tuple(paths)
         self._offsets = tuple(offsets)
         self._first = np.cumsum([0, *(len(o) - 1 for o in offsets)])
+        self._forward = forward
+        self._opened: _Opened | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": None}
 
     def __len__(self) -> int:
         return int(self._first[-1])
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lines of each file."""
+        return tuple(np.diff(self._first).tolist())
 
     def _part(self, index: int) -> tuple[int, int]:
         """(number of the file, number of the line in it), both from 0."""
@@ -54,48 +69,115 @@ class LineFiles:
         file, line = self._part(index)
         path, (start, end) = self.paths[file], self._offsets[file][line : line + 2].tolist()
         try:
+            if self._forward and files.is_url(path):
+                return files.repeat(path, lambda: self._read_on(path, start, end - start))
+            if files.is_compressed(path):
+                return self._read_on(path, start, end - start)
             return files.read_range(path, start, end - start)
         except OSError as error:
             raise BadSample("unreadable file", path, f"{type(error).__name__}: {error}") from error
         except EOFError as error:
             raise DataError(f"{error} Line files must not change while they are in use.") from error
 
+    def _read_on(self, path: str, start: int, length: int) -> bytes:
+        opened = self._opened
+        # A forked process must not move the position of its parent's file.
+        if (
+            opened is None
+            or (opened.path, opened.process) != (path, os.getpid())
+            or not opened.reaches(start)
+        ):
+            self._close()
+            opened = self._opened = _Opened(path, os.getpid(), files.open_read(path))
+        try:
+            return opened.read(start, length)
+        except Exception:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None and opened.process == os.getpid():
+            opened.stream.close()
+
+
+@dataclass
+class _Opened:
+    """A file that stays open; a compressed one is read from front to back only."""
+
+    path: str
+    process: int
+    stream: BinaryIO
+    position: int = 0
+
+    def reaches(self, start: int) -> bool:
+        return start >= self.position or not files.is_compressed(self.path)
+
+    def read(self, start: int, length: int) -> bytes:
+        if not files.is_compressed(self.path):
+            self.position = self.stream.seek(start)
+        while self.position < start:
+            self._some(min(start - self.position, _CHUNK_BYTES))
+        parts = []
+        while (missing := start + length - self.position) > 0:
+            parts.append(self._some(missing))
+        return b"".join(parts)
+
+    def _some(self, length: int) -> bytes:
+        data = self.stream.read(length)
+        if not data:
+            raise EOFError(f"{self.path} ends after {self.position} bytes; did it change?")
+        self.position += len(data)
+        return data
+
 
 def line_offsets(path: str, index: str = "") -> np.ndarray:
-    """Offsets of the lines of a file and, last, its size: int64 [lines + 1]. A last line without newline counts.
+    """Offsets of the lines of a file (of its content, if it is compressed) and, last, its size: int64 [lines + 1]. A last line without
+    newline counts.
 
-    `index` is a folder where the result is kept; it is scanned again when size or date of the file have changed.
+    `index` is a folder where the result is kept; it is scanned again when size or date of the file have changed. Of several processes
+    that ask at once, one scans and the others wait.
     """
-    if files.is_compressed(path):
-        raise DataError(f"{path} is compressed: lines in it cannot be reached one by one; decompress it")
+    if not index:
+        return _scan(path)
     size, changed = files.stamp(path)
-    kept = (
-        Path(index).expanduser() / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.npz" if index else None
-    )
-    if kept is not None and kept.is_file():
-        with np.load(kept) as archive:
-            if archive["stamp"].tolist() == [str(size), changed]:
-                return archive["offsets"]
-    parts, position = [np.zeros(1, dtype=np.int64)], 0
-    with files.open_read(path) as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            parts.append(np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")) + 1 + position)
-            position += len(chunk)
-    offsets = np.concatenate(parts)
-    if offsets[-1] != position:
-        offsets = np.append(offsets, position)
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
+    kept = Path(index).expanduser() / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.npz"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if kept.is_file():
+            with np.load(kept) as archive:
+                if archive["stamp"].tolist() == [str(size), changed]:
+                    return archive["offsets"]
+        offsets = _scan(path)
         unfinished = kept.with_name(f".{kept.stem}-{os.getpid()}.npz")
         np.savez(unfinished, offsets=offsets, stamp=np.array([str(size), changed]))
         unfinished.replace(kept)
     return offsets
 
 
-def open_line_files(paths: tuple[str, ...], index: str = "") -> LineFiles:
-    """All lines of files and folders. Raises FileNotFoundError for a missing path, DataError when there is not one line."""
-    found = files.expand(paths)
-    lines = LineFiles(found, [line_offsets(path, index) for path in found])
+def _scan(path: str) -> np.ndarray:
+    parts, position = [np.zeros(1, dtype=np.int64)], 0
+    with files.open_read(path) as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            parts.append(np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")) + 1 + position)
+            position += len(chunk)
+    offsets = np.concatenate(parts)
+    return offsets if offsets[-1] == position else np.append(offsets, position)
+
+
+def open_line_files(options: ImageTextLines | RegionLines) -> LineFiles:
+    """All lines of the option's files and folders. Raises FileNotFoundError for a missing path; DataError when there is not one line, and
+    for compressed files that would have to be read in random order."""
+    found = files.expand(options.files)
+    forward = options.order == "files"
+    packed = next((path for path in found if files.is_compressed(path)), None)
+    if packed is not None and (not forward or options.buffer):
+        raise DataError(
+            f"{packed} is compressed: its lines cannot be reached one by one; decompress it, or read it from front to back "
+            '(order="files", buffer=0)'
+        )
+    lines = LineFiles(found, [line_offsets(path, options.index) for path in found], forward=forward)
     if not len(lines):
         raise DataError(f"no line in {', '.join(found[:3])}{' ...' if len(found) > 3 else ''}")
     return lines
@@ -115,8 +197,13 @@ class ImageTextSource:
         path, number = self.lines.place(index)
         return parse_image_text(self.lines[index], path, number, self.options)
 
+    @property
+    def runs(self) -> Runs | None:
+        """What the loader goes by when lines are read file after file."""
+        return _runs(self.options, self.lines)
+
     def describe(self) -> dict[str, Any]:
-        return {"format": self.options.format, "files": len(self.lines.paths), "lines": len(self)}
+        return _description(self.options, self.lines)
 
 
 @dataclass(frozen=True)
@@ -133,18 +220,31 @@ class RegionSource:
         path, number = self.lines.place(index)
         return parse_regions(self.lines[index], path, number, self.options)
 
+    @property
+    def runs(self) -> Runs | None:
+        """What the loader goes by when lines are read file after file."""
+        return _runs(self.options, self.lines)
+
     def describe(self) -> dict[str, Any]:
-        return {"format": self.options.format, "files": len(self.lines.paths), "lines": len(self)}
+        return _description(self.options, self.lines)
 
 
 def open_image_text_lines(options: ImageTextLines) -> ImageTextSource:
     """Index the files of the option."""
-    return ImageTextSource(options, open_line_files(options.files, options.index))
+    return ImageTextSource(options, open_line_files(options))
 
 
 def open_region_lines(options: RegionLines) -> RegionSource:
     """Index the files of the option."""
-    return RegionSource(options, open_line_files(options.files, options.index))
+    return RegionSource(options, open_line_files(options))
+
+
+def _runs(options: ImageTextLines | RegionLines, lines: LineFiles) -> Runs | None:
+    return Runs(lines.lengths, options.buffer) if options.order == "files" else None
+
+
+def _description(options: ImageTextLines | RegionLines, lines: LineFiles) -> dict[str, Any]:
+    return {"format": options.format, "files": len(lines.paths), "lines": len(lines), "order": options.order}
 
 
 def parse_image_text(line: bytes | str, path: str, number: int, options: ImageTextLines) -> Sample:
@@ -253,64 +353,3 @@ def _image(entry: dict[str, Any], key: str, options: ImageTextLines | RegionLine
         return Image(data=base64.b64decode(value, validate=True))
     except binascii.Error as error:
         raise BadSample("broken base64", key, f"`{name}`: {error}") from error
-
-
-# ---------------------------------------------------------------------------------------------- streaming
-
-
-def shard_files(paths: Sequence[str], rank: int, world: int, worker: int = 0, workers: int = 1) -> list[str]:
-    """The files of one worker: rank r of W gets files [n*r//W, n*(r+1)//W), and its workers split that list by the same formula.
-
-    The rank split is skipped for one rank or exactly one file (every rank then reads it). Raises ValueError when there are fewer files
-    than ranks or workers.
-    """
-    own = list(paths)
-    if world > 1 and len(own) != 1:
-        own = _slice(own, rank, world, "ranks")
-    return _slice(own, worker, workers, "workers") if workers > 1 else own
-
-
-def _slice(paths: list[str], number: int, parts: int, what: str) -> list[str]:
-    if not 0 <= number < parts:
-        raise ValueError(f"{number} is not one of {parts} {what}")
-    if len(paths) < parts:
-        raise ValueError(
-            f"{len(paths)} files cannot be split over {parts} {what}; write more files or use fewer {what}"
-        )
-    return paths[len(paths) * number // parts : len(paths) * (number + 1) // parts]
-
-
-def stream_lines(
-    paths: Sequence[str],
-    *,
-    rank: int = 0,
-    world: int = 1,
-    worker: int = 0,
-    workers: int = 1,
-    seed: int | None = None,
-    epoch: int = 0,
-    buffer: int = 0,
-) -> Iterator[tuple[str, int, bytes]]:
-    """One pass over this worker's files: (file, line number from 1, line without its end).
-
-    With `seed` the files are shuffled, by one permutation per epoch that all ranks share, before they are split, so that no line is read
-    twice or left out (the reference lets each worker shuffle by itself; specification 8.4). Lines stay in order unless `buffer` > 0,
-    which keeps that many lines to draw the next one from (the reference has none; 8.5).
-    """
-    names = files.expand(list(paths))
-    if seed is not None:
-        generator("files", seed, epoch).shuffle(names)
-    rng = generator("lines", seed or 0, epoch, rank, worker)
-    waiting: list[tuple[str, int, bytes]] = []
-    for path in shard_files(names, rank, world, worker, workers):
-        with files.open_read(path) as stream:
-            for number, line in enumerate(stream, 1):
-                item = (path, number, line.rstrip(b"\r\n"))
-                if buffer <= 0:
-                    yield item
-                    continue
-                waiting.append(item)
-                if len(waiting) > buffer:
-                    yield waiting.pop(rng.randrange(len(waiting)))
-    rng.shuffle(waiting)
-    yield from waiting
