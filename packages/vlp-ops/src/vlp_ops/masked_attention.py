@@ -20,6 +20,7 @@ import math
 import sys
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -478,8 +479,7 @@ def _is_of_xformers(mask: Any) -> bool:
 
 
 def _xformers(call: _Call) -> Tensor:
-    from xformers.ops import memory_efficient_attention
-
+    memory_efficient_attention = import_module("xformers.ops").memory_efficient_attention
     # Its axes are (B, tokens, heads, width).
     query, key, value = (tensor.transpose(1, 2) for tensor in (call.query, call.key, call.value))
     out = memory_efficient_attention(
