@@ -234,6 +234,8 @@ def xformers_attention() -> Function:
 
 def compiled(function: Function) -> Function:
     """The plain definition through inductor: what one gets without writing any kernel."""
+    # Each size is compiled on its own; beyond 8 of them the default would run the rest uncompiled.
+    torch._dynamo.config.recompile_limit = 64
     return torch.compile(function, dynamic=False)
 
 

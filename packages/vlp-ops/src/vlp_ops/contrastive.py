@@ -328,9 +328,10 @@ def _softmax_loss(a, b, scale, labels, ids_a, ids_b, soft, columns, tile):
     for start in range(0, n if m else 0, tile):
         part = slice(start, min(start + tile, n))
         products = _product(a[part], b.T, dtype)
+        positive = None
         if labels is not None:
             label = labels[part]
-            sums = positive = products.gather(1, label[:, None])[:, 0] * scale
+            positive = products.gather(1, label[:, None])[:, 0] * scale
             row[1, part], row[2, part] = positive, 1.0
             if columns:
                 col[1, label], col[2, label], positive_sum[label] = positive, 1.0, positive
@@ -338,12 +339,13 @@ def _softmax_loss(a, b, scale, labels, ids_a, ids_b, soft, columns, tile):
             products, scale, *_of_rows(part, labels, ids_a, ids_b, soft, dtype), columns
         )
         row[0, part] = by_row[0].logsumexp(1)
-        if labels is None:
-            row[1, part], row[2, part], sums = by_row[1].logsumexp(1), by_row[2].sum(1), by_row[3].sum(1)
+        if positive is None:
+            row[1, part], row[2, part] = by_row[1].logsumexp(1), by_row[2].sum(1)
+        sums = by_row[3].sum(1) if positive is None else positive
         loss_row[part] = _row_loss(row[:, part], sums, soft is not None)
         if columns:
             col[0] = torch.logaddexp(col[0], by_col[0].logsumexp(0))
-            if labels is None:
+            if positive is None:
                 col[1] = torch.logaddexp(col[1], by_col[1].logsumexp(0))
                 col[2] += by_col[2].sum(0)
                 positive_sum += by_col[3].sum(0)
