@@ -7,7 +7,7 @@ before the arguments are known to be right.
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,10 +23,27 @@ class Benchmark(NamedTuple):
     """What the command line knows of a benchmark before torch is imported."""
 
     about: str
-    schema: Callable[[], type]
-    run: Callable[[str, Any], None]
-    examples: Callable[[], list[tuple[str, Any]]]
-    """Options with placeholders for what the user has to give, each with the choice it stands for, to list all keys."""
+    schema: str
+    """Class of `vlp_eval.options`."""
+    sources: tuple[str, ...]
+    """Classes of `vlp_data.options` that its `data` may be."""
+
+
+BENCHMARKS = {
+    "retrieval": Benchmark(
+        "Image-text retrieval, by similarity and re-ranked",
+        "Retrieval",
+        ("Karpathy", "CocoCaptions", "TaskJson", "ImageTextLines"),
+    ),
+    "vqa": Benchmark("Visual question answering, chosen or written answers", "Vqa", ("TaskJson",)),
+    "nlvr": Benchmark("NLVR2: sentences about two pictures", "Nlvr", ("TaskJson",)),
+    "grounding": Benchmark(
+        "Referring expressions, by boxes or by heat of attention", "Grounding", ("Refer",)
+    ),
+    "captioning": Benchmark(
+        "Image captioning", "Captioning", ("TaskJson", "CocoCaptions", "Karpathy", "ImageTextLines")
+    ),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,7 +113,7 @@ def _list(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     from vlp_core.recipe import describe
 
-    for number, (choice, example) in enumerate(BENCHMARKS[options.benchmark].examples()):
+    for number, (choice, example) in enumerate(_examples(options.benchmark)):
         section = choice.partition(".")[0] + "."
         lines = describe(example, {})
         for line in lines if number == 0 else ():
@@ -120,54 +137,46 @@ def _show_line(line: "Line") -> None:
 def _benchmark(options: argparse.Namespace) -> None:
     from vlp_core.recipe import RecipeError, load
 
-    benchmark = BENCHMARKS[options.command]
     start = options.recipe or RECIPES / f"{options.command}.yaml"
     try:
-        recipe = load(start, benchmark.schema(), options.overrides)
+        recipe = load(start, _schema(options.command), options.overrides)
     except RecipeError as error:
         # The file that holds no more than "data: ???" is none of the user's business.
         lines = [f"{options.recipe}:"] if options.recipe else []
         raise ValueError("\n  ".join([*lines, *error.problems])) from error
     if not Path(options.checkpoint).exists():
         raise FileNotFoundError(f"{options.checkpoint} not found; give an export folder or a checkpoint file")
-    benchmark.run(options.checkpoint, recipe)
+    from vlp_eval import run
+
+    getattr(run, options.command)(options.checkpoint, recipe)
 
 
-def _retrieval_schema() -> type:
-    from vlp_eval.options import Retrieval
+def _schema(name: str) -> type:
+    from vlp_eval import options
 
-    return Retrieval
-
-
-def _retrieval(checkpoint: str, recipe: Any) -> None:
-    from vlp_eval.run import retrieval
-
-    retrieval(checkpoint, recipe)
+    return getattr(options, BENCHMARKS[name].schema)
 
 
-def _retrieval_examples() -> list[tuple[str, Any]]:
-    from vlp_data.options import CocoCaptions, ImageTextLines, Karpathy, TaskJson
+def _examples(name: str) -> list[tuple[str, Any]]:
+    """Options with placeholders for what the user has to give, each with the choice it stands for, to list all keys."""
+    from dataclasses import MISSING, fields
 
-    from vlp_eval.options import Retrieval
+    from vlp_data import options as data
 
-    given = "???"
-    sources = [
-        Karpathy(annotations=given, images=given, split="test"),
-        CocoCaptions(annotations=given, images=given),
-        TaskJson(files=(given,)),
-        ImageTextLines(files=(given,)),
-    ]
-    return [(f"data.format={source.format}", Retrieval(data=source)) for source in sources]
+    found = []
+    for kind in BENCHMARKS[name].sources:
+        source = getattr(data, kind)
+        required = [
+            field.name
+            for field in fields(source)
+            if field.default is MISSING and field.default_factory is MISSING
+        ]
+        # `files` is a list of paths, everything else one path; a split is whatever the user says.
+        given = {key: ("???",) if key == "files" else "test" if key == "split" else "???" for key in required}
+        example = source(**given)
+        found.append((f"data.format={example.format}", _schema(name)(data=example)))
+    return found
 
-
-BENCHMARKS = {
-    "retrieval": Benchmark(
-        "Image-text retrieval, by similarity and re-ranked",
-        _retrieval_schema,
-        _retrieval,
-        _retrieval_examples,
-    )
-}
 
 if __name__ == "__main__":
     sys.exit(main())

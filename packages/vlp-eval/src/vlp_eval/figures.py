@@ -1,9 +1,12 @@
-"""Pictures of what was retrieved, for a README, a report or a look at what a model confuses."""
+"""Pictures of what a model answered, for a README, a report or a look at what it confuses."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from vlp_data.images import open_image
+from vlp_data.schema import Source
 
 from vlp_eval.gallery import Gallery
 from vlp_eval.report import Scores
@@ -12,7 +15,9 @@ THUMB, GAP, MARGIN, TEXT_WIDTH = 168, 14, 24, 300
 SHOWN = 5
 BEST_WIDTH = SHOWN * (THUMB + GAP) - GAP
 WIDTH = 2 * MARGIN + TEXT_WIDTH + GAP + BEST_WIDTH
-INK, FAINT, RIGHT, PAPER, PANEL = "#1b1f24", "#6a737d", "#1a7f37", "#ffffff", "#eef1f4"
+INK, FAINT, RIGHT, WRONG, PAPER, PANEL = "#1b1f24", "#6a737d", "#1a7f37", "#c62828", "#ffffff", "#eef1f4"
+Heat = Callable[[Image.Image, str], Sequence[tuple[str, np.ndarray]]]
+"""From a picture and a text to (word, heat [P,P]), such as `vlp_eval.grounding.word_heat` with its first arguments filled in."""
 
 
 def retrieval_figure(scores: Scores, gallery: Gallery, *, queries: int = 4) -> Image.Image:
@@ -35,6 +40,37 @@ def retrieval_figure(scores: Scores, gallery: Gallery, *, queries: int = 4) -> I
     blocks += [_text_row(texts[j], stage, place, gallery) for j in _spread(len(texts), queries)]
     blocks += [_heading(f"Picture to text, {head}")]
     blocks += [_image_row(images[i], stage, words, gallery.image(i)) for i in _spread(len(images), queries)]
+    return _page(blocks)
+
+
+def samples_figure(scores: Scores, source: Source, *, queries: int = 4) -> Image.Image:
+    """Questions, statements or captions of `scores` beside their pictures, spread evenly over the data; right ones green, wrong ones red.
+
+    `source` must be the one that `scores` is of. Captions are not judged one by one, so they are black.
+    """
+    (samples,) = scores.samples.values()
+    rows = _rows(scores, source)
+    blocks = [_heading(f"{scores.benchmark}: {len(samples)} {next(iter(scores.samples))}")]
+    for n in _spread(len(samples), queries):
+        pictures = [open_image(image) for image in source[rows[n]].images]
+        blocks.append(_sample_row(pictures, *_lines(samples[n])))
+    return _page(blocks)
+
+
+def grounding_figure(
+    scores: Scores, source: Source, *, queries: int = 4, heat: Heat | None = None
+) -> Image.Image:
+    """Expressions with the true box (green) and the predicted one (red) and, with `heat`, where the model looks for each word."""
+    samples = scores.samples["expressions"]
+    blocks = [_heading(f"{scores.benchmark}: {len(samples)} expressions, true box green, predicted box red")]
+    for n in _spread(len(samples), queries):
+        picture = open_image(source[n].images[0])
+        maps = heat(picture, samples[n]["text"]) if heat is not None else ()
+        blocks.append(_grounding_row(samples[n], picture, maps))
+    return _page(blocks)
+
+
+def _page(blocks: Sequence[Image.Image]) -> Image.Image:
     height = 2 * MARGIN + sum(block.height for block in blocks) + GAP * (len(blocks) - 1)
     page = Image.new("RGB", (WIDTH, height), PAPER)
     top = MARGIN
@@ -42,6 +78,82 @@ def retrieval_figure(scores: Scores, gallery: Gallery, *, queries: int = 4) -> I
         page.paste(block, (MARGIN, top))
         top += block.height + GAP
     return page
+
+
+def _rows(scores: Scores, source: Source) -> list[int]:
+    """The row of each sample; captions have one sample per picture, at the picture's first row."""
+    if scores.benchmark != "captioning":
+        return list(range(len(source)))
+    first: dict[str, int] = {}
+    for row in range(len(source)):
+        sample = source[row]
+        first.setdefault(sample.images[0].path or sample.key, row)
+    return list(first.values())
+
+
+def _lines(sample: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """(what was asked, what the model says, its colour, what people say)."""
+    if "question" in sample:
+        people = ", ".join(dict.fromkeys(sample.get("answers", ())))
+        colour = INK if "accuracy" not in sample else RIGHT if sample["accuracy"] > 50 else WRONG
+        return sample["question"], sample["answer"] or "(nothing)", colour, people
+    if "label" in sample:
+        colour = RIGHT if sample["label"] == sample["predicted"] else WRONG
+        return sample["text"], str(sample["predicted"]), colour, str(sample["label"])
+    return "", sample["caption"] or "(nothing)", INK, " / ".join(sample.get("references", ()))
+
+
+def _sample_row(
+    pictures: Sequence[Image.Image], asked: str, said: str, colour: str, people: str
+) -> Image.Image:
+    block, draw = _canvas(THUMB + 8)
+    for n, picture in enumerate(pictures):
+        _thumb(block, draw, (n * (THUMB + GAP), 0), picture, right=False)
+    left = len(pictures) * (THUMB + GAP)
+    width, bottom = block.width - left, 0
+    for text, size, fill in ((asked, 20, INK), (said, 20, colour), (people, 16, FAINT)):
+        if text:
+            bottom = _paragraph(draw, (left, bottom), text, width, _font(size), fill, lines=2) + 8
+    return block
+
+
+def _grounding_row(
+    sample: Mapping[str, Any], picture: Image.Image, maps: Sequence[tuple[str, np.ndarray]]
+) -> Image.Image:
+    lines = -(-len(maps) // SHOWN)
+    side = TEXT_WIDTH - GAP
+    block, draw = _canvas(max(side, 40 + lines * (THUMB + 26)))
+    scale = min(side / picture.width, side / picture.height)
+    small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    block.paste(small, (0, 0))
+    for box, colour in ((sample["predicted"], WRONG), (sample["box"], RIGHT)):
+        if box is not None:
+            x, y, w, h = (scale * value for value in box)
+            draw.rectangle((x, y, max(x, x + w - 1), max(y, y + h - 1)), outline=colour, width=3)
+    told = "right" if sample["right"] else "wrong" if sample["predicted"] else "no detection"
+    fill = RIGHT if sample["right"] else WRONG
+    end = draw.textlength(f"{told}  ", font=_font(20))
+    draw.text((TEXT_WIDTH + GAP, 0), told, font=_font(20), fill=fill)
+    _paragraph(
+        draw, (int(TEXT_WIDTH + GAP + end), 0), sample["text"], int(BEST_WIDTH - end), _font(20), INK, lines=1
+    )
+    # One scale for all words, so that a word the model hardly looks for stays pale; the mean has its own.
+    top = max((float(heat.max()) for _, heat in maps[1:]), default=0.0)
+    for n, (word, heat) in enumerate(maps):
+        at = (TEXT_WIDTH + GAP + n % SHOWN * (THUMB + GAP), 40 + n // SHOWN * (THUMB + 26))
+        shown = _heated(picture, heat, float(heat.max()) if n == 0 else top)
+        _thumb(block, draw, at, shown, right=False)
+        _paragraph(draw, (at[0], at[1] + THUMB + 2), word, THUMB, _font(15), FAINT, lines=1)
+    return block
+
+
+def _heated(picture: Image.Image, heat: np.ndarray, top: float) -> Image.Image:
+    """The picture, grey, with red where the heat is; as red as can be at `top`."""
+    share = np.clip(heat / top if top > 0 else np.zeros_like(heat), 0, 1)
+    mask = Image.fromarray((255 * share).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
+    return Image.composite(
+        Image.new("RGB", picture.size, "#ff2a00"), picture.convert("L").convert("RGB"), mask
+    )
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -4,21 +4,59 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlp_core.recipe import PathText
-from vlp_data.options import CocoCaptions, ImageTextLines, Karpathy, TaskJson
+from vlp_data.options import CocoCaptions, ImageTextLines, Karpathy, Refer, TaskJson
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrieval:
+class Evaluation:
+    """What all benchmarks have."""
+
+    limit: int | None = None
+    """First so many pictures (rows of other tasks) only, for a quick look; null takes all."""
+    tokenizer: tuple[PathText, ...] = ()
+    """vocab.txt, or vocab.json and merges.txt; empty takes the checkpoint's (official checkpoints hold none)."""
+    image_batch: int = 32
+    """Pictures, or rows of a task, taken together."""
+    workers: int = 0
+    """Processes that decode pictures; 0 decodes in the main process."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the model; scores are compared in fp32."""
+    figures: int = 4
+    """Samples (of each direction, in retrieval) in the picture; 0 draws none."""
+    out: PathText = "eval"
+    """Folder for BENCHMARK.json, the file of predictions and BENCHMARK.png; files there are replaced."""
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "image_batch")
+        at_least(self, 1, "limit", null=True)
+        at_least(self, 0, "workers", "figures")
+        if len(self.tokenizer) > 2:
+            raise ValueError("tokenizer takes vocab.txt, or vocab.json and merges.txt")
+
+
+def at_least(options: object, least: int, *names: str, null: bool = False) -> None:
+    """Raise ValueError for a field below `least`."""
+    for name in names:
+        value = getattr(options, name)
+        if not (value is None and null) and value < least:
+            must = "must not be negative" if least == 0 else f"must be at least {least}"
+            raise ValueError(f"{name}={value} {must}{', or null' if null else ''}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval(Evaluation):
     """Image-text retrieval in both directions."""
 
     data: ImageTextLines | TaskJson | CocoCaptions | Karpathy
     """Pictures with their captions; rows of one picture are taken together."""
-    limit: int | None = None
-    """First so many pictures only, for a quick look; null takes all."""
     clean: Literal["caption", "none"] = "caption"
     """Clean texts as the ALBEF family does (lower case, no punctuation, first max_words words), or take them as they are."""
     max_words: int | None = None
     """Words kept by the clean-up; null takes the checkpoint's, or 30 where it says nothing."""
+    max_tokens: int | None = None
+    """Longest text in tokens; null takes the checkpoint's, or 40 where it says nothing."""
     first_captions: int | None = None
     """Captions of each picture that count, in order of the file; null takes all."""
     repeated_captions: bool = True
@@ -29,40 +67,123 @@ class Retrieval:
     """Equal scores: wrong candidates count as better, or the order of the file decides."""
     fold_size: int | None = None
     """Also report the mean over folds of so many pictures; "COCO 1k" is 1000."""
-    tokenizer: tuple[PathText, ...] = ()
-    """vocab.txt, or vocab.json and merges.txt; empty takes the checkpoint's (official checkpoints hold none)."""
-    max_tokens: int | None = None
-    """Longest text in tokens; null takes the checkpoint's, or 40 where it says nothing."""
-    image_batch: int = 32
-    """Pictures encoded together."""
     text_batch: int = 256
     """Texts encoded together."""
     pair_batch: int = 256
     """Pairs the fusion encoder scores together."""
-    workers: int = 0
-    """Processes that decode pictures; 0 decodes in the main process."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the encoders; scores are ranked in fp32."""
-    figures: int = 4
-    """Queries of each direction in the picture; 0 draws none."""
-    out: PathText = "eval"
-    """Folder for retrieval.json and retrieval.png; files there are replaced."""
 
     def __post_init__(self) -> None:
-        for name in ("image_batch", "text_batch", "pair_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("limit", "max_words", "first_captions", "fold_size", "max_tokens"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1, or null")
-        for name in ("rerank", "workers", "figures"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        super().__post_init__()
+        at_least(self, 1, "text_batch", "pair_batch")
+        at_least(self, 1, "max_words", "max_tokens", "first_captions", "fold_size", null=True)
+        at_least(self, 0, "rerank")
         if self.clean == "none" and self.max_words is not None:
             raise ValueError(
                 f"max_words={self.max_words} has no effect with clean=none; leave one of them out"
             )
-        if len(self.tokenizer) > 2:
-            raise ValueError("tokenizer takes vocab.txt, or vocab.json and merges.txt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vqa(Evaluation):
+    """Visual question answering."""
+
+    data: TaskJson
+    """Questions about pictures, with answers of people where there are any."""
+    answers: PathText = ""
+    """answer_list.json, the answers to choose from; "" lets the model write answers."""
+    k: int = 128
+    """Answers that are scored to the end, of those whose first word is most probable; at most as many as there are."""
+    annotations: PathText = ""
+    """Annotations of VQA v2 (v2_mscoco_val2014_annotations.json), for accuracies per answer type; "" takes the answers of the data."""
+    rule: Literal["official", "albef"] = "official"
+    """How answers are compared: as the challenge does, or as the copy in ALBEF, X-VLM and ViCHA (for their logs)."""
+    max_words: int = 50
+    """Words kept of a question."""
+    max_tokens: int | None = None
+    """Tokens kept of a question; null keeps all."""
+    beams: int = 3
+    """Of the search where answers are written."""
+    answer_tokens: int = 10
+    """Longest written answer in tokens, the start token included."""
+    pairs: int = 1024
+    """Answers scored at a time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "k", "max_words", "beams", "pairs")
+        at_least(self, 2, "answer_tokens")
+        at_least(self, 1, "max_tokens", null=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nlvr(Evaluation):
+    """NLVR2: is a sentence about two pictures true?"""
+
+    data: TaskJson
+    """Sentences with two pictures and a label."""
+    max_words: int = 30
+    """Words kept of a sentence."""
+    max_tokens: int | None = None
+    """Tokens kept of a sentence; null keeps all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "max_words")
+        at_least(self, 1, "max_tokens", null=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grounding(Evaluation):
+    """Referring expressions."""
+
+    data: Refer
+    """Expressions with the box they mean, and detections to choose from (by=heat)."""
+    by: Literal["boxes", "heat"] = "boxes"
+    """The model tells the box, or the heat of its attention chooses among the detections (weakly supervised)."""
+    layer: int | None = None
+    """by=heat: layer whose cross-attention is read, counted over all layers of the text encoder; X-VLM 9, ALBEF 8."""
+    alpha: float = 0.5
+    """by=heat: a detection's heat is divided by its area to this power."""
+    max_words: int = 30
+    """Words kept of an expression."""
+    max_tokens: int | None = None
+    """Tokens kept of an expression; null keeps all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "max_words")
+        at_least(self, 1, "max_tokens", null=True)
+        if self.by == "boxes" and self.layer is not None:
+            raise ValueError(f"layer={self.layer} has no effect with by=boxes; leave it out, or give by=heat")
+        if self.by == "heat" and self.layer is None:
+            raise ValueError(
+                "by=heat needs layer=N, the layer whose cross-attention is read (X-VLM takes 9 of its 12)"
+            )
+        if self.by == "heat" and not self.data.detections and self.data.refs:
+            raise ValueError("by=heat needs data.detections=dets.json, the boxes to choose from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioning(Evaluation):
+    """Image captioning."""
+
+    data: TaskJson | CocoCaptions | Karpathy | ImageTextLines
+    """Pictures; their captions are the references unless `references` names others."""
+    references: PathText = ""
+    """Captions of people in COCO's format (coco_karpathy_test_gt.json); "" takes those of the data."""
+    prompt: str = "a picture of "
+    """What a caption begins with."""
+    beams: int = 3
+    """Of the search."""
+    max_tokens: int = 20
+    """Longest caption in tokens, the prompt's included."""
+    min_tokens: int = 5
+    """Shortest caption in tokens, the same way."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which sums of log-probabilities are divided."""
+    java: tuple[Literal["meteor", "spice"], ...] = ()
+    """Metrics besides, which need Java and the extra vlp-eval[caption-java]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, 1, "beams", "min_tokens", "max_tokens")

@@ -3,10 +3,11 @@
 Features are NamedTuples of tensors whose first axis counts the pictures or texts, so that an evaluation can cut, gather and select
 them without knowing the model.
 
-Letters: B pictures or texts, N image tokens, T text tokens, E shared embedding, D / W widths, R pairs.
+Letters: B pictures or texts, N image tokens, T text tokens, E shared embedding, D / W widths, R pairs, C answers to choose from,
+L answer tokens, K classes.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -66,4 +67,127 @@ class RetrievalModel(DualEncoder, Protocol):
 
         X-VLM: the raw logit of "match". Work that depends on the picture alone is best done once per picture of `image`.
         """
+        ...
+
+
+class Ranked(Protocol):
+    """The k best candidates of each question, best first."""
+
+    @property
+    def indices(self) -> Tensor:
+        """[B,k] int64, which candidate."""
+        ...
+
+    @property
+    def scores(self) -> Tensor:
+        """[B,k], higher is better."""
+        ...
+
+
+class Written(Protocol):
+    """Texts that a model wrote."""
+
+    @property
+    def ids(self) -> Tensor:
+        """[B,L] int64 with what the model was given to begin with; padding after the end."""
+        ...
+
+
+class QuestionAnswering(Protocol):
+    """Answers questions about pictures, by choosing (`rank_answers`) or by writing (`generate_answers`)."""
+
+    def ask(self, image: Tensor, ids: Tensor, attention_mask: Tensor, /) -> Tensor:
+        """States [B,T,W] of B questions about pictures [B,3,H,W]."""
+        ...
+
+    def rank_answers(
+        self,
+        question: Tensor,
+        question_mask: Tensor,
+        candidate_ids: Tensor,
+        candidate_mask: Tensor,
+        k: int,
+        /,
+        *,
+        pairs: int,
+    ) -> Ranked:
+        """The k best of C candidates [C,L] for each question; `pairs` bounds how many are scored at a time."""
+        ...
+
+    def generate_answers(
+        self,
+        question: Tensor,
+        question_mask: Tensor,
+        /,
+        *,
+        start_id: int,
+        end_id: int,
+        pad_id: int,
+        beams: int,
+        max_tokens: int,
+    ) -> Written:
+        """An answer to each question, by beam search."""
+        ...
+
+
+class PairClassifier(Protocol):
+    """Classifies a text beside two pictures."""
+
+    def __call__(
+        self, image: Tensor, first: Tensor, second: Tensor, ids: Tensor, attention_mask: Tensor, /
+    ) -> Tensor:
+        """Logits [B,K] of texts with the pictures first[b] and second[b] of a batch [N,3,H,W]."""
+        ...
+
+
+class Classifier(Protocol):
+    """Classifies a text beside one picture."""
+
+    def __call__(self, image: Tensor, ids: Tensor, attention_mask: Tensor, /) -> Tensor:
+        """Logits [B,K]."""
+        ...
+
+
+class Grounder(DualEncoder, Protocol):
+    """Says where in a picture a text points to."""
+
+    def locate(
+        self, image: ImageFeatures, text: TextFeatures, image_index: Tensor, text_index: Tensor, /
+    ) -> Tensor:
+        """Box (cx, cy, w, h) in 0..1 of the picture, for R pairs as in `match`: [R,4]."""
+        ...
+
+
+class HeatMapper(Protocol):
+    """A fusion model with a matching head, whose cross-attention `vlp_core.explain.attention_heat` can read."""
+
+    text: Any
+    itm_head: Any
+
+    def encode_image(self, image: Tensor, /) -> ImageFeatures:
+        """As in `DualEncoder`."""
+        ...
+
+
+class Captioner(Protocol):
+    """Writes captions."""
+
+    def vision(self, image: Tensor, /) -> Tensor:
+        """States [B,N,D] of pictures."""
+        ...
+
+    def generate(
+        self,
+        image_embeds: Tensor,
+        prompt_ids: Tensor,
+        /,
+        *,
+        beams: int,
+        max_tokens: int,
+        min_tokens: int,
+        length_penalty: float,
+        end_id: int,
+        pad_id: int,
+    ) -> Written:
+        """Captions by beam search that go on after the prompt [B,P]; lengths count the prompt."""
         ...

@@ -10,10 +10,10 @@ from typing import Any
 class Scores:
     """Result of one benchmark.
 
-    `stages` maps the name of a stage ("dual", "reranked") to its numbers; recalls are in percent. `hits` holds the counts
-    behind the recalls, `chance` the expectation of the same numbers for random scores, `counts` the sizes. `samples` has one
-    entry per sample, in order of the gallery, so that two runs can be compared sample by sample. `notes` are sentences that a
-    reader of the numbers has to know.
+    `stages` maps the name of a stage ("dual", "reranked") to its numbers, in percent; empty where nothing could be compared with the
+    truth. `hits` holds the counts behind them, `chance` what one gets without looking (the benchmark says how), `counts`
+    the sizes. `samples` has one entry per sample, in order of the data, so that two runs can be compared sample by sample.
+    `notes` are sentences that a reader of the numbers has to know. `shown` names the numbers of the table; empty shows all.
     """
 
     benchmark: str
@@ -24,11 +24,12 @@ class Scores:
     chance: Mapping[str, float] = field(default_factory=dict)
     samples: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    shown: Sequence[str] = ()
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Numbers of the last stage: the result."""
-        return list(self.stages.values())[-1]
+        """Numbers of the last stage: the result. Empty without a stage."""
+        return list(self.stages.values())[-1] if self.stages else {}
 
     def json(self) -> str:
         """Everything as JSON text in ASCII, one sample per line; `Scores(**json.loads(text))` gives it back."""
@@ -44,17 +45,24 @@ class Scores:
         return head.removesuffix("\n}") + ',\n "samples": {\n' + ",\n".join(lists) + "\n }\n}\n"
 
     def table(self) -> str:
-        """The numbers as text for a terminal: recalls in percent with two decimals, the counts behind them in a second line."""
-        columns = [key for key in self.metrics if key in self.chance or key in ("r_mean", "rsum")]
-        width = max([8, *(len(name) for name in self.stages)])
+        """The numbers as text for a terminal: in percent with two decimals, the counts behind them in a second line."""
+        columns = list(self.shown or self.metrics)
+        first = max([8, *(len(name) for name in self.stages)])
         rows = [["", *(_heading(key) for key in columns)]]
         for stage, numbers in self.stages.items():
             rows.append([stage, *(f"{numbers[key]:.2f}" for key in columns)])
-            hits = self.hits[stage]
-            rows.append(["  hits", *(str(hits[key]) if key in hits else "" for key in columns)])
-        rows.append(["chance", *(f"{self.chance[key]:.2f}" if key in self.chance else "" for key in columns)])
+            hits = self.hits.get(stage)
+            if hits is not None:
+                rows.append(["  hits", *(str(hits[key]) if key in hits else "" for key in columns)])
+        if self.chance:
+            rows.append(
+                ["chance", *(f"{self.chance[key]:.2f}" if key in self.chance else "" for key in columns)]
+            )
+        widths = [max(9, 2 + max(len(row[n]) for row in rows)) for n in range(1, len(rows[0]))]
         lines = [f"{self.benchmark}: " + ", ".join(f"{count} {name}" for name, count in self.counts.items())]
-        lines += [f"{row[0]:<{width}}" + "".join(f"{cell:>9}" for cell in row[1:]).rstrip() for row in rows]
+        for row in rows if self.stages else ():
+            cells = "".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths, strict=True))
+            lines.append(f"{row[0]:<{first}}{cells}".rstrip())
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 

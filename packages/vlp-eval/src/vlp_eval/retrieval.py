@@ -422,6 +422,7 @@ class _Result:
             chance=metric.chance(self.gallery.image_of_text, images=len(self.gallery.image_ids), at=AT),
             samples={"images": self.images, "texts": self.texts},
             notes=tuple(dict.fromkeys(self.notes)),
+            shown=(*(f"{name}_r{k}" for name in ("tr", "ir") for k in AT), "r_mean", "rsum"),
         )
 
 

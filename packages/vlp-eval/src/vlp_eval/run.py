@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,75 +14,165 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from PIL.Image import Image
 from vlp_core import distributed, models, recipe
+from vlp_data.errors import DataError
+from vlp_data.schema import Identifier
+from vlp_data.sources.rows import read_json
 from vlp_data.text import Tokenizer, pre_caption
 from vlp_data.transforms import eval_view
 
-from vlp_eval.figures import retrieval_figure
+from vlp_eval import figures, predictions
+from vlp_eval.captioning import evaluate_captioning
 from vlp_eval.gallery import Gallery
-from vlp_eval.options import Retrieval
-from vlp_eval.protocol import RetrievalModel
+from vlp_eval.grounding import evaluate_grounding, word_heat
+from vlp_eval.inference import View
+from vlp_eval.options import Captioning, Evaluation, Grounding, Nlvr, Retrieval, Vqa
 from vlp_eval.report import Scores
 from vlp_eval.retrieval import evaluate_retrieval
+from vlp_eval.statements import evaluate_nlvr
+from vlp_eval.vqa import evaluate_vqa
 
 
 def retrieval(checkpoint: str, options: Retrieval) -> Scores:
-    """`vlp-eval retrieval`: prints the table, writes `retrieval.json` and `retrieval.png` into `options.out`.
+    """`vlp-eval retrieval`. This and the other functions here print a table and write `BENCHMARK.json`, the predictions and
+    `BENCHMARK.png` into `options.out`.
 
     Started by torchrun, the ranks share the work and rank 0 prints and writes. Raises ValueError, FileNotFoundError, `DataError` or
     `CheckpointError` for what a user can put right.
     """
-    start = time.monotonic()
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)  # now, not after an hour of work
-    device = _device(options.device)
-    with _ranks(device):
+    with _session(checkpoint, options) as session:
         gallery = retrieval_gallery(options)
-        loaded = models.load(checkpoint)
-        if not hasattr(loaded.model, "encode_text"):
-            raise ValueError(f"{checkpoint} holds the model {loaded.name}, which cannot encode a text alone")
-        text = loaded.settings.get("text", {})
-        gallery = cleaned(gallery, options, text.get("max_words", 30))
-        words = tokenizer(options.tokenizer, text, checkpoint)
-        known = loaded.model.text.word_embedding.num_embeddings
-        if words.vocabulary != known:
-            raise ValueError(
-                f"the tokenizer has {words.vocabulary} tokens, {checkpoint} was trained with {known}: another vocabulary"
-            )
+        setup = session.load("retrieval")
+        gallery = cleaned(gallery, options, setup.text.get("max_words", 30))
         scores = evaluate_retrieval(
-            cast(RetrievalModel, loaded.model.to(device)),
+            setup.model,
             gallery,
-            words,
-            view=partial(eval_view, size=loaded.settings["image_size"]),
-            max_tokens=options.max_tokens or text.get("max_tokens", 40),
-            separator=text.get("separator", False),
+            setup.tokenizer,
+            view=setup.view,
+            max_tokens=options.max_tokens or setup.text.get("max_tokens", 40),
+            separator=setup.text.get("separator", False),
             rerank=options.rerank,
             ties=options.ties,
             fold_size=options.fold_size,
-            image_batch=options.image_batch,
             text_batch=options.text_batch,
             pair_batch=options.pair_batch,
+            image_batch=options.image_batch,
             workers=options.workers,
             precision=options.precision,
             progress=_progress(),
         )
-        settings = {
-            "checkpoint": checkpoint,
-            **scores.settings,
-            "options": recipe.dump(options),
-            "versions": _versions(),
-        }
-        scores = replace(scores, settings=settings)
-        if distributed.is_main():
-            (out / "retrieval.json").write_text(scores.json(), encoding="utf-8")
-            written = [out / "retrieval.json"]
-            if options.figures:
-                retrieval_figure(scores, gallery, queries=options.figures).save(out / "retrieval.png")
-                written.append(out / "retrieval.png")
-            print(scores.table())
-            names = " and ".join(str(path) for path in written)
-            print(f"{names} written, {time.monotonic() - start:.1f} s on {device}")
-    return scores
+        return session.finish(
+            scores, lambda scores: figures.retrieval_figure(scores, gallery, queries=options.figures)
+        )
+
+
+def vqa(checkpoint: str, options: Vqa) -> Scores:
+    """`vlp-eval vqa`; the predictions are the file that the challenge's server takes."""
+    with _session(checkpoint, options) as session:
+        source = options.data.open()
+        candidates = _candidates(options.answers)
+        annotations = _annotations(options.annotations)
+        setup = session.load("vqa")
+        scores = evaluate_vqa(
+            setup.model,
+            source,
+            setup.tokenizer,
+            view=setup.view,
+            candidates=candidates,
+            k=options.k if candidates is None else min(options.k, len(candidates)),
+            annotations=annotations,
+            variant=options.rule,
+            max_words=options.max_words,
+            max_tokens=options.max_tokens,
+            answer_tokens=options.answer_tokens,
+            beams=options.beams,
+            pairs=options.pairs,
+            **setup.shared,
+        )
+        return session.finish(
+            scores, lambda scores: figures.samples_figure(scores, source, queries=options.figures)
+        )
+
+
+def nlvr(checkpoint: str, options: Nlvr) -> Scores:
+    """`vlp-eval nlvr`."""
+    with _session(checkpoint, options) as session:
+        source = options.data.open()
+        setup = session.load("nlvr")
+        scores = evaluate_nlvr(
+            setup.model,
+            source,
+            setup.tokenizer,
+            view=setup.view,
+            max_words=options.max_words,
+            max_tokens=options.max_tokens,
+            **setup.shared,
+        )
+        return session.finish(
+            scores, lambda scores: figures.samples_figure(scores, source, queries=options.figures)
+        )
+
+
+def grounding(checkpoint: str, options: Grounding) -> Scores:
+    """`vlp-eval grounding`; the picture shows true and predicted boxes and, with by=heat, the heat of each word."""
+    with _session(checkpoint, options) as session:
+        source = options.data.open()
+        setup = session.load("boxes" if options.by == "boxes" else "weak_grounding")
+        scores = evaluate_grounding(
+            setup.model,
+            source,
+            setup.tokenizer,
+            view=setup.view,
+            by=options.by,
+            layer=options.layer,
+            alpha=options.alpha,
+            max_words=options.max_words,
+            max_tokens=options.max_tokens,
+            **setup.shared,
+        )
+        heat = None
+        if options.layer is not None:
+            heat = partial(
+                word_heat,
+                setup.model,
+                setup.tokenizer,
+                view=setup.view,
+                layer=options.layer,
+                max_words=options.max_words,
+                max_tokens=options.max_tokens,
+                separator=setup.shared["separator"],
+            )
+        return session.finish(
+            scores,
+            lambda scores: figures.grounding_figure(scores, source, queries=options.figures, heat=heat),
+        )
+
+
+def captioning(checkpoint: str, options: Captioning) -> Scores:
+    """`vlp-eval captioning`; the predictions are the file that COCO's server takes."""
+    with _session(checkpoint, options) as session:
+        source = options.data.open()
+        references = _references(options.references)
+        setup = session.load("captioning")
+        shared = {key: value for key, value in setup.shared.items() if key != "separator"}
+        scores = evaluate_captioning(
+            setup.model,
+            source,
+            setup.tokenizer,
+            view=setup.view,
+            prompt=options.prompt,
+            beams=options.beams,
+            max_tokens=options.max_tokens,
+            min_tokens=options.min_tokens,
+            length_penalty=options.length_penalty,
+            references=references,
+            java=options.java,
+            **shared,
+        )
+        return session.finish(
+            scores, lambda scores: figures.samples_figure(scores, source, queries=options.figures)
+        )
 
 
 def retrieval_gallery(options: Retrieval) -> Gallery:
@@ -113,6 +203,119 @@ def tokenizer(files: Sequence[str], text: Mapping[str, Any], checkpoint: str) ->
             + f"; give {wanted}"
         )
     return Tokenizer.wordpiece(chosen[0]) if kind == "bert" else Tokenizer.roberta(*chosen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """A checkpoint ready for evaluation."""
+
+    model: Any
+    tokenizer: Tokenizer
+    view: View
+    text: Mapping[str, Any]
+    """What the checkpoint says of texts."""
+    shared: dict[str, Any]
+    """Arguments that all evaluations of rows take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    """One command: where it runs, where it writes, since when."""
+
+    checkpoint: str
+    options: Evaluation
+    device: torch.device
+    out: Path
+    start: float
+
+    def load(self, task: models.Task) -> _Setup:
+        """The model with its tokenizer, refused where it was not trained for the task."""
+        loaded = models.load(self.checkpoint, task=task)
+        text = loaded.settings.get("text", {})
+        words = tokenizer(self.options.tokenizer, text, self.checkpoint)
+        known = cast(Any, loaded.model).text.word_embedding.num_embeddings
+        if words.vocabulary != known:
+            raise ValueError(
+                f"the tokenizer has {words.vocabulary} tokens, {self.checkpoint} was trained with {known}: another vocabulary"
+            )
+        shared = {
+            "separator": text.get("separator", False),
+            "limit": self.options.limit,
+            "image_batch": self.options.image_batch,
+            "workers": self.options.workers,
+            "precision": self.options.precision,
+            "progress": _progress(),
+        }
+        view = partial(eval_view, size=loaded.settings["image_size"])
+        return _Setup(
+            model=loaded.model.to(self.device), tokenizer=words, view=view, text=text, shared=shared
+        )
+
+    def finish(self, scores: Scores, figure: Callable[[Scores], Image]) -> Scores:
+        """Write and print, on rank 0; returns the scores with what they were made by."""
+        settings = {
+            "checkpoint": self.checkpoint,
+            **scores.settings,
+            "options": recipe.dump(self.options),
+            "versions": _versions(),
+        }
+        scores = replace(scores, settings=settings)
+        if distributed.is_main():
+            written = [self.out / f"{scores.benchmark}.json"]
+            written[0].write_text(scores.json(), encoding="utf-8")
+            if scores.benchmark != "retrieval":
+                written.append(predictions.write(scores, self.out))
+            if self.options.figures:
+                written.append(self.out / f"{scores.benchmark}.png")
+                figure(scores).save(written[-1])
+            print(scores.table())
+            *first, last = map(str, written)
+            names = f"{', '.join(first)} and {last}" if first else last
+            print(f"{names} written, {time.monotonic() - self.start:.1f} s on {self.device}")
+        return scores
+
+
+@contextmanager
+def _session(checkpoint: str, options: Evaluation) -> Iterator[_Session]:
+    start = time.monotonic()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)  # now, not after an hour of work
+    device = _device(options.device)
+    with _ranks(device):
+        yield _Session(checkpoint=checkpoint, options=options, device=device, out=out, start=start)
+
+
+def _candidates(path: str) -> list[str] | None:
+    if not path:
+        return None
+    answers = read_json(path, list)
+    if not answers or not all(isinstance(answer, str) for answer in answers):
+        raise DataError(f"{path} must be a list of answers, each a string")
+    return answers
+
+
+def _annotations(path: str) -> dict[Identifier, Mapping[str, Any]] | None:
+    """By question id: the annotations of a VQA v2 file."""
+    if not path:
+        return None
+    content = read_json(path, dict)
+    try:
+        return {one["question_id"]: one for one in content["annotations"]}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is no file of VQA v2 annotations: {error!r}") from error
+
+
+def _references(path: str) -> dict[Identifier, list[str]] | None:
+    """By picture id: the captions of a file in COCO's format."""
+    if not path:
+        return None
+    found: dict[Identifier, list[str]] = {}
+    try:
+        for one in read_json(path, dict)["annotations"]:
+            found.setdefault(one["image_id"], []).append(one["caption"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is no file of COCO captions: {error!r}") from error
+    return found
 
 
 def _device(name: str) -> torch.device:

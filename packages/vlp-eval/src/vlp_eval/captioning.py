@@ -1,0 +1,232 @@
+"""Captions: written by beam search, judged as COCO's are.
+
+Source: COCO captions on the Karpathy split; X-VLM `Captioning.py`, specification 4.7 and 6.6; metrics of pycocoevalcap 1.2.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from vlp_data.errors import DataError
+from vlp_data.examples import prompt_ids
+from vlp_data.schema import Identifier, Sample, Source
+from vlp_data.text import Tokenizer
+
+from vlp_eval.inference import (
+    PictureBatch,
+    Precision,
+    Progress,
+    View,
+    autocast,
+    device_of,
+    evaluate_rows,
+    evaluating,
+    read,
+    require_unique,
+    speaker,
+)
+from vlp_eval.metrics import captioning as metric
+from vlp_eval.protocol import Captioner
+from vlp_eval.report import Scores
+
+JavaMetric = Literal["meteor", "spice"]
+
+
+class _Picture(NamedTuple):
+    name: str
+    id: Identifier
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The first row of each picture of a source."""
+
+    source: Source
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.source[self.rows[index]]
+
+    def describe(self) -> dict[str, Any]:
+        return self.source.describe()
+
+
+@torch.no_grad()
+def evaluate_captioning(
+    model: Captioner,
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    view: View,
+    prompt: str = "a picture of ",
+    beams: int = 3,
+    max_tokens: int = 20,
+    min_tokens: int = 5,
+    length_penalty: float = 1.0,
+    references: Mapping[Identifier, Sequence[str]] | None = None,
+    java: Sequence[JavaMetric] = (),
+    limit: int | None = None,
+    image_batch: int = 32,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> Scores:
+    """Write one caption for every picture of a source, and judge it by BLEU, ROUGE-L and CIDEr.
+
+    Args:
+        model: Writes captions.
+        source: Rows of one picture; rows of one picture file are one picture.
+        tokenizer: The model's.
+        view: From a picture to the model's input.
+        prompt: What a caption begins with; not part of the result.
+        beams: Of the search.
+        max_tokens: Longest caption in tokens, the prompt's included.
+        min_tokens: Shortest caption, the same way.
+        length_penalty: Exponent of the length by which sums of log-probabilities are divided.
+        references: What people wrote, by picture id (the number in the file name where the source gives none); None takes the captions of the rows.
+            Where there are none, the result has no numbers.
+        java: Metrics besides that need Java and the extra `vlp-eval[caption-java]`.
+        limit: First so many rows only. CIDEr depends on which pictures are judged together.
+        image_batch, workers, device, precision, progress: As in `evaluate_retrieval`.
+
+    Raises:
+        DataError: A row without picture, or two pictures with one id; ValueError: settings that cannot take effect, a picture that cannot
+            be opened, references missing.
+    """
+    rows = read(source, _picture, limit=limit)
+    pictures = _grouped(rows)
+    require_unique((one.id for one in pictures.values()), "picture")
+    truth = _references(list(pictures.values()), references)
+    if java and truth is None:
+        raise ValueError(f"java={list(java)} has no effect without references")
+    device = device_of(model) if device is None else torch.device(device)
+    start = prompt_ids(tokenizer, prompt)
+    if not len(start) <= min_tokens <= max_tokens:
+        raise ValueError(
+            f"min_tokens={min_tokens} and max_tokens={max_tokens} count the {len(start)} tokens of the prompt {prompt!r}"
+        )
+
+    def run(chosen: Sequence[int], batch: PictureBatch) -> list[str]:
+        given = torch.tensor([start] * len(chosen), device=device)
+        written = model.generate(
+            model.vision(batch.image.squeeze(1)),
+            given,
+            beams=beams,
+            max_tokens=max_tokens,
+            min_tokens=min_tokens,
+            length_penalty=length_penalty,
+            end_id=tokenizer.sep_id,
+            pad_id=tokenizer.pad_id,
+        )
+        return [tokenizer.decode(ids[len(start) :]).strip() for ids in written.ids.tolist()]
+
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        first.setdefault(row.name, number)
+    with evaluating(model), autocast(device, precision):
+        captions = evaluate_rows(
+            _Chosen(source, tuple(first.values())),
+            len(first),
+            run,
+            view=view,
+            batch=image_batch,
+            workers=workers,
+            device=device,
+            say=speaker(progress),
+            what="captions",
+        )
+    written = {one.id: text for one, text in zip(pictures.values(), captions, strict=True)}
+    settings = {
+        "prompt": prompt,
+        "beams": beams,
+        "max_tokens": max_tokens,
+        "min_tokens": min_tokens,
+        "length_penalty": length_penalty,
+        "precision": precision,
+    }
+    return _scores(written, truth, java, settings)
+
+
+def _picture(sample: Sample) -> _Picture:
+    if len(sample.images) != 1:
+        raise DataError(f"{sample.key}: captioning needs rows of one picture")
+    image = sample.images[0]
+    number = sample.key if image.id is None else image.id
+    if isinstance(number, str) and (tail := number.rsplit("_", 1)[-1]).isdigit():
+        number = int(tail)  # COCO_val2014_000000391895: the server knows pictures by number
+    captions = tuple(text.text for text in sample.texts if text.role == "caption")
+    return _Picture(image.path or sample.key, number, captions)
+
+
+def _grouped(rows: Sequence[_Picture]) -> dict[str, _Picture]:
+    found: dict[str, _Picture] = {}
+    for row in rows:
+        known = found.get(row.name)
+        found[row.name] = row if known is None else known._replace(captions=known.captions + row.captions)
+    return found
+
+
+def _references(
+    pictures: Sequence[_Picture], given: Mapping[Identifier, Sequence[str]] | None
+) -> dict[Identifier, Sequence[str]] | None:
+    if given is not None:
+        missing = [one.id for one in pictures if one.id not in given]
+        if missing:
+            raise ValueError(f"{len(missing)} pictures have no references, the first is {missing[0]!r}")
+        return {one.id: given[one.id] for one in pictures}
+    bare = [one.id for one in pictures if not one.captions]
+    if bare and len(bare) < len(pictures):
+        raise ValueError(
+            f"{len(bare)} of {len(pictures)} pictures have no caption to compare with, such as {bare[0]!r}"
+        )
+    return None if bare else {one.id: one.captions for one in pictures}
+
+
+def _scores(
+    written: Mapping[Identifier, str],
+    truth: Mapping[Identifier, Sequence[str]] | None,
+    java: Sequence[JavaMetric],
+    settings: dict[str, Any],
+) -> Scores:
+    samples: list[dict[str, Any]] = [{"id": one, "caption": text} for one, text in written.items()]
+    counts = {"pictures": len(written)}
+    if truth is None:
+        return Scores(
+            benchmark="captioning",
+            settings=settings,
+            counts=counts,
+            stages={},
+            hits={},
+            samples={"pictures": samples},
+            notes=("the pictures come without captions of people: no numbers, only the file of captions",),
+        )
+    total, each = metric.scores(written, truth)
+    if java:
+        from vlp_eval.metrics.java import judge
+
+        for name, corpus in judge(written, truth, java).items():
+            total[name] = corpus.value
+            for one, value in zip(truth, corpus.each, strict=True):
+                each[one][name] = value
+    for sample in samples:
+        sample |= {name: round(value, 6) for name, value in each[sample["id"]].items()}
+        sample["references"] = list(truth[sample["id"]])
+    left = [name for name in ("meteor", "spice") if name not in java]
+    notes = ["CIDEr and BLEU are numbers of this set of pictures; those of a part of it cannot be compared"]
+    if left:
+        notes.append(f"not computed: {' and '.join(left)} (java={left} with the extra caption-java)")
+    return Scores(
+        benchmark="captioning",
+        settings=settings,
+        counts={**counts, "references": sum(map(len, truth.values()))},
+        stages={"written": {name: 100 * value for name, value in total.items()}},
+        hits={},
+        samples={"pictures": samples},
+        notes=tuple(notes),
+    )

@@ -1,0 +1,232 @@
+"""Statements about pictures, true or not: NLVR2 (a sentence and two pictures) and SNLI-VE (a hypothesis and one picture).
+
+Source: NLVR2, arXiv 1811.00491; SNLI-VE, arXiv 1901.06706; evaluation of ALBEF (arXiv 2107.07651) and X-VLM `NLVR.py`.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from vlp_data.errors import DataError
+from vlp_data.schema import Role, Sample, Source
+from vlp_data.sources.task_json import ENTAILMENT_LABELS, NLVR_LABELS
+from vlp_data.text import Tokenizer, pre_caption
+
+from vlp_eval.inference import (
+    PictureBatch,
+    Precision,
+    Progress,
+    View,
+    autocast,
+    device_of,
+    evaluate_rows,
+    evaluating,
+    read,
+    require_unique,
+    speaker,
+)
+from vlp_eval.metrics import labels as metric
+from vlp_eval.protocol import Classifier, PairClassifier
+from vlp_eval.report import Scores
+
+
+class _Statement(NamedTuple):
+    id: str
+    text: str
+    label: int
+
+
+def evaluate_nlvr(
+    model: PairClassifier,
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    view: View,
+    max_words: int = 30,
+    max_tokens: int | None = None,
+    separator: bool = False,
+    limit: int | None = None,
+    image_batch: int = 32,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> Scores:
+    """Whether sentences about two pictures are true: accuracy, and consistency where the rows carry NLVR2 identifiers.
+
+    Consistency is the share of sentences that are right with all of their image pairs; only a whole split makes it meaningful. `chance`
+    is the share of the more frequent label. `image_batch` counts sentences. Other arguments and errors as in `evaluate_vqa`.
+    """
+
+    def logits(image_BI3HW: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        rows = torch.arange(len(image_BI3HW), device=image_BI3HW.device)
+        return model(image_BI3HW.transpose(0, 1).flatten(0, 1), rows, rows + len(rows), ids, mask)
+
+    return _evaluate(
+        "nlvr",
+        model,
+        logits,
+        source,
+        tokenizer,
+        role="sentence",
+        images=2,
+        names=NLVR_LABELS,
+        view=view,
+        max_words=max_words,
+        max_tokens=max_tokens,
+        separator=separator,
+        limit=limit,
+        image_batch=image_batch,
+        workers=workers,
+        device=device,
+        precision=precision,
+        progress=progress,
+    )
+
+
+def evaluate_entailment(
+    model: Classifier,
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    view: View,
+    max_words: int = 30,
+    max_tokens: int | None = None,
+    separator: bool = False,
+    limit: int | None = None,
+    image_batch: int = 32,
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> Scores:
+    """Whether hypotheses follow from a picture (contradiction, neutral, entailment): accuracy on the original labels, and of each label.
+
+    `chance` is the share of the most frequent label. Other arguments and errors as in `evaluate_vqa`.
+    """
+
+    def logits(image_BI3HW: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        return model(image_BI3HW.squeeze(1), ids, mask)
+
+    return _evaluate(
+        "entailment",
+        model,
+        logits,
+        source,
+        tokenizer,
+        role="hypothesis",
+        images=1,
+        names=ENTAILMENT_LABELS,
+        view=view,
+        max_words=max_words,
+        max_tokens=max_tokens,
+        separator=separator,
+        limit=limit,
+        image_batch=image_batch,
+        workers=workers,
+        device=device,
+        precision=precision,
+        progress=progress,
+    )
+
+
+@torch.no_grad()
+def _evaluate(
+    benchmark: str,
+    model: Any,
+    logits: Callable[[Tensor, Tensor, Tensor], Tensor],
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    role: Role,
+    images: int,
+    names: dict[str, int],
+    view: View,
+    max_words: int,
+    max_tokens: int | None,
+    separator: bool,
+    limit: int | None,
+    image_batch: int,
+    workers: int,
+    device: torch.device | str | None,
+    precision: Precision,
+    progress: Progress | None,
+) -> Scores:
+    def parse(sample: Sample) -> _Statement:
+        texts = [text.text for text in sample.texts if text.role == role]
+        label = None if sample.target is None else sample.target.label
+        if len(texts) != 1 or len(sample.images) != images or label is None:
+            raise DataError(
+                f"{sample.key}: {benchmark} needs rows of {images} picture(s) with one {role} and its label"
+            )
+        return _Statement(str(sample.meta.get("identifier", sample.key)), texts[0], label)
+
+    statements = read(source, parse, limit=limit)
+    require_unique((one.id for one in statements), "statement")
+    device = device_of(model) if device is None else torch.device(device)
+
+    def run(rows: Sequence[int], pictures: PictureBatch) -> list[int]:
+        texts = [pre_caption(statements[row].text, max_words) for row in rows]
+        ids, mask = (
+            x.to(device) for x in tokenizer.encode(texts, max_tokens=max_tokens, separator=separator)
+        )
+        found = logits(pictures.image, ids, mask)
+        if found.shape != (len(rows), len(names)):
+            raise ValueError(
+                f"the model gives logits of shape {tuple(found.shape)} for {len(rows)} statements of {len(names)} labels"
+            )
+        if found.isnan().any():
+            raise ValueError("a logit is NaN")
+        return found.argmax(1).tolist()
+
+    with evaluating(model), autocast(device, precision):
+        given = evaluate_rows(
+            source,
+            len(statements),
+            run,
+            view=view,
+            batch=image_batch,
+            workers=workers,
+            device=device,
+            say=speaker(progress),
+            what="statements",
+        )
+    predictions = {one.id: label for one, label in zip(statements, given, strict=True)}
+    truth = {one.id: one.label for one in statements}
+    found = metric.accuracy(predictions, truth)
+    word = {number: name for name, number in names.items()}
+    numbers, hits = {"accuracy": found.accuracy}, {"accuracy": found.correct}
+    counts, notes = {"statements": found.total}, []
+    if benchmark == "nlvr":
+        try:
+            agree = metric.consistency(predictions, truth)
+        except ValueError as problem:
+            notes.append(f"no consistency: {problem}")
+        else:
+            numbers["consistency"], hits["consistency"] = agree.accuracy, agree.correct
+            counts["sentences"] = agree.total
+    numbers |= {word[label]: share for label, share in sorted(found.labels.items())}
+    frequent = Counter(truth.values()).most_common(1)[0][1]
+    return Scores(
+        benchmark=benchmark,
+        settings={
+            "max_words": max_words,
+            "max_tokens": max_tokens,
+            "separator": separator,
+            "precision": precision,
+            "chance": "always the most frequent label",
+        },
+        counts=counts,
+        stages={"classified": numbers},
+        hits={"classified": hits},
+        chance={"accuracy": 100 * frequent / found.total},
+        samples={
+            "statements": [
+                {"id": one.id, "text": one.text, "label": word[one.label], "predicted": word[label]}
+                for one, label in zip(statements, given, strict=True)
+            ]
+        },
+        notes=tuple(notes),
+    )
