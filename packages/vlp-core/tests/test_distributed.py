@@ -34,6 +34,7 @@ def gather_everything(rank: int, ranks: int, folder: str) -> None:
     found["ids"] = distributed.gather(torch.tensor([rank, rank + 5]), "none")
     found["mean"] = distributed.mean_over_ranks(torch.tensor([float(rank), 1.0]))
     found["object"] = distributed.broadcast_object({"from": rank} if rank == 1 else None, source=1)
+    found["objects"] = distributed.gather_objects({"from": rank})
     found["who"] = (distributed.rank(), distributed.world_size(), distributed.is_main())
     distributed.barrier()
     torch.save(found, Path(folder) / f"{rank}.pt")
@@ -72,6 +73,7 @@ def test_mean_broadcast_and_identity(two_ranks):
     for rank, found in enumerate(two_ranks):
         assert found["mean"].tolist() == [0.5, 1.0]
         assert found["object"] == {"from": 1}
+        assert found["objects"] == [{"from": 0}, {"from": 1}]
         assert found["who"] == (rank, 2, rank == 0)
 
 
@@ -82,6 +84,7 @@ def test_one_process_needs_no_group():
     assert not distributed.gather(x, "none").requires_grad
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     assert distributed.broadcast_object("x") == "x"
+    assert distributed.gather_objects("x") == ["x"]
     assert torch.equal(distributed.mean_over_ranks(x), x)
     distributed.barrier()
 

@@ -15,6 +15,7 @@ __all__ = [
     "barrier",
     "broadcast_object",
     "gather",
+    "gather_objects",
     "is_main",
     "mean_over_ranks",
     "rank",
@@ -62,3 +63,11 @@ def broadcast_object(value: Any, *, source: int = 0) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=source)
     return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The values of all ranks, in their order, on every rank. They travel pickled between the ranks of one run."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
