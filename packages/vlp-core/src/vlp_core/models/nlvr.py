@@ -78,7 +78,7 @@ class NlvrModel(nn.Module):
         self, embeds_NLD: Tensor, first_B: Tensor, second_B: Tensor, ids_BT: Tensor, attention_mask_BT: Tensor
     ) -> Tensor:
         """As `forward`, for images already encoded."""
-        states = self.text.encode(ids_BT, attention_mask_BT)
+        states = self.text.encode(ids_BT, attention_mask_BT, skip_padding=True)
         (state,) = self.text.fuse_and_read(
             states,
             attention_mask_BT,
