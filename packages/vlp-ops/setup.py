@@ -3,9 +3,10 @@
 torch is deliberately no build requirement: an installer would download a second one only to compile.
 """
 
-import importlib.util
+import importlib
 import shutil
 import sys
+import types
 from pathlib import Path
 
 from setuptools import setup
@@ -17,12 +18,11 @@ SOURCE = HERE / "src" / "vlp_ops"
 
 
 def load_build():
-    # By its file: importing the package would import torch, which a build may not have.
-    spec = importlib.util.spec_from_file_location("vlp_ops_build", SOURCE / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    # Past the package itself, which imports torch: a build may not have it.
+    package = types.ModuleType("vlp_ops")
+    package.__path__ = [str(SOURCE)]
+    sys.modules[package.__name__] = package
+    return importlib.import_module("vlp_ops.build")
 
 
 class BuildWithKernels(build_py):

@@ -183,6 +183,8 @@ def nothing_stays(source):
     for used in MADE:
         if list(used.packages.glob("vlp_ops*")):
             used.pip("uninstall", "--yes", "--quiet", "vlp-ops")
+        # pip leaves what was compiled later.
+        shutil.rmtree(used.packages / "vlp_ops", ignore_errors=True)
         assert not list(used.packages.glob("*vlp_ops*"))
     for left in (*source.glob("src/vlp_ops/_C_*.so"), *source.glob("src/vlp_ops/_build.json")):
         left.unlink()
@@ -239,7 +241,7 @@ def wheel(newest, source, tmp_path_factory) -> tuple[Path, Done]:
     return file, done
 
 
-def test_toolkit_and_cuda_torch(toolkit, newest, wheel):
+def test_wheel_with_toolkit_and_cuda_torch(toolkit, newest, wheel):
     file, done = wheel
     assert done.messages == [f"vlp-ops: CUDA kernels built with nvcc {toolkit.version} for sm_90."]
     assert re.search(r"-py3-none-linux_\w+\.whl$", file.name)
@@ -311,6 +313,13 @@ def test_pure_python_and_compiled_later(oldest, source, no_toolkit):
     info = oldest.info()
     assert info["cpu"]["native"] and info["built"]["cpu"]["torch"] == oldest.torch
     assert NO_TOOLKIT in info["cuda"]["reason"]
+
+    # As after an upgrade, which leaves the library that was compiled in place.
+    with (oldest.packages / "vlp_ops" / "csrc" / "cpu" / "common.h").open("a") as header:
+        header.write("// changed\n")
+    stale = "_C_cpu.so was built from other sources; python -m vlp_ops.build compiles it again"
+    assert oldest.info(warnings="ignore")["cpu"] == {"native": False, "reason": stale}
+    assert f"UserWarning: vlp_ops: {stale}" in oldest.run("-c", "import vlp_ops").output
 
 
 def test_no_compiler(newest, source, tmp_path):

@@ -4,17 +4,17 @@ Every operator has a PyTorch implementation under CompositeExplicitAutograd. The
 and CUDA keys, which take precedence; without them the same operators work on every device.
 """
 
-import json
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vlp_ops._built import PACKAGE, digest, read_record
 
 LIBRARY = torch.library.Library("vlp_ops", "DEF")
 
@@ -78,28 +78,30 @@ for _schema in SCHEMAS:
 _reasons: dict[str, str] = {}
 
 
-def _record() -> dict[str, Any]:
-    # Not by vlp_ops.build: `python -m vlp_ops.build` warns when the package has imported it already.
-    file = Path(__file__).parent / "_build.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
 def _load(device: str) -> None:
-    file = Path(__file__).parent / f"_C_{device}.so"
+    file, record = PACKAGE / f"_C_{device}.so", read_record()
     if os.environ.get("VLP_OPS_DISABLE_NATIVE", "0") not in ("", "0"):
         _reasons[device] = "VLP_OPS_DISABLE_NATIVE is set"
     elif device == "cuda" and torch.version.cuda is None:
         _reasons[device] = f"torch {torch.__version__} is built without CUDA"
     elif not file.is_file():
-        why = _record().get("missing", {}).get(device)
+        why = record.get("missing", {}).get(device)
         told = f" ({why})" if why else ""
         _reasons[device] = f"no {file.name} was built{told}; python -m vlp_ops.build compiles it"
+    elif record.get(device, {}).get("sources") != digest(device):
+        _set_aside(
+            device, f"{file.name} was built from other sources; python -m vlp_ops.build compiles it again"
+        )
     else:
         try:
             torch.ops.load_library(file)
         except OSError as error:
-            _reasons[device] = f"{file.name} does not load: {error}"
-            warnings.warn(f"vlp_ops: {_reasons[device]}; using the PyTorch implementation", stacklevel=2)
+            _set_aside(device, f"{file.name} does not load: {error}")
+
+
+def _set_aside(device: str, reason: str) -> None:
+    _reasons[device] = reason
+    warnings.warn(f"vlp_ops: {reason}; using the PyTorch implementation", stacklevel=3)
 
 
 for _device in ("cpu", "cuda"):
@@ -117,7 +119,7 @@ def backend_info() -> dict[str, Any]:
         device: {"native": device not in _reasons, "reason": _reasons.get(device)}
         for device in ("cpu", "cuda")
     }
-    return info | {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "built": _record()}
+    return info | {"torch": torch.__version__, "torch_cuda": torch.version.cuda, "built": read_record()}
 
 
 def is_native(device: str) -> bool:

@@ -28,8 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vlp_ops._built import PACKAGE, digest, read_record
+
 T = TypeVar("T")
-PACKAGE = Path(__file__).parent
 OLDEST_TORCH = (2, 11)
 # Both the library interface that is used and the oldest torch that can load the result.
 TARGET = "0x020a000000000000"
@@ -216,11 +217,9 @@ def why_no_cuda(torch: Torch) -> str | None:
     return None if any((PACKAGE / "csrc" / "cuda").glob("*.cu")) else "this version has no CUDA kernels"
 
 
-def build_cpu(
-    torch: Torch, compiler: Sequence[str], target: Path, *, sources: Path = PACKAGE / "csrc"
-) -> dict[str, Any]:
+def build_cpu(torch: Torch, compiler: Sequence[str], target: Path) -> dict[str, Any]:
     """Compiles the CPU library into the folder `target`; returns what to record about it."""
-    include = torch.root / "include"
+    sources, include = PACKAGE / "csrc", torch.root / "include"
     with tempfile.TemporaryDirectory() as folder:
 
         def compile_one(source: Path) -> Path:
@@ -235,7 +234,7 @@ def build_cpu(
         run([*compiler, *objects, *link, "-o", library])
         install(library, target)
     version = run([*compiler, "--version"]).splitlines()[0]
-    return {"torch": torch.version, "compiler": version}
+    return {"torch": torch.version, "compiler": version, "sources": digest("cpu")}
 
 
 def visible_architectures() -> str:
@@ -335,7 +334,8 @@ def build_cuda(torch: Torch, compiler: Sequence[str], toolkit: Toolkit, target: 
         ]
         run([*compiler, *objects, *link, *runtime, "-o", library])
         install(library, target)
-    return {"torch": torch.version, "nvcc": toolkit.version, "arch": gencode(architectures)[1]}
+    names = gencode(architectures)[1]
+    return {"torch": torch.version, "nvcc": toolkit.version, "arch": names, "sources": digest("cuda")}
 
 
 def check_cuda(torch: Torch, compiler: Sequence[str], toolkit: Toolkit) -> list[str]:
@@ -354,12 +354,6 @@ def install(library: Path, target: Path) -> None:
         beside.replace(target / library.name)
     except OSError as error:
         raise BuildError(f"{target} cannot be written: {error}") from error
-
-
-def read_record(folder: Path = PACKAGE) -> dict[str, Any]:
-    """What was recorded about the libraries in a folder: {} when nothing was built."""
-    file = folder / "_build.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def write_record(folder: Path, device: str, what: Mapping[str, Any] | str) -> None:
