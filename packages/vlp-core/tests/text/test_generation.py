@@ -162,6 +162,14 @@ def test_samples_depend_on_the_generator_alone():
     assert len(draw(1).unique(dim=0)) > 1
 
 
+def test_nan_shows_in_the_log_probabilities():
+    language = Language(0)
+    with torch.no_grad():
+        language.table.fill_(torch.nan)
+    found = sample(language, EMPTY, torch.tensor([[2]]), max_tokens=4, end_id=END, pad_id=PAD)
+    assert found.mean_log_probability().isnan().all()
+
+
 def test_log_probabilities_carry_the_gradient_of_drawn_tokens_only():
     language, prompt = Language(3, end_bonus=2.5), torch.tensor([[2, 5], [1, 7], [4, 4], [6, 6]])
     found = sample(

@@ -124,7 +124,8 @@ def sample(
         raise ValueError(f"samples={samples} must be at least 1 and temperature={temperature} above 0")
 
     def choose(logits: Tensor) -> Tensor:
-        return torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
+        # NaN logits must show up in the loss, where the engine looks for them, not as an assertion of the drawing kernel.
+        return torch.multinomial(logits.softmax(1).nan_to_num(1.0), 1, generator=generator).squeeze(1)
 
     return _draw(
         step,
