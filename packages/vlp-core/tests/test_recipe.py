@@ -325,7 +325,7 @@ def test_rules_of_a_section_are_reported_with_its_key():
 def test_environment_is_read_in_path_fields_only(monkeypatch):
     monkeypatch.setenv("DATA", "/mnt")
     monkeypatch.delenv("NOWHERE", raising=False)
-    recipe = make("weights=${env:DATA}/w.pt", "sources=[{format: lines, files: ['s3://b/${env:DATA}', c]}]")
+    recipe = make("weights=${env:DATA}/w.pt", "sources=[{format: lines, files: [s3://b/${env:DATA}, c]}]")
     assert recipe.weights == "/mnt/w.pt"
     assert recipe.sources[0].files == ("s3://b//mnt", "c")
     assert problems("weights=${env:NOWHERE}", "about=${env:DATA}") == (

@@ -219,15 +219,6 @@ def test_recipe_file_is_where_options_start(export, world, tmp_path, capsys):
     assert f"{tmp_path}/mine.yaml:" in capsys.readouterr().err
 
 
-def test_model_without_text_encoder_is_refused(world, tmp_path, export, capsys, monkeypatch):
-    loaded = models.load(export)
-    monkeypatch.setattr(
-        models, "load", lambda path: loaded._replace(model=torch.nn.Linear(1, 1), name="xvlm_vqa")
-    )
-    assert main(["retrieval", str(export), *karpathy(world), f"out={tmp_path}", "device=cpu"]) == 2
-    assert "holds the model xvlm_vqa, which cannot encode a text alone" in capsys.readouterr().err
-
-
 def test_vocabulary_of_another_model_is_refused(world, tmp_path, export, capsys):
     (tmp_path / "vocab.txt").write_text((world / "vocab.txt").read_text() + "zebra\n")
     words = [*karpathy(world), f"tokenizer=[{tmp_path}/vocab.txt]", f"out={tmp_path}", "device=cpu"]

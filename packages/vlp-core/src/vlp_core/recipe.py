@@ -181,12 +181,30 @@ def parse(text: str, source: str = "text") -> Any:
     """
     import yaml
 
+    # YAML takes braces inside [...] and {...} for its own; those of ${env:NAME} must not need quotes there.
+    shielded = ENVIRONMENT.sub(lambda found: found[0].translate(_SHIELD), text)
     try:
-        return yaml.load(text, Loader=_loader())  # a subclass of SafeLoader: plain values only
+        return _unshielded(
+            yaml.load(shielded, Loader=_loader())
+        )  # a subclass of SafeLoader: plain values only
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise RecipeError([f"{where}{getattr(error, 'problem', None) or error}"], source) from None
+
+
+_SHIELD = {ord("{"): "\ue000", ord("}"): "\ue001"}
+_BARE = {ord(shield): chr(brace) for brace, shield in _SHIELD.items()}
+
+
+def _unshielded(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.translate(_BARE)
+    if isinstance(value, list):
+        return [_unshielded(item) for item in value]
+    if isinstance(value, dict):
+        return {_unshielded(key): _unshielded(item) for key, item in value.items()}
+    return value
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

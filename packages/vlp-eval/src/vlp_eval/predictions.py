@@ -13,7 +13,7 @@ def write(scores: Scores, folder: str | Path) -> Path:
     """Write the predictions of `scores` into a folder; returns the file.
 
     vqa: vqa_result.json, [{"question_id", "answer"}] (EvalAI); captioning: captions.json, [{"image_id", "caption"}] (COCO); nlvr: nlvr.csv,
-    lines identifier,prediction (lil-lab/nlvr); entailment: entailment.json, [{"id", "label"}]; grounding: grounding.json,
+    lines identifier,prediction (lil-lab/nlvr); entailment: entailment_labels.json, [{"id", "label"}]; grounding: grounding_boxes.json,
     [{"id", "bbox": [x, y, w, h] in pixels, or null}]. In order of the data.
 
     Raises ValueError for retrieval, whose ranks are in its own report.
@@ -43,6 +43,14 @@ _WRITERS: dict[str, tuple[str, str, Any]] = {
         lambda one: {"image_id": one["id"], "caption": one["caption"]},
     ),
     "nlvr": ("nlvr.csv", "statements", lambda one: (one["id"], one["predicted"])),
-    "entailment": ("entailment.json", "statements", lambda one: {"id": one["id"], "label": one["predicted"]}),
-    "grounding": ("grounding.json", "expressions", lambda one: {"id": one["id"], "bbox": one["predicted"]}),
+    "entailment": (
+        "entailment_labels.json",
+        "statements",
+        lambda one: {"id": one["id"], "label": one["predicted"]},
+    ),
+    "grounding": (
+        "grounding_boxes.json",
+        "expressions",
+        lambda one: {"id": one["id"], "bbox": one["predicted"]},
+    ),
 }

@@ -31,7 +31,7 @@ from vlp_eval.options import Captioning, Evaluation, Grounding, Nlvr, Retrieval,
 from vlp_eval.report import Scores
 from vlp_eval.retrieval import evaluate_retrieval
 from vlp_eval.statements import evaluate_nlvr
-from vlp_eval.vqa import evaluate_vqa
+from vlp_eval.vqa import evaluate_vqa, read_annotations, read_candidates
 
 
 def retrieval(checkpoint: str, options: Retrieval) -> Scores:
@@ -71,8 +71,8 @@ def vqa(checkpoint: str, options: Vqa) -> Scores:
     """`vlp-eval vqa`; the predictions are the file that the challenge's server takes."""
     with _session(checkpoint, options) as session:
         source = options.data.open()
-        candidates = _candidates(options.answers)
-        annotations = _annotations(options.annotations)
+        candidates = read_candidates(options.answers) if options.answers else None
+        annotations = read_annotations(options.annotations) if options.annotations else None
         setup = session.load("vqa")
         scores = evaluate_vqa(
             setup.model,
@@ -283,26 +283,6 @@ def _session(checkpoint: str, options: Evaluation) -> Iterator[_Session]:
     device = _device(options.device)
     with _ranks(device):
         yield _Session(checkpoint=checkpoint, options=options, device=device, out=out, start=start)
-
-
-def _candidates(path: str) -> list[str] | None:
-    if not path:
-        return None
-    answers = read_json(path, list)
-    if not answers or not all(isinstance(answer, str) for answer in answers):
-        raise DataError(f"{path} must be a list of answers, each a string")
-    return answers
-
-
-def _annotations(path: str) -> dict[Identifier, Mapping[str, Any]] | None:
-    """By question id: the annotations of a VQA v2 file."""
-    if not path:
-        return None
-    content = read_json(path, dict)
-    try:
-        return {one["question_id"]: one for one in content["annotations"]}
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is no file of VQA v2 annotations: {error!r}") from error
 
 
 def _references(path: str) -> dict[Identifier, list[str]] | None:

@@ -14,6 +14,7 @@ import torch
 from vlp_data.errors import DataError
 from vlp_data.examples import answer_ids
 from vlp_data.schema import Identifier, Sample, Source
+from vlp_data.sources.rows import read_json
 from vlp_data.text import Tokenizer, pre_question
 
 from vlp_eval.inference import (
@@ -216,3 +217,20 @@ def _scores(
         chance=chance,
         samples={"questions": samples},
     )
+
+
+def read_candidates(path: str) -> list[str]:
+    """The answers to choose from: a JSON list of strings (answer_list.json). Raises FileNotFoundError, DataError."""
+    answers = read_json(path, list)
+    if not answers or not all(isinstance(answer, str) for answer in answers):
+        raise DataError(f"{path} must be a list of answers, each a string")
+    return answers
+
+
+def read_annotations(path: str) -> dict[Identifier, Mapping[str, Any]]:
+    """By question id: the annotations of a VQA v2 file. Raises FileNotFoundError, DataError."""
+    content = read_json(path, dict)
+    try:
+        return {one["question_id"]: one for one in content["annotations"]}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is no file of VQA v2 annotations: {error!r}") from error

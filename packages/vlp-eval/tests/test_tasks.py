@@ -1,0 +1,569 @@
+"""Answers, statements, boxes and captions: tiny models of the real classes, and toys whose answers are known, on one rank and on two."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import nn
+from vlp_core import models
+from vlp_core.explain import HeatMaps
+from vlp_data import shapes
+from vlp_data.errors import DataError
+from vlp_data.options import Refer, TaskJson
+from vlp_data.text import Tokenizer
+from vlp_data.transforms import eval_view
+from vlp_eval import (
+    Scores,
+    evaluate_captioning,
+    evaluate_entailment,
+    evaluate_grounding,
+    evaluate_nlvr,
+    evaluate_vqa,
+    figures,
+    grounding,
+    predictions,
+)
+from vlp_eval.cli import main
+
+VIEW = partial(eval_view, size=64)
+
+
+def vision(image_size=64):
+    return {
+        "kind": "swin",
+        "image_size": image_size,
+        "window": 2,
+        "width": 8,
+        "depths": [1, 1, 2, 1],
+        "heads": [1, 2, 4, 8],
+    }
+
+
+def text(vocabulary, layers=4):
+    return {
+        "kind": "bert",
+        "vocabulary": vocabulary,
+        "width": 32,
+        "layers": layers,
+        "heads": 4,
+        "hidden": 64,
+        "positions": 60,
+        "fusion_layer": 2,
+    }
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    return shapes.ensure(tmp_path_factory.mktemp("shapes") / "world", images=40, seed=0, size=48)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(world):
+    return Tokenizer.wordpiece(world / "vocab.txt")
+
+
+@pytest.fixture(scope="session")
+def exports(world, tokenizer, tmp_path_factory):
+    """Export folders of tiny models with random weights, by name."""
+    words = tokenizer.vocabulary
+    arguments = {
+        "vqa": {
+            "vision": vision(),
+            "text": text(words),
+            "decoder": {key: value for key, value in text(words, 2).items() if key != "fusion_layer"},
+        },
+        "nlvr": {"vision": vision(), "text": text(words, 6)},
+        "retrieval": {"vision": vision(), "text": text(words), "heads": ["contrast", "match"]},
+        "boxes": {"vision": vision(), "text": text(words), "heads": ["boxes"]},
+        "captioning": {"vision": vision(), "text": text(words)},
+    }
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("exports")
+    for name, own in arguments.items():
+        kind = "xvlm" if name in ("retrieval", "boxes") else name
+        models.save(
+            folder / name,
+            models.create(kind, **own),
+            name=kind,
+            arguments=own,
+            settings={
+                "image_size": 64,
+                "text": {"kind": "bert", "files": ["vocab.txt"], "max_tokens": 40, "max_words": 30},
+            },
+            text_files=[world / "vocab.txt"],
+        )
+    return folder
+
+
+def task_json(world, name):
+    return TaskJson(files=(f"{world}/{name}.json",), root=str(world)).open()
+
+
+def refer(world, **options):
+    folder = world / "refcoco"
+    return Refer(
+        files=(f"{world}/refcoco_test.json",),
+        refs=str(folder / "refs.json"),
+        instances=str(folder / "instances.json"),
+        detections=str(folder / "dets.json"),
+        root=str(world),
+        **options,
+    ).open()
+
+
+# ---------------------------------------------------------------------------------------------- toys
+
+
+class Toy(nn.Module):
+    """Sees which row a batch holds by the mean of its pictures; answers what it was told for that picture."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(1))
+        self.dropout = nn.Dropout()
+        self.known, self.seen = known, []
+
+    def look(self, image):
+        assert not self.dropout.training
+        keys = [round(float(one.double().mean()), 6) for one in image]
+        self.seen += keys
+        return torch.tensor([self.known[key] for key in keys], dtype=torch.float64)
+
+
+def key_of(view):
+    return round(float(view.double().mean()), 6)
+
+
+def keys_of(source, number=0):
+    return [key_of(VIEW(opened(source[row], number))) for row in range(len(source))]
+
+
+def opened(sample, number=0):
+    return Image.open(sample.images[number].path).convert("RGB")
+
+
+class Answers(Toy):
+    """Chooses or writes the answer with the number that it knows for a picture."""
+
+    def ask(self, image, ids, mask):
+        return self.look(image)[:, None, None]
+
+    def rank_answers(self, states, mask, ids, candidate_mask, k, *, pairs):
+        first = states[:, 0].long()
+        return SimpleNamespace(indices=torch.cat([first, first], 1), scores=torch.ones(len(first), 2))
+
+    def generate_answers(self, states, mask, *, start_id, end_id, pad_id, beams, max_tokens):
+        number = states[:, 0].long()
+        ids = torch.cat([torch.full_like(number, start_id), number, torch.full_like(number, end_id)], 1)
+        return SimpleNamespace(ids=ids)
+
+
+class Pairs(Toy):
+    def __call__(self, image, first, second, ids, mask):
+        assert len(image) == 2 * len(ids)
+        truth = self.look(image[first]).long()
+        self.look(image[second])
+        return nn.functional.one_hot(truth, 2).float()
+
+
+class Single(Toy):
+    def __call__(self, image, ids, mask):
+        return nn.functional.one_hot(self.look(image).long(), 3).float()
+
+
+class Boxes(Toy):
+    def encode_image(self, image):
+        return self.look(image)
+
+    def encode_text(self, ids, mask):
+        return None
+
+    def locate(self, image, text, image_index, text_index):
+        assert torch.equal(image_index, text_index)
+        return torch.stack([torch.full((4,), 0.5), torch.tensor([0.25, 0.25, 0.5, 0.5])])[image.long()]
+
+
+class Captions(Toy):
+    def vision(self, image):
+        return self.look(image)
+
+    def generate(self, embeds, prompt, *, beams, max_tokens, min_tokens, length_penalty, end_id, pad_id):
+        word = embeds.long()[:, None]
+        return SimpleNamespace(ids=torch.cat([prompt, word, torch.full_like(word, end_id)], 1))
+
+
+def vqa_toy(world, wrong=()):
+    """Answers every question of a picture with the most frequent answer to the picture's last question, `wrong` pictures with another."""
+    source = task_json(world, "vqa_val")
+    answers = json.loads((world / "answer_list.json").read_text())
+    known = {}
+    for row, key in enumerate(keys_of(source)):
+        best = max(source[row].target.answers, key=lambda pair: pair[1])[0]
+        known[key] = answers.index(best)
+    return source, answers, known
+
+
+def test_chosen_answers_are_those_of_the_model_and_are_judged(world, tokenizer):
+    source, answers, known = vqa_toy(world)
+    model = Answers(known).train()
+    scores = evaluate_vqa(model, source, tokenizer, view=VIEW, candidates=answers, k=2, image_batch=7)
+    assert model.training and model.dropout.training
+    assert sorted(model.seen) == sorted(keys_of(source))
+    samples = scores.samples["questions"]
+    assert [one["id"] for one in samples] == [source[row].texts[0].id for row in range(len(source))]
+    for one, key in zip(samples, keys_of(source), strict=True):
+        assert one["answer"] == answers[known[key]]
+    mean = sum(one["accuracy"] for one in samples) / len(samples)
+    assert scores.metrics["accuracy"] == pytest.approx(mean, abs=0.01)
+    assert 0 < scores.chance["accuracy"] < 100 and 0 < mean < 100
+    assert "chosen" in scores.table() and json.loads(scores.json())["stages"]["chosen"] == scores.metrics
+
+
+def test_answers_by_type_need_the_annotations_of_vqa(world, tokenizer):
+    source, answers, known = vqa_toy(world)
+    rows = json.loads((world / "vqa_annotations_val.json").read_text())["annotations"]
+    annotations = {one["question_id"]: one for one in rows}
+    run = partial(evaluate_vqa, Answers(known), source, tokenizer, view=VIEW, candidates=answers, k=1)
+    found, plain = run(annotations=annotations), run()
+    assert found.metrics["accuracy"] == plain.metrics["accuracy"]
+    assert {"yes/no", "number", "other"} == set(found.metrics) - {"accuracy"}
+    with pytest.raises(ValueError, match="questions have no annotation, the first is"):
+        run(annotations=dict(list(annotations.items())[1:]))
+    with pytest.raises(ValueError, match=r"k=9999 must lie in 1\.\."):
+        evaluate_vqa(Answers(known), source, tokenizer, view=VIEW, candidates=answers, k=9999)
+
+
+def test_written_answers_are_decoded(world, tokenizer):
+    source = task_json(world, "vqa_val")
+    word = tokenizer.token_ids("red")[0]
+    model = Answers(dict.fromkeys(keys_of(source), word))
+    scores = evaluate_vqa(model, source, tokenizer, view=VIEW, candidates=None, limit=5)
+    assert [one["answer"] for one in scores.samples["questions"]] == ["red"] * 5
+    assert list(scores.stages) == ["written"]
+
+
+def test_questions_without_answers_give_the_file_for_the_server(world, tokenizer, tmp_path):
+    _, answers, known = vqa_toy(world)
+    rows = json.loads((world / "vqa_val.json").read_text())
+    (tmp_path / "bare.json").write_text(
+        json.dumps([{k: v for k, v in row.items() if k != "answer"} for row in rows])
+    )
+    bare = TaskJson(files=(str(tmp_path / "bare.json"),), root=str(world)).open()
+    scores = evaluate_vqa(Answers(known), bare, tokenizer, view=VIEW, candidates=answers, k=1)
+    assert scores.metrics == {} and "without answers" in scores.table()
+    path = predictions.write(scores, tmp_path)
+    assert path.name == "vqa_result.json"
+    sent = json.loads(path.read_text())
+    assert [set(one) for one in sent] == [{"question_id", "answer"}] * len(rows)
+    assert [one["question_id"] for one in sent] == [row["question_id"] for row in rows]
+
+
+def test_a_question_id_that_occurs_twice_is_refused(world, tokenizer):
+    source = TaskJson(files=(f"{world}/vqa_val.json",) * 2, root=str(world)).open()
+    with pytest.raises(DataError, match="occurs 2 times in the source"):
+        evaluate_vqa(Answers({}), source, tokenizer, view=VIEW, candidates=["a"], k=1)
+
+
+def nlvr_toy(world):
+    source = task_json(world, "nlvr_test")
+    labels = [source[row].target.label for row in range(len(source))]
+    keys, others = keys_of(source), keys_of(source, 1)
+    return source, dict.fromkeys(others, 0) | dict(zip(keys, labels, strict=True))
+
+
+def test_statements_about_two_pictures(world, tokenizer, tmp_path):
+    source, known = nlvr_toy(world)
+    scores = evaluate_nlvr(Pairs(known), source, tokenizer, view=VIEW, image_batch=3)
+    samples = scores.samples["statements"]
+    expected = [known[key] for key in keys_of(source)]
+    assert [one["predicted"] for one in samples] == [("False", "True")[label] for label in expected]
+    right = [label == source[row].target.label for row, label in enumerate(expected)]
+    assert scores.metrics["accuracy"] == pytest.approx(100 * sum(right) / len(right))
+    assert scores.hits["classified"]["accuracy"] == sum(right)
+    assert scores.counts["sentences"] < scores.counts["statements"]
+    assert scores.metrics["consistency"] <= scores.metrics["accuracy"]
+    with predictions.write(scores, tmp_path).open(newline="") as stream:
+        assert list(csv.reader(stream)) == [[one["id"], one["predicted"]] for one in samples]
+
+
+def test_hypotheses_about_one_picture(world, tokenizer):
+    source = task_json(world, "ve_test")
+    keys = keys_of(source)
+    scores = evaluate_entailment(Single(dict.fromkeys(keys, 2)), source, tokenizer, view=VIEW)
+    truth = [source[row].target.label for row in range(len(source))]
+    assert scores.metrics["accuracy"] == pytest.approx(100 * truth.count(2) / len(truth))
+    assert scores.metrics["entailment"] == 100 and scores.metrics["neutral"] == 0
+    assert scores.chance["accuracy"] >= 100 / 3
+    with pytest.raises(DataError, match=r"nlvr needs rows of 2 picture\(s\) with one sentence"):
+        evaluate_nlvr(Single({}), source, tokenizer, view=VIEW)
+
+
+def test_boxes_are_judged_in_pixels_and_by_split(world, tokenizer, tmp_path):
+    source = refer(world)
+    scores = evaluate_grounding(Boxes(dict.fromkeys(keys_of(source), 1)), source, tokenizer, view=VIEW)
+    samples = scores.samples["expressions"]
+    for row, one in enumerate(samples):
+        width, height = opened(source[row]).size
+        assert one["predicted"] == pytest.approx([0, 0, width / 2, height / 2])
+        x0, y0, x1, y1 = source[row].regions[0].box
+        assert one["box"] == pytest.approx([x0, y0, x1 - x0, y1 - y0])
+    assert scores.metrics["accuracy"] == pytest.approx(100 * np.mean([one["right"] for one in samples]))
+    assert set(scores.metrics) == {"accuracy", *(one["split"] for one in samples)} > {"accuracy"}
+    sent = json.loads(predictions.write(scores, tmp_path).read_text())
+    assert [one["bbox"] for one in sent] == [one["predicted"] for one in samples]
+
+
+def test_heat_chooses_among_the_detections(world, tokenizer, monkeypatch):
+    source = refer(world)
+
+    class Heat(nn.Module):
+        text = itm_head = None
+
+        def encode_image(self, image):
+            return SimpleNamespace(embeds=image)
+
+    def heat_at_the_left(model, embeds, ids, mask, *, layer):
+        assert layer == 3
+        maps = torch.zeros(len(ids), 4, 4)
+        maps[:, :, 0] = 1
+        return HeatMaps(maps[:, None], maps)
+
+    monkeypatch.setattr(grounding, "attention_heat", heat_at_the_left)
+    scores = evaluate_grounding(Heat(), source, tokenizer, view=VIEW, by="heat", layer=3, alpha=1.0)
+    for row, one in enumerate(scores.samples["expressions"]):
+        boxes = [list(region.box) for region in source[row].regions[1:]]
+        x, y, w, h = one["predicted"]
+        assert any(np.allclose([x, y, x + w, y + h], box) for box in boxes)
+        assert (
+            x <= min(box[0] for box in boxes) + 12
+        )  # with the mean heat, one that touches the left edge wins
+    assert 0 < scores.chance["accuracy"] < 100
+    with pytest.raises(ValueError, match="by=heat needs the layer"):
+        evaluate_grounding(Heat(), source, tokenizer, view=VIEW, by="heat")
+    with pytest.raises(ValueError, match="the model has no locate"):
+        evaluate_grounding(Heat(), source, tokenizer, view=VIEW)
+
+
+def test_expressions_without_boxes_are_refused(world, tokenizer):
+    with pytest.raises(DataError, match=r"data\.format=refer joins lists"):
+        evaluate_grounding(Boxes({}), task_json(world, "refcoco_test"), tokenizer, view=VIEW)
+
+
+def caption_toy(world, tokenizer):
+    source = task_json(world, "captions_test")
+    words = [tokenizer.token_ids(word)[0] for word in ("red", "blue", "a")]
+    return source, {key: words[n % 3] for n, key in enumerate(keys_of(source))}
+
+
+def test_captions_are_cut_after_the_prompt_and_judged(world, tokenizer, tmp_path):
+    source, known = caption_toy(world, tokenizer)
+    scores = evaluate_captioning(Captions(known), source, tokenizer, view=VIEW, prompt="a picture of ")
+    sent = json.loads(predictions.write(scores, tmp_path).read_text())
+    expected = [tokenizer.decode([known[key]]) for key in keys_of(source)]
+    assert [one["caption"] for one in sent] == expected
+    gt = json.loads((world / "captions_test_gt.json").read_text())
+    assert [one["image_id"] for one in sent] == [one["id"] for one in gt["images"]]
+    references = {}
+    for one in gt["annotations"]:
+        references.setdefault(one["image_id"], []).append(one["caption"])
+    again = evaluate_captioning(Captions(known), source, tokenizer, view=VIEW, references=references)
+    assert again.stages == scores.stages
+    assert 0 < scores.metrics["bleu_1"] < 100 and scores.counts["references"] > scores.counts["pictures"]
+    assert any("meteor and spice" in note for note in scores.notes)
+    with pytest.raises(ValueError, match="pictures have no references, the first is"):
+        evaluate_captioning(Captions(known), source, tokenizer, view=VIEW, references={1: ["a"]})
+
+
+def test_rows_of_one_picture_are_one_caption(world, tokenizer):
+    source = task_json(world, "shapes_train")
+    model = Captions(dict.fromkeys(keys_of(source), tokenizer.token_ids("red")[0]))
+    scores = evaluate_captioning(model, source, tokenizer, view=VIEW, limit=7)
+    assert len(model.seen) == scores.counts["pictures"] < 7
+    assert scores.counts["references"] == 7
+
+
+def test_a_broken_picture_is_named(world, tokenizer, tmp_path):
+    rows = json.loads((world / "vqa_val.json").read_text())[:2]
+    (tmp_path / "rows.json").write_text(json.dumps([rows[0], {**rows[1], "image": "nowhere.png"}]))
+    source = TaskJson(files=(str(tmp_path / "rows.json"),), root=str(world)).open()
+    model = Answers(dict.fromkeys(keys_of(task_json(world, "vqa_val")), 0))
+    with pytest.raises(ValueError, match=r"nowhere\.png"):
+        evaluate_vqa(model, source, tokenizer, view=VIEW, candidates=["a"], k=1)
+
+
+# ---------------------------------------------------------------------------------------------- ranks
+
+
+def everything(world, tokenizer):
+    """All evaluations on toys, and what the toys saw."""
+    source, answers, known = vqa_toy(world)
+    pairs, true = nlvr_toy(world)
+    boxes = refer(world)
+    captions, words = caption_toy(world, tokenizer)
+    runs = {
+        "vqa": (Answers(known), partial(evaluate_vqa, candidates=answers, k=1), source),
+        "nlvr": (Pairs(true), evaluate_nlvr, pairs),
+        "grounding": (Boxes(dict.fromkeys(keys_of(boxes), 0)), evaluate_grounding, boxes),
+        "captioning": (Captions(words), evaluate_captioning, captions),
+    }
+    return {
+        name: (run(model, own, tokenizer, view=VIEW, image_batch=2).json(), model.seen)
+        for name, (model, run, own) in runs.items()
+    }
+
+
+def test_two_ranks_give_the_result_of_one_and_see_each_sample_once(world, tokenizer, tmp_path):
+    command = [sys.executable, __file__, str(world), str(tmp_path)]
+    ranks = [subprocess.Popen([*command, str(rank), "2"], stderr=subprocess.PIPE) for rank in range(2)]
+    errors = [rank.communicate(timeout=240)[1].decode() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for name, (scores, seen) in everything(world, tokenizer).items():
+        assert found[0][name][0] == found[1][name][0] == scores
+        assert sorted(found[0][name][1] + found[1][name][1]) == sorted(seen)
+        assert len(found[0][name][1]) < len(seen)
+    # A picture that one rank cannot open stops both with its name.
+    assert all("nowhere.png" in one["broken"] for one in found)
+
+
+def one_rank(world, folder, rank, ranks):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    tokenizer = Tokenizer.wordpiece(world / "vocab.txt")
+    done = everything(world, tokenizer)
+    rows = json.loads((world / "vqa_val.json").read_text())[:3]
+    own = folder / f"rows{rank}.json"
+    own.write_text(json.dumps([*rows[:2], {**rows[2], "image": "nowhere.png"}]))
+    model = Answers(dict.fromkeys(keys_of(task_json(world, "vqa_val")), 0))
+    source = TaskJson(files=(str(own),), root=str(world)).open()
+    try:
+        evaluate_vqa(model, source, tokenizer, view=VIEW, candidates=["a"], k=1)
+    except ValueError as problem:
+        done["broken"] = str(problem)
+    (folder / f"{rank}.json").write_text(json.dumps(done))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+# ---------------------------------------------------------------------------------------------- real models, command line
+
+
+def refer_words(world):
+    return [
+        f"data.files=[{world}/refcoco_test.json]",
+        f"data.refs={world}/refcoco/refs.json",
+        f"data.instances={world}/refcoco/instances.json",
+        f"data.detections={world}/refcoco/dets.json",
+        f"data.root={world}",
+    ]
+
+
+COMMANDS = {
+    "vqa, chosen": (
+        "vqa",
+        "vqa",
+        ["answers=WORLD/answer_list.json", "k=4", "annotations=WORLD/vqa_annotations_val.json"],
+    ),
+    "vqa, written": ("vqa", "vqa", ["beams=2"]),
+    "nlvr": ("nlvr", "nlvr", []),
+    "boxes": ("grounding", "boxes", []),
+    "heat": ("grounding", "retrieval", ["by=heat", "layer=3"]),
+    "captioning": (
+        "captioning",
+        "captioning",
+        ["data.format=task_json", "references=WORLD/captions_test_gt.json"],
+    ),
+}
+FILES = {
+    "vqa": "vqa_result.json",
+    "nlvr": "nlvr.csv",
+    "grounding": "grounding_boxes.json",
+    "captioning": "captions.json",
+}
+LISTS = {"vqa": "vqa_val", "nlvr": "nlvr_test", "captioning": "captions_test"}
+
+
+@pytest.mark.parametrize("case", list(COMMANDS))
+def test_commands_write_scores_predictions_and_picture(case, world, exports, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD", str(world))
+    command, model, words = COMMANDS[case]
+    if command == "grounding":
+        data = refer_words(world)
+    else:
+        data = [f"data.files=[${{env:WORLD}}/{LISTS[command]}.json]", "data.root=${env:WORLD}"]
+    words = [word.replace("WORLD", str(world)) for word in words]
+    words += [*data, "limit=6", "figures=2", "device=cpu", f"out={tmp_path}"]
+    assert main([command, str(exports / model), *words]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr().out
+    scores = Scores(**json.loads((tmp_path / f"{command}.json").read_text()))
+    assert printed.startswith(scores.table())
+    (samples,) = scores.samples.values()
+    assert len(samples) == (4 if command == "captioning" else 6)  # the split has four pictures
+    assert (tmp_path / FILES[command]).is_file()
+    with Image.open(tmp_path / f"{command}.png") as picture:
+        assert picture.width == figures.WIDTH and len(picture.getcolors(1 << 24)) > 50
+    assert scores.settings["options"]["limit"] == 6
+
+
+def test_a_model_of_another_task_is_refused_with_the_way_out(world, exports, tmp_path, capsys):
+    words = [f"data.files=[{world}/vqa_val.json]", f"data.root={world}", f"out={tmp_path}", "device=cpu"]
+    for model in ("captioning", "retrieval"):
+        assert main(["vqa", str(exports / model), *words]) == 2
+        said = capsys.readouterr().err
+        assert "vqa" in said and "Traceback" not in said
+    words = ["data.format=task_json", f"data.files=[{world}/shapes_test.json]", f"data.root={world}"]
+    assert main(["retrieval", str(exports / "captioning"), *words, f"out={tmp_path}", "device=cpu"]) == 2
+    assert "retrieval" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["vqa", "EXPORT"], "data.files: required"),
+        (["grounding", "EXPORT", "DATA", "by=heat"], "by=heat needs layer=N"),
+        (["grounding", "EXPORT", "DATA", "layer=3"], "layer=3 has no effect with by=boxes"),
+        (["captioning", "EXPORT", "data.format=task_json", "DATA", "java=[bleu]"], "java"),
+        (["vqa", "EXPORT", "DATA", "answer_tokens=1"], "answer_tokens=1 must be at least 2"),
+        (["vqa", "EXPORT", "data.files=[${env:NOT_SET_HERE}/a.json]"], "NOT_SET_HERE is not set"),
+        (["vqa", "EXPORT", "DATA", "answers=missing.json"], "missing.json not found"),
+        (
+            ["captioning", "EXPORT", "data.format=task_json", "DATA", "references=DATA_FILE"],
+            "expected a JSON dict",
+        ),
+    ],
+)
+def test_mistakes_are_said_in_one_line(words, message, world, exports, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    filled = []
+    for word in words:
+        if word == "DATA":
+            filled += [f"data.files=[{world}/vqa_val.json]", f"data.root={world}"]
+        else:
+            filled.append(
+                word.replace("EXPORT", str(exports / "vqa")).replace("DATA_FILE", f"{world}/vqa_val.json")
+            )
+    assert main([*filled, "device=cpu"] if len(filled) > 2 else filled) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
+
+
+def test_words_get_heat_of_their_own_pieces(world, tokenizer, exports):
+    model = models.load(exports / "retrieval").model
+    picture = Image.open(next((world / "images").rglob("*.png"))).convert("RGB")
+    found = grounding.word_heat(model, tokenizer, picture, "a red circle", view=VIEW, layer=3)
+    assert [word for word, _ in found] == ["all words", "a", "red", "circle"]
+    assert all(heat.shape == (2, 2) and (heat >= 0).all() for _, heat in found)
+
+
+if __name__ == "__main__":
+    one_rank(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
