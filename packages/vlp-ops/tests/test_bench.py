@@ -37,7 +37,8 @@ def test_floors_name_cases_and_peers_that_exist(device, monkeypatch):
         for case in make(device, torch.float32, notes):
             phase = "" if device == "cpu" else f" {case.phase}"
             peers = {*case.functions, *notes, "ceiling"}
-            known |= {case.key: peers, f"{op}/{case.name}/peak memory{phase}": peers}
+            mean = f"{op}/geometric mean/{case.phase}"
+            known |= {case.key: peers, f"{op}/{case.name}/peak memory{phase}": peers, mean: peers}
     for key, peers in bench.floors(device).items():
         assert set(peers) <= known[key], f"{key}: {set(peers) - known[key]}"
 
@@ -46,6 +47,17 @@ def test_below():
     targets = {"a/b/forward": {"x": 2.0, "y": 3.0}, "not run/at/all": {"x": 9.0}}
     assert bench.below({"a/b/forward": {"x": 2.0, "y": 3.5}}, targets) == []
     assert bench.below({"a/b/forward": {"x": 1.99, "y": 3.5}}, targets) == ["a/b/forward: 1.99x x, floor 2x"]
+
+
+def test_means():
+    results = [
+        bench.Result("a/one/forward", {"ours": 1.0, "x": 2.0, "y": 5.0}),
+        bench.Result("a/two/forward", {"ours": 1.0, "x": 8.0}),
+        bench.Result("a/two/backward", {"ours": 2.0, "x": 6.0}),
+    ]
+    found = bench.means(results)
+    assert found["a/geometric mean/forward"] == pytest.approx({"x": 4.0, "y": 5.0})
+    assert found["a/geometric mean/backward"] == pytest.approx({"x": 3.0})
 
 
 def test_measure_takes_the_fastest():

@@ -277,6 +277,19 @@ def below(results: dict[str, dict[str, float]], targets: dict[str, dict[str, flo
     return failed
 
 
+def means(results: Sequence[Result]) -> dict[str, dict[str, float]]:
+    """Geometric mean of the ratios of each operator and phase to each peer, over the cases in which the peer was measured."""
+    logarithms: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        key = f"{result.key.split('/')[0]}/geometric mean/{result.key.rpartition('/')[2]}"
+        for peer, ratio in result.ratios.items():
+            logarithms.setdefault(key, {}).setdefault(peer, []).append(math.log(ratio))
+    return {
+        key: {peer: math.exp(sum(values) / len(values)) for peer, values in peers.items()}
+        for key, peers in logarithms.items()
+    }
+
+
 def show(result: Result, device: str) -> None:
     unit, factor = ("us", 1e6) if device == "cuda" else ("ms", 1e3)
     print(f"{result.key}: ours {factor * result.seconds['ours']:.2f} {unit} ({result.speed})")
@@ -379,12 +392,9 @@ def run_all(options: argparse.Namespace) -> int:
             print(f"{key}: ours {found['ours'] / 1e6:.0f} MB")
             for peer, ratio in ratios[key].items():
                 print(f"    {peer} {found[peer] / 1e6:.0f} MB: {ratio:.1f}x")
-    for op in wanted:
-        values = [
-            ratio for result in results if result.key.startswith(op + "/") for ratio in result.ratios.values()
-        ]
-        if values:
-            print(f"{op}: geometric mean {math.exp(sum(map(math.log, values)) / len(values)):.2f}x")
+    for key, peers in means(results).items():
+        ratios[key] = peers
+        print(f"{key}: " + ", ".join(f"{peer} {ratio:.2f}x" for peer, ratio in peers.items()))
     for what, why in notes.items():
         print(f"{what}: {why}: not measured")
     judged = {key: dict(found) for key, found in ratios.items()}
