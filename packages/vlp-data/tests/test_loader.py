@@ -343,7 +343,8 @@ def test_a_process_that_forgets_its_loader_ends(tmp_path):
 
 
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    text = (Path(__file__).parents[1] / "README.md").read_text().split("## Readers and the loader")[1]
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    text = readme.split("## Readers and the loader")[1].split("\n### ")[0]
     (commands,) = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)

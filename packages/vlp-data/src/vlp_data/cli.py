@@ -210,9 +210,12 @@ def _inspect(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> int:
     from vlp_data import tools
     from vlp_data.options import ImageTextLines
+    from vlp_data.sources.lines import open_image_text_lines
 
     # Lines are counted, not parsed, so region lines are as good.
-    source = ImageTextLines(files=tuple(options.files), order=options.order, buffer=options.buffer).open()
+    source = open_image_text_lines(
+        ImageTextLines(files=tuple(options.files), order=options.order, buffer=options.buffer)
+    )
     parts = tools.plan(
         source,
         global_batch=options.batch,
