@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from vlp_core import models
-from vlp_core.losses import Negatives
+from vlp_core.losses import Negatives, masked_language_loss
 from vlp_core.models.xvlm import Xvlm
 from vlp_core.models.xvlm_losses import pretrain_losses, retrieval_losses
 from vlp_core.weights import CheckpointError
@@ -44,11 +44,14 @@ def batch(texts: int, pictures: int) -> dict[str, torch.Tensor]:
         "mask": torch.ones_like(ids),
         "masked": torch.randint(3, 20, (texts, 7), generator=generator),
         "positions": torch.randint(1, 7, (texts, 2), generator=generator),
+        "labels": torch.randint(0, 20, (texts, 2), generator=generator),
     }
 
 
 def pretrain(model, x: dict, **options):
-    return model.pretrain(x["image"], x["ids"], x["mask"], x["masked"], x["positions"], **options)
+    return model.pretrain(
+        *(x[key] for key in ("image", "ids", "mask", "masked", "positions", "labels")), **options
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,26 @@ def test_one_batch_of_rows_equals_separate_passes():
     tokens = model.mlm_head(
         fuse(masked, x["mask"], region, image_mask_MS=mask), model.text.word_embedding.weight
     )
-    torch.testing.assert_close(pairs.token_logits, tokens[torch.arange(4)[:, None], x["positions"]])
+    expected = tokens[torch.arange(4)[:, None], x["positions"]]
+    torch.testing.assert_close(pairs.token_logits, expected.flatten(0, 1))
+
+
+@pytest.mark.parametrize("labels", [[[5, -100], [-100, 6], [-100, -100]], [[-100, -100]] * 3])
+def test_masked_tokens_without_label_do_not_count(labels):
+    model, x = make(), batch(3, 3)
+    negatives = Negatives(torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1]))
+    every = pretrain(model, x, negatives=negatives)
+    labels = torch.tensor(labels)
+    some = pretrain(model, {**x, "labels": labels}, negatives=negatives)
+    assert torch.equal(some.token_labels, labels[labels != -100])
+    torch.testing.assert_close(some.token_logits, every.token_logits[labels.flatten() != -100])
+    loss = pretrain_losses(some, model.temperature)["mlm"]
+    torch.testing.assert_close(
+        loss,
+        masked_language_loss(every.token_logits, labels.flatten()),
+    )
+    loss.backward()
+    assert all(p.grad is not None for p in model.mlm_head.parameters())
 
 
 def test_negatives_of_equal_identity_are_avoided():
@@ -171,14 +193,13 @@ def test_match_asks_each_pair_alone():
 def test_losses_of_whole_images_leave_the_box_head_without_gradient():
     model, x = make(), batch(3, 3)
     pairs = pretrain(model, x)
-    labels = torch.randint(0, 20, (3, 2))
-    losses = pretrain_losses(pairs, model.temperature, masked_labels_BP=labels)
+    losses = pretrain_losses(pairs, model.temperature)
     assert list(losses) == ["itc", "itm", "mlm"]
     torch.stack(list(losses.values())).sum().backward()
     without = {key.split(".")[0] for key, p in model.named_parameters() if p.grad is None}
     assert without == {"bbox_head"}
     with pytest.raises(ValueError, match="target boxes belong to a region batch"):
-        pretrain_losses(pairs, model.temperature, masked_labels_BP=labels, target_boxes_B4=torch.ones(3, 4))
+        pretrain_losses(pairs, model.temperature, target_boxes_B4=torch.ones(3, 4))
 
 
 def test_region_arguments_belong_together():
@@ -191,7 +212,7 @@ def test_losses_stay_fp32_in_bf16():
     model, x = make(), batch(3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         pairs = pretrain(model, x)
-        losses = pretrain_losses(pairs, model.temperature, masked_labels_BP=torch.ones(3, 2).long())
+        losses = pretrain_losses(pairs, model.temperature)
         losses |= retrieval_losses(pairs, model.temperature)
     assert pairs.match_logits.dtype == torch.bfloat16
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())

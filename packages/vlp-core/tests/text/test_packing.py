@@ -1,7 +1,7 @@
 import pytest
 import torch
 from vlp_core.text.bert import Bert
-from vlp_core.text.packing import pack, real_tokens, spread, unpack
+from vlp_core.text.packing import Packing, pack, spread, unpack
 
 # Padding at the end, at the start and in between; the last column is never used.
 MASK = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 0, 1, 1, 0], [0, 0, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]])
@@ -26,7 +26,7 @@ def encoder(**changes) -> Bert:
 
 
 def test_packed_tokens_return_to_their_places():
-    packing = real_tokens(MASK)
+    packing = Packing.of(MASK)
     x = torch.randn(4, 6, 3)
     packed = pack(x, packing)
     assert torch.equal(packed, x[MASK.bool()])
@@ -39,14 +39,14 @@ def test_packed_tokens_return_to_their_places():
 
 @pytest.mark.parametrize("mask", [None, torch.ones(2, 3), torch.zeros(2, 3, device="meta")])
 def test_nothing_is_packed_without_padding_or_on_an_accelerator(mask):
-    assert real_tokens(mask) is None
+    assert Packing.of(mask) is None
     x = torch.randn(2, 3, 4)
     assert all(function(x, None) is x for function in (pack, spread, unpack))
 
 
 def test_nothing_is_packed_under_compilation():
     def packs(mask):
-        return torch.tensor(real_tokens(mask) is not None)
+        return torch.tensor(Packing.of(mask) is not None)
 
     assert packs(MASK)
     assert not torch.compile(packs, backend="eager", fullgraph=True)(MASK)

@@ -23,9 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_core.heads import mlp_head
+from vlp_core.losses.masked_language import IGNORED
 from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
 from vlp_core.models.parts import language_head, require_fit
 from vlp_core.text.bert import Bert
+from vlp_core.text.packing import Packing, pack
 from vlp_core.vision.layers import take_rows
 
 Head = Literal["contrast", "match", "masked_language", "boxes"]
@@ -58,7 +60,8 @@ class Pairs(NamedTuple):
     image_projection, text_projection: [B, E], length one.
     negatives: The pairs' negatives that were used.
     match_logits: [3B, 2]: B positives, B with a negative image, B with a negative text; class 1 is a match.
-    token_logits: [B, P, V] at the masked positions; None when no masked texts were given.
+    token_logits: [S, V] at masked positions, all that have a label among them; None when no masked texts were given.
+    token_labels: [S], -100 where there is none.
     boxes: [B, 4] predicted (cx, cy, w, h) in 0..1; None in a batch of whole images.
     full_embeds: [N, 1+L, D] of the whole images; None in a batch of whole images.
     """
@@ -70,6 +73,7 @@ class Pairs(NamedTuple):
     negatives: Negatives
     match_logits: Tensor
     token_logits: Tensor | None
+    token_labels: Tensor | None
     boxes: Tensor | None
     full_embeds: Tensor | None
 
@@ -151,6 +155,7 @@ class Xvlm(nn.Module):
         attention_mask_BT: Tensor,
         masked_ids_BT: Tensor,
         masked_positions_BP: Tensor,
+        masked_labels_BP: Tensor,
         *,
         image_index_B: Tensor | None = None,
         image_attention_mask_BL: Tensor | None = None,
@@ -164,6 +169,7 @@ class Xvlm(nn.Module):
             attention_mask_BT: 1 for real tokens; masked texts share it.
             masked_ids_BT: The texts with tokens masked.
             masked_positions_BP: Positions to predict; unused places hold any valid position.
+            masked_labels_BP: The tokens there, -100 at unused places.
             image_index_B: Picture of each text.
             image_attention_mask_BL: [B, 1+L], 1 for the pooled token and the patches inside the box; required with `image_index`.
             negatives: Negatives to use; None draws them by similarity.
@@ -209,6 +215,7 @@ class Xvlm(nn.Module):
             image_index=torch.cat([*image_rows, rows]),
         )
         first = first.squeeze(1)
+        labelled = Packing.of(masked_labels_BP != IGNORED)
         return Pairs(
             image_embeds=embeds,
             text_embeds=states[:batch],
@@ -216,7 +223,10 @@ class Xvlm(nn.Module):
             text_projection=text_projection,
             negatives=negatives,
             match_logits=self.itm_head(first[: 3 * batch]),
-            token_logits=self.mlm_head(masked, self.text.word_embedding.weight),
+            token_logits=self.mlm_head(pack(masked, labelled), self.text.word_embedding.weight).flatten(
+                0, -2
+            ),
+            token_labels=pack(masked_labels_BP, labelled).flatten(),
             boxes=None if full is None else self.bbox_head(first[3 * batch :]).sigmoid(),
             full_embeds=full,
         )
@@ -250,6 +260,7 @@ class Xvlm(nn.Module):
             negatives=negatives,
             match_logits=self.itm_head(first),
             token_logits=None,
+            token_labels=None,
             boxes=None,
             full_embeds=None,
         )

@@ -32,7 +32,6 @@ def pretrain_losses(
     pairs: Pairs,
     temperature: Tensor,
     *,
-    masked_labels_BP: Tensor,
     target_boxes_B4: Tensor | None = None,
     is_image_B: Tensor | None = None,
     gather_gradient: GatherGradient = "local",
@@ -46,7 +45,7 @@ def pretrain_losses(
     losses = {
         "itc": contrastive_loss(pairs, temperature, gather_gradient=gather_gradient),
         "itm": matching_loss(pairs.match_logits, len(pairs.text_embeds)),
-        "mlm": masked_language_loss(pairs.token_logits, masked_labels_BP),
+        "mlm": masked_language_loss(pairs.token_logits, pairs.token_labels),
     }
     if pairs.boxes is not None:
         boxes = box_losses(pairs.boxes, target_boxes_B4, is_image_B=is_image_B)

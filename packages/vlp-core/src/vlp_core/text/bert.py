@@ -35,7 +35,7 @@ import torch.nn.functional as F
 import vlp_ops
 from torch import Tensor, nn
 
-from vlp_core.text.packing import Packing, pack, real_tokens, spread, unpack
+from vlp_core.text.packing import Packing, pack, spread, unpack
 from vlp_core.vision.layers import take_rows
 
 
@@ -337,7 +337,7 @@ class Bert(nn.Module):
         Returns:
             States [R, T, W].
         """
-        packing = real_tokens(mask_RT) if skip_padding else None
+        packing = Packing.of(mask_RT) if skip_padding else None
         mask = self_mask(
             mask_RT, tokens=ids_RT.shape[1], causal=causal, device=ids_RT.device, packing=packing
         )
@@ -372,7 +372,7 @@ class Bert(nn.Module):
         Returns:
             States [R, T, W].
         """
-        packing = real_tokens(mask_RT) if skip_padding else None
+        packing = Packing.of(mask_RT) if skip_padding else None
         mask = self_mask(mask_RT, tokens=x_RTW.shape[1], causal=causal, device=x_RTW.device, packing=packing)
         x = pack(x_RTW, packing)
         for layer, key_value, index, image_mask in self._turns(image_MSD, image_mask_MS, image_index):
@@ -404,7 +404,7 @@ class Bert(nn.Module):
             raise ValueError(
                 f"the groups to read have {[positions.shape[0] for positions in read]} rows, the states {x_RTW.shape[0]}"
             )
-        packing = real_tokens(mask_RT)
+        packing = Packing.of(mask_RT)
         mask = self_mask(mask_RT, tokens=x_RTW.shape[1], causal=False, device=x_RTW.device, packing=packing)
         turns = self._turns(image_MSD, image_mask_MS, image_index)
         x = pack(x_RTW, packing)
@@ -418,7 +418,7 @@ class Bert(nn.Module):
             part = slice(start, start + positions.shape[0])
             start = part.stop
             group, seen = x_RTW[part], None if mask_RT is None else mask_RT[part]
-            packing = real_tokens(seen)
+            packing = Packing.of(seen)
             groups.append(
                 last(
                     pack(group, packing),

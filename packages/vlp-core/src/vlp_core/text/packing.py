@@ -1,4 +1,4 @@
-"""Leaving padding out of a text encoder.
+"""Leaving padding out of the work on texts.
 
 Texts come padded to one length, often to three times the mean. Linear layers, norms and activations work token by token, so they can run on
 the real tokens alone, one after the other in a tensor [S, W]. Only attention needs the texts as rows, and of those only as many columns as
@@ -9,9 +9,10 @@ the longest text has:
     rows    [R, U, W]      pack    ->  packed  [S, W]         after attention
     packed  [S, W]         unpack  ->  padded  [R, T, W]      at the end; padding is 0
 
-Every function takes None for "nothing is packed" and then returns what it got, so that one code serves both layouts.
+Every function takes None for "nothing is packed" and then returns what it got, so that one code serves both layouts. Lists of masked tokens
+are padded too, and packed by the same functions.
 
-Packing pays on the CPU, and `real_tokens` packs nowhere else: the number of real tokens is a size of all tensors that follow, so an
+Packing pays on the CPU, and `Packing.of` packs nowhere else: the number of real tokens is a size of all tensors that follow, so an
 accelerator would have to finish its work before the host can go on, and `torch.compile` would meet a new size with every batch. What helps
 there is to pad to the longest text of the batch.
 
@@ -35,19 +36,21 @@ class Packing(NamedTuple):
     columns: int
     """T."""
 
+    @classmethod
+    def of(cls, mask_RT: Tensor | None) -> "Packing | None":
+        """The packing of texts whose real tokens have 1 or True in the mask, or None where packing does not pay (see the module).
 
-def real_tokens(mask_RT: Tensor | None) -> Packing | None:
-    """The packing of texts whose real tokens have 1 or True in the mask, or None where packing does not pay (see the module).
-
-    The mask None stands for texts without padding. Real tokens may lie anywhere in their row; their order is kept.
-    """
-    if mask_RT is None or mask_RT.device.type != "cpu" or torch.compiler.is_compiling():
-        return None
-    mask = mask_RT.bool()
-    if mask.all():
-        return None
-    mask = mask[:, : 1 + int(mask.any(0).nonzero().max())]
-    return Packing(mask, mask.flatten().nonzero().squeeze(1), mask_RT.shape[1])
+        The mask None stands for texts without padding. Real tokens may lie anywhere in their row; their order is kept.
+        """
+        if mask_RT is None or mask_RT.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        mask = mask_RT.bool()
+        if mask.all():
+            return None
+        columns_in_use = mask.any(0).nonzero()
+        used = 1 + int(columns_in_use[-1]) if len(columns_in_use) else 0
+        mask = mask[:, :used]
+        return cls(mask, mask.flatten().nonzero().squeeze(1), mask_RT.shape[1])
 
 
 def pack(x: Tensor, packing: Packing | None) -> Tensor:

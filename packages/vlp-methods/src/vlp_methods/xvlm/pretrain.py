@@ -49,13 +49,13 @@ class PretrainTask(nn.Module):
             batch.attention_mask,
             batch.masked_ids,
             batch.masked_positions,
+            batch.masked_labels,
             image_index_B=regions.image_index if regions else None,
             image_attention_mask_BL=regions.image_attention_mask if regions else None,
         )
         losses = pretrain_losses(
             pairs,
             self.model.temperature,
-            masked_labels_BP=batch.masked_labels,
             target_boxes_B4=regions.target_boxes if regions else None,
             is_image_B=regions.is_image if regions else None,
             gather_gradient=self.gather_gradient,
