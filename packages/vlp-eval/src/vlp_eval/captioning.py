@@ -11,6 +11,7 @@ import torch
 from vlp_data.errors import DataError
 from vlp_data.examples import prompt_ids
 from vlp_data.schema import Identifier, Sample, Source
+from vlp_data.sources.rows import read_json
 from vlp_data.text import Tokenizer
 
 from vlp_eval.inference import (
@@ -31,6 +32,9 @@ from vlp_eval.protocol import Captioner
 from vlp_eval.report import Scores
 
 JavaMetric = Literal["meteor", "spice"]
+
+PROMPT = "a picture of "
+"""What X-VLM's captions begin with."""
 
 
 class _Picture(NamedTuple):
@@ -63,7 +67,7 @@ def evaluate_captioning(
     tokenizer: Tokenizer,
     *,
     view: View,
-    prompt: str = "a picture of ",
+    prompt: str = PROMPT,
     beams: int = 3,
     max_tokens: int = 20,
     min_tokens: int = 5,
@@ -107,9 +111,9 @@ def evaluate_captioning(
         raise ValueError(f"java={list(java)} has no effect without references")
     device = device_of(model) if device is None else torch.device(device)
     start = prompt_ids(tokenizer, prompt)
-    if not len(start) <= min_tokens <= max_tokens:
+    if max_tokens <= len(start):
         raise ValueError(
-            f"min_tokens={min_tokens} and max_tokens={max_tokens} count the {len(start)} tokens of the prompt {prompt!r}"
+            f"max_tokens={max_tokens} counts the {len(start)} tokens that the prompt {prompt!r} takes; give more"
         )
 
     def run(chosen: Sequence[int], batch: PictureBatch) -> list[str]:
@@ -151,6 +155,17 @@ def evaluate_captioning(
         "precision": precision,
     }
     return _scores(written, truth, java, settings)
+
+
+def read_references(path: str) -> dict[Identifier, list[str]]:
+    """By picture id: the captions of a file in COCO's format (coco_karpathy_test_gt.json). Raises FileNotFoundError, DataError."""
+    found: dict[Identifier, list[str]] = {}
+    try:
+        for one in read_json(path, dict)["annotations"]:
+            found.setdefault(one["image_id"], []).append(one["caption"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is no file of COCO captions: {error!r}") from error
+    return found
 
 
 def _picture(sample: Sample) -> _Picture:

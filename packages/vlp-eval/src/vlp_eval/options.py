@@ -171,8 +171,8 @@ class Captioning(Evaluation):
     """Pictures; their captions are the references unless `references` names others."""
     references: PathText = ""
     """Captions of people in COCO's format (coco_karpathy_test_gt.json); "" takes those of the data."""
-    prompt: str = "a picture of "
-    """What a caption begins with."""
+    prompt: str | None = None
+    """What a caption begins with; null takes the checkpoint's, or "a picture of " where it says nothing."""
     beams: int = 3
     """Of the search."""
     max_tokens: int = 20

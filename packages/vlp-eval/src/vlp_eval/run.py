@@ -16,14 +16,11 @@ import torch
 import torch.distributed as dist
 from PIL.Image import Image
 from vlp_core import distributed, models, recipe
-from vlp_data.errors import DataError
-from vlp_data.schema import Identifier
-from vlp_data.sources.rows import read_json
 from vlp_data.text import Tokenizer, pre_caption
 from vlp_data.transforms import eval_view
 
 from vlp_eval import figures, predictions
-from vlp_eval.captioning import evaluate_captioning
+from vlp_eval.captioning import PROMPT, evaluate_captioning, read_references
 from vlp_eval.gallery import Gallery
 from vlp_eval.grounding import evaluate_grounding, word_heat
 from vlp_eval.inference import View
@@ -44,14 +41,15 @@ def retrieval(checkpoint: str, options: Retrieval) -> Scores:
     with _session(checkpoint, options) as session:
         gallery = retrieval_gallery(options)
         setup = session.load("retrieval")
-        gallery = cleaned(gallery, options, setup.text.get("max_words", 30))
+        text = setup.settings.get("text", {})
+        gallery = cleaned(gallery, options, text.get("max_words", 30))
         scores = evaluate_retrieval(
             setup.model,
             gallery,
             setup.tokenizer,
             view=setup.view,
-            max_tokens=options.max_tokens or setup.text.get("max_tokens", 40),
-            separator=setup.text.get("separator", False),
+            max_tokens=options.max_tokens or text.get("max_tokens", 40),
+            separator=text.get("separator", False),
             rerank=options.rerank,
             ties=options.ties,
             fold_size=options.fold_size,
@@ -153,7 +151,7 @@ def captioning(checkpoint: str, options: Captioning) -> Scores:
     """`vlp-eval captioning`; the predictions are the file that COCO's server takes."""
     with _session(checkpoint, options) as session:
         source = options.data.open()
-        references = _references(options.references)
+        references = read_references(options.references) if options.references else None
         setup = session.load("captioning")
         shared = {key: value for key, value in setup.shared.items() if key != "separator"}
         scores = evaluate_captioning(
@@ -161,7 +159,7 @@ def captioning(checkpoint: str, options: Captioning) -> Scores:
             source,
             setup.tokenizer,
             view=setup.view,
-            prompt=options.prompt,
+            prompt=setup.settings.get("prompt", PROMPT) if options.prompt is None else options.prompt,
             beams=options.beams,
             max_tokens=options.max_tokens,
             min_tokens=options.min_tokens,
@@ -212,8 +210,8 @@ class _Setup:
     model: Any
     tokenizer: Tokenizer
     view: View
-    text: Mapping[str, Any]
-    """What the checkpoint says of texts."""
+    settings: Mapping[str, Any]
+    """What the checkpoint says of itself."""
     shared: dict[str, Any]
     """Arguments that all evaluations of rows take."""
 
@@ -248,7 +246,11 @@ class _Session:
         }
         view = partial(eval_view, size=loaded.settings["image_size"])
         return _Setup(
-            model=loaded.model.to(self.device), tokenizer=words, view=view, text=text, shared=shared
+            model=loaded.model.to(self.device),
+            tokenizer=words,
+            view=view,
+            settings=loaded.settings,
+            shared=shared,
         )
 
     def finish(self, scores: Scores, figure: Callable[[Scores], Image]) -> Scores:
@@ -283,19 +285,6 @@ def _session(checkpoint: str, options: Evaluation) -> Iterator[_Session]:
     device = _device(options.device)
     with _ranks(device):
         yield _Session(checkpoint=checkpoint, options=options, device=device, out=out, start=start)
-
-
-def _references(path: str) -> dict[Identifier, list[str]] | None:
-    """By picture id: the captions of a file in COCO's format."""
-    if not path:
-        return None
-    found: dict[Identifier, list[str]] = {}
-    try:
-        for one in read_json(path, dict)["annotations"]:
-            found.setdefault(one["image_id"], []).append(one["caption"])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is no file of COCO captions: {error!r}") from error
-    return found
 
 
 def _device(name: str) -> torch.device:

@@ -1,0 +1,145 @@
+"""Every evaluation on a few real annotations, with models too small to know anything: formats, ids and files are what is tested."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from PIL import Image
+from vlp_core import models
+from vlp_data.options import CocoCaptions, Refer, TaskJson
+from vlp_data.text import Tokenizer
+from vlp_data.transforms import eval_view
+from vlp_eval import (
+    evaluate_captioning,
+    evaluate_grounding,
+    evaluate_nlvr,
+    evaluate_vqa,
+    predictions,
+)
+from vlp_eval.vqa import read_annotations, read_candidates
+
+VIEW = partial(eval_view, size=64)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(shared_data):
+    return Tokenizer.wordpiece(shared_data / "bert-base-uncased" / "vocab.txt")
+
+
+@pytest.fixture(scope="module")
+def make(tokenizer):
+    """A tiny model with the real vocabulary."""
+
+    def make(name, layers=4, **arguments):
+        torch.manual_seed(0)
+        shape = {"kind": "swin", "image_size": 64, "window": 2, "width": 8}
+        text = {
+            "vocabulary": tokenizer.vocabulary,
+            "width": 16,
+            "layers": layers,
+            "heads": 2,
+            "hidden": 32,
+            "fusion_layer": 2,
+        }
+        if name == "vqa":
+            arguments["decoder"] = {k: v for k, v in {**text, "layers": 1}.items() if k != "fusion_layer"}
+        vision = {**shape, "depths": [1, 1, 1, 1], "heads": [1, 2, 4, 8]}
+        return models.create(name, vision=vision, text=text, **arguments)
+
+    return make
+
+
+def stand_ins(folder, names, size=(64, 48)):
+    """Pictures of one colour where the real ones may not be passed on."""
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (number % 256, 80, 160)).save(path, format="JPEG")
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_questions(chosen, shared_data, tokenizer, make, tmp_path):
+    lists = shared_data / "formats" / "albef_json"
+    source = TaskJson(files=(str(lists / "vqa_test.json"),), root=str(shared_data / "coco-mini")).open()
+    annotations = read_annotations(str(shared_data / "coco-mini" / "annotations" / "vqa_annotations.json"))
+    candidates = read_candidates(str(lists / "answer_list.json"))
+    scores = evaluate_vqa(
+        make("vqa"),
+        source,
+        tokenizer,
+        view=VIEW,
+        candidates=candidates if chosen else None,
+        k=5,
+        annotations=annotations,
+    )
+    rows = json.loads((lists / "vqa_test.json").read_text())
+    sent = json.loads(predictions.write(scores, tmp_path).read_text())
+    assert [one["question_id"] for one in sent] == [row["question_id"] for row in rows]
+    if chosen:
+        assert {one["answer"] for one in sent} <= set(candidates)
+    types = {annotations[row["question_id"]]["answer_type"] for row in rows}
+    assert set(scores.metrics) == {"accuracy", *types}
+
+
+def test_training_questions_bring_their_answers(shared_data, tokenizer, make):
+    file = shared_data / "formats" / "albef_json" / "vqa_train.json"
+    source = TaskJson(files=(str(file),), root=str(shared_data / "coco-mini")).open()
+    scores = evaluate_vqa(make("vqa"), source, tokenizer, view=VIEW, candidates=["wood", "yes"], k=2)
+    assert all(len(one["answers"]) == 10 for one in scores.samples["questions"])
+
+
+def test_sentences_about_two_pictures(shared_data, tokenizer, make, tmp_path):
+    file = shared_data / "formats" / "albef_json" / "nlvr_dev.json"
+    rows = json.loads(file.read_text())
+    stand_ins(tmp_path, sorted({name for row in rows for name in row["images"]}))
+    source = TaskJson(files=(str(file),), root=str(tmp_path)).open()
+    scores = evaluate_nlvr(make("nlvr", layers=6), source, tokenizer, view=VIEW)
+    assert [one["label"] for one in scores.samples["statements"]] == [row["label"] for row in rows]
+    assert "consistency" not in scores.metrics  # these lists carry no identifiers, and the report says so
+    assert any("no consistency" in note for note in scores.notes)
+
+
+@pytest.mark.parametrize(("by", "layer"), [("boxes", None), ("heat", 2)])
+def test_referring_expressions(by, layer, shared_data, tokenizer, make, tmp_path):
+    folder = shared_data / "refcocoplus-sample"
+    rows = json.loads((folder / "refcoco+_test.json").read_text())
+    known = json.loads((folder / "refcoco+" / "instances.json").read_text())
+    sizes = {f"train2014/{one['file_name']}": (one["width"], one["height"]) for one in known["images"]}
+    for name in {row["image"] for row in rows}:
+        stand_ins(tmp_path, [name], sizes[name])
+    boxes: dict[str, list] = {}
+    for one in known["annotations"]:
+        boxes.setdefault(str(one["image_id"]), []).append([*one["bbox"], 0.9])
+    (tmp_path / "dets.json").write_text(json.dumps(boxes))
+    source = Refer(
+        files=(str(folder / "refcoco+_test.json"),),
+        refs=str(folder / "refcoco+" / "refs(unc).p"),
+        instances=str(folder / "refcoco+" / "instances.json"),
+        detections=str(tmp_path / "dets.json"),
+        root=str(tmp_path),
+    ).open()
+    model = make("xvlm", heads=["boxes"] if by == "boxes" else ["contrast", "match"])
+    scores = evaluate_grounding(model, source, tokenizer, view=VIEW, by=by, layer=layer)
+    assert scores.counts["expressions"] == len(rows)
+    assert set(scores.metrics) == {"accuracy", "testB"}
+    if by == "heat":
+        given = [one["predicted"] for one in scores.samples["expressions"]]
+        flat = [box[:4] for own in boxes.values() for box in own]
+        assert all(any(box == pytest.approx(other) for other in flat) for box in given)
+
+
+def test_captions(shared_data, tokenizer, make, tmp_path):
+    folder = shared_data / "coco-mini"
+    source = CocoCaptions(
+        annotations=str(folder / "annotations" / "captions.json"), images=str(folder / "images")
+    ).open()
+    scores = evaluate_captioning(
+        make("captioning"), source, tokenizer, view=VIEW, limit=6, max_tokens=10, beams=2
+    )
+    known = {
+        one["id"] for one in json.loads((folder / "annotations" / "captions.json").read_text())["images"]
+    }
+    sent = json.loads(predictions.write(scores, tmp_path).read_text())
+    assert len(sent) == 6 and {one["image_id"] for one in sent} <= known
+    assert scores.counts["references"] >= 30
