@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from vlp_core import models
+from vlp_core.recipe import RecipeError
+from vlp_methods.engine.entry import load
 
 CONTRAST = ("model.embed_width=16",)
 SMALL = {
@@ -83,3 +85,70 @@ def test_starts_from_its_domain_stage(train, small, tmp_path, name, earlier):
         {key for key in after if key.startswith("cls_head.")} if name == "nlvr" else set()
     )
     assert all(torch.equal(before[key], after[key]) for key in after if key in before)
+
+
+MEASURED = {
+    "vqa": ("accuracy", "vqa_result.json", "questions"),
+    "nlvr": ("accuracy", "nlvr.csv", "statements"),
+    "refcoco_weak": ("accuracy", "grounding_boxes.json", "expressions"),
+    "refcoco_boxes": ("accuracy", "grounding_boxes.json", "expressions"),
+    "captioning": ("cider", "captions.json", "pictures"),
+    "captioning_scst": ("cider", "captions.json", "pictures"),
+}
+"""Number that selects, file of predictions, what the report lists."""
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_selects_on_validation_and_measures_the_selected_model_on_test(train, small, tmp_path, name):
+    number, file, kind = MEASURED[name]
+    run = tmp_path / "run"
+    assert train(*small(name), "steps=2", "evaluate.every=1", "--run", run) == 0
+    values = [
+        json.loads((run / f"eval/step-0000000{step}.json").read_text())[f"val/{number}"] for step in (1, 2)
+    ]
+    best = json.loads((run / "best.json").read_text())
+    assert (best["name"], best["value"]) == (f"val/{number}", max(values))
+    assert best["step"] == 1 + values.index(max(values))
+    test = json.loads((run / "eval/test-00000002.json").read_text())
+    folder = run / "eval/test-00000002"
+    (report,) = (
+        content for path in folder.glob("*.json") if "stages" in (content := json.loads(path.read_text()))
+    )
+    assert test[f"test/{number}"] == list(report["stages"].values())[-1][number]
+    assert len(report["samples"][kind]) > 4
+    assert (folder / file).stat().st_size > 10
+    assert list(folder.glob("*.png"))
+
+
+def test_answers_are_written_where_the_recipe_says_so(train, small, tmp_path):
+    options = ("answers={mode: generate, beams: 2, max_tokens: 4}", "data.candidates=", "steps=1")
+    words = [word for word in small("vqa") if not word.startswith("answers.")]
+    assert train(*words, *options, "--run", tmp_path / "run") == 0
+    report = json.loads((tmp_path / "run/eval/test-00000001/vqa.json").read_text())
+    assert "accuracy" in list(report["stages"].values())[-1]
+
+
+@pytest.mark.parametrize("mode", ["rank", "generate"])
+def test_candidates_belong_to_ranking(mode):
+    words = ["model.weights.model=x", f"answers={{mode: {mode}}}"]
+    with pytest.raises(RecipeError, match=r"data\.candidates belongs to answers\.mode=rank"):
+        load("xvlm/shapes_vqa", [*words, *(["data.candidates="] if mode == "rank" else [])])
+
+
+def test_unlabelled_questions_are_answered_for_the_server(train, small, world, tmp_path):
+    questions = json.loads((world / "vqa_test.json").read_text())
+    unlabelled = [{key: value for key, value in one.items() if key != "answer"} for one in questions]
+    for one in unlabelled:
+        one["image"] = str(world / one["image"])
+    (tmp_path / "questions.json").write_text(json.dumps(unlabelled))
+    options = (
+        "data.val=null",
+        "evaluate={every: null, best: null}",
+        f"data.test.source.files=[{tmp_path / 'questions.json'}]",
+        "data.test.annotations=",
+    )
+    run = tmp_path / "run"
+    assert train(*small("vqa"), *options, "steps=1", "--run", run) == 0
+    results = json.loads((run / "eval/test-00000001/vqa_result.json").read_text())
+    assert {one["question_id"] for one in results} == {one["question_id"] for one in questions}
+    assert json.loads((run / "eval/test-00000001.json").read_text()) == {}

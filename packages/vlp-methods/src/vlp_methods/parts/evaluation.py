@@ -11,18 +11,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import nn
 from vlp_core import distributed, models
 from vlp_data.options import ImageTextSource
+from vlp_data.schema import Source
 from vlp_data.text import Tokenizer, pre_caption
 from vlp_data.transforms import eval_view
-from vlp_eval.figures import retrieval_figure
+from vlp_eval import figures, predictions
+from vlp_eval.captioning import evaluate_captioning
 from vlp_eval.gallery import Gallery
+from vlp_eval.grounding import evaluate_grounding, word_heat
 from vlp_eval.report import Scores
 from vlp_eval.retrieval import evaluate_retrieval
+from vlp_eval.statements import evaluate_nlvr
+from vlp_eval.vqa import evaluate_vqa, read_annotations, read_candidates
 
 from vlp_methods.engine.options import Training
-from vlp_methods.parts.options import Data, RetrievalTest
+from vlp_methods.parts.options import (
+    BoxTest,
+    CaptionTest,
+    Data,
+    HeatTest,
+    LabelTest,
+    QuestionSet,
+    RankedAnswers,
+    RetrievalTest,
+    RowTest,
+    WrittenAnswers,
+)
 
 log = logging.getLogger(__name__)
 
@@ -101,12 +118,142 @@ def _retrieval(
     )
     record(scores, folder)
     if distributed.is_main() and options.figures:
-        picture = folder / "retrieval.png"
-        retrieval_figure(scores, gallery, queries=options.figures).save(picture)
-        log.info("what was retrieved: %s", picture)
+        _save(figures.retrieval_figure(scores, gallery, queries=options.figures), scores, folder)
     return {
         f"{stage}/{name}": value
         for stage, numbers in scores.stages.items()
         for name, value in numbers.items()
         if name in RECALLS
     }
+
+
+def answers(
+    recipe: Training,
+    data: Data,
+    tokenizer: Tokenizer,
+    options: RankedAnswers | WrittenAnswers,
+    candidates: str,
+) -> Measure:
+    """Visual question answering, of a `QuestionSet`. `candidates`: file of the answers that are ranked."""
+    chosen: dict[str, Any]
+    if isinstance(options, WrittenAnswers):
+        chosen = {"candidates": None, "beams": options.beams, "answer_tokens": options.max_tokens}
+    else:
+        listed = read_candidates(candidates)
+        chosen = {
+            "candidates": listed,
+            "k": min(options.candidates, len(listed)),
+            "pairs": options.pair_batch,
+        }
+
+    def measure(model: nn.Module, questions: QuestionSet, folder: Path) -> Mapping[str, float]:
+        measured = _rows(
+            evaluate_vqa,
+            recipe,
+            data,
+            tokenizer,
+            options,
+            max_words=options.max_words,
+            separator=data.text.separator,
+            annotations=read_annotations(questions.annotations) if questions.annotations else None,
+            **chosen,
+        )
+        return measured(model, questions.source, folder)
+
+    return measure
+
+
+def sentence_labels(recipe: Training, data: Data, tokenizer: Tokenizer, options: LabelTest) -> Measure:
+    """Sentences about two pictures."""
+    return _rows(evaluate_nlvr, recipe, data, tokenizer, options, **_encoded(data))
+
+
+def boxes(recipe: Training, data: Data, tokenizer: Tokenizer, options: BoxTest) -> Measure:
+    """Referring expressions located by the box head."""
+
+    def draw(model: nn.Module, scores: Scores, source: Source) -> Image:
+        return figures.grounding_figure(scores, source, queries=options.figures)
+
+    return _rows(
+        evaluate_grounding, recipe, data, tokenizer, options, by="boxes", draw=draw, **_encoded(data)
+    )
+
+
+def heat(recipe: Training, data: Data, tokenizer: Tokenizer, options: HeatTest) -> Measure:
+    """Referring expressions located among detections by heat maps; the picture shows the heat of every word."""
+    encoded = {"layer": options.layer, **_encoded(data)}
+
+    def draw(model: nn.Module, scores: Scores, source: Source) -> Image:
+        words = partial(word_heat, model, tokenizer, view=partial(eval_view, size=data.view.size), **encoded)
+        return figures.grounding_figure(scores, source, queries=options.figures, heat=words)
+
+    return _rows(evaluate_grounding, recipe, data, tokenizer, options, by="heat", draw=draw, **encoded)
+
+
+def captions(
+    recipe: Training, data: Data, tokenizer: Tokenizer, options: CaptionTest, prompt: str
+) -> Measure:
+    """Captions."""
+    return _rows(
+        evaluate_captioning,
+        recipe,
+        data,
+        tokenizer,
+        options,
+        prompt=prompt,
+        beams=options.beams,
+        max_tokens=options.max_tokens,
+        min_tokens=options.min_tokens,
+        length_penalty=options.length_penalty,
+    )
+
+
+def _encoded(data: Data) -> dict[str, Any]:
+    return {
+        "max_words": data.text.max_words,
+        "max_tokens": data.text.max_tokens,
+        "separator": data.text.separator,
+    }
+
+
+def _rows(
+    evaluate: Callable[..., Scores],
+    recipe: Training,
+    data: Data,
+    tokenizer: Tokenizer,
+    common: RowTest,
+    *,
+    draw: Callable[[nn.Module, Scores, Source], Image] | None = None,
+    **arguments: Any,
+) -> Measure:
+    """A benchmark of rows; writes its report, the predictions and a picture of some rows (`draw`, else the common one)."""
+
+    def measure(model: nn.Module, source: Any, folder: Path) -> Mapping[str, float]:
+        opened = source.open()
+        scores = evaluate(
+            model,
+            opened,
+            tokenizer,
+            view=partial(eval_view, size=data.view.size),
+            image_batch=common.image_batch,
+            workers=recipe.workers,
+            **arguments,
+        )
+        record(scores, folder)
+        if distributed.is_main():
+            log.info("predictions: %s", predictions.write(scores, folder))
+            if common.figures:
+                if draw is None:
+                    picture = figures.samples_figure(scores, opened, queries=common.figures)
+                else:
+                    picture = draw(model, scores, opened)
+                _save(picture, scores, folder)
+        return dict(scores.metrics)
+
+    return measure
+
+
+def _save(picture: Image, scores: Scores, folder: Path) -> None:
+    file = folder / f"{scores.benchmark}.png"
+    picture.save(file)
+    log.info("a few of them: %s", file)

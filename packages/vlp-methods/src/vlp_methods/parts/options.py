@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vlp_core.recipe import PathText
-from vlp_data.options import ImageOptions, ImageTextSource, RegionOptions, RegionSource, TextOptions
+from vlp_data.options import ImageOptions, ImageTextSource, RegionOptions, RegionSource, TaskJson, TextOptions
 
 # ------------------------------------------------------------------------------------------------------------ models
 
@@ -229,51 +229,71 @@ class RetrievalTest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerTest:
-    """How questions are answered."""
+class RowTest:
+    """How a benchmark of rows is taken."""
 
-    mode: Literal["rank", "generate"] = "rank"
-    """Choose among the candidates, or write."""
+    image_batch: int = 32
+    """Rows taken together."""
+    figures: int = 4
+    """Rows in the picture of the benchmark; 0 draws none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionSet:
+    """Questions to be answered."""
+
+    source: TaskJson
+    """Where they come from."""
+    annotations: PathText = ""
+    """What people answered, an annotations file of VQA v2; "" where the questions' rows say so, or nobody does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedAnswers(RowTest):
+    """Questions are answered by the most probable of given candidates."""
+
+    mode: Literal["rank"] = "rank"
     candidates: int = 128
-    """Candidates of each question, by their first word, that are scored in full (rank)."""
+    """Candidates of each question, by their first word, that are scored in full; never more than there are."""
     max_words: int = 50
     """Words kept of a question."""
-    batch: int = 32
-    """Questions answered together."""
+    pair_batch: int = 1024
+    """Candidates scored together."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelTest:
+class WrittenAnswers(RowTest):
+    """Questions are answered by beam search."""
+
+    mode: Literal["generate"] = "generate"
+    beams: int = 3
+    """Open answers per question."""
+    max_tokens: int = 10
+    """Longest answer, [CLS] included."""
+    max_words: int = 50
+    """Words kept of a question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTest(RowTest):
     """How sentences are judged."""
 
-    batch: int = 32
-    """Sentences judged together."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class HeatTest:
+class HeatTest(RowTest):
     """How heat maps choose among detections."""
 
     layer: int = 9
     """Layer of the text encoder, counted from 0, whose attention to the picture is looked at (`block_num`)."""
-    batch: int = 32
-    """Expressions located together."""
-    figures: int = 4
-    """Expressions in the picture grounding.png; 0 draws none."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxTest:
+class BoxTest(RowTest):
     """How predicted boxes are measured."""
 
-    batch: int = 32
-    """Expressions located together."""
-    figures: int = 4
-    """Expressions in the picture grounding.png; 0 draws none."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionTest:
+class CaptionTest(RowTest):
     """How captions are written and measured."""
 
     beams: int = 3
@@ -284,5 +304,3 @@ class CaptionTest:
     """Shortest caption, prompt included."""
     length_penalty: float = 1.0
     """Exponent of the length that sums of log-probabilities are divided by."""
-    batch: int = 32
-    """Pictures described together."""

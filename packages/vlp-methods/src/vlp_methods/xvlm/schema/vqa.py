@@ -28,10 +28,11 @@ class Data(options.Data):
     """Questions with answers."""
     candidates: PathText = ""
     """JSON list of the answers that evaluations choose among (answer_list.json); needed to rank them."""
-    val: TaskJson | None = None
+    val: options.QuestionSet | None = None
     """Questions with answers, answered at the times of `evaluate`; null: never."""
-    test: TaskJson | None = None
-    """Questions answered once, with the selected model; null: none. Without answers in it there is no accuracy, only vqa_result.json."""
+    test: options.QuestionSet | None = None
+    """Questions answered once, with the selected model; null: none. Where nobody's answers are known there is no accuracy, only the file of
+    predictions for the challenge's server."""
 
 
 @dataclass(frozen=True, kw_only=True)
