@@ -1,8 +1,10 @@
 """The picture of what was retrieved."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from vlp_data import schema as data
 from vlp_eval import figures
 from vlp_eval.gallery import Gallery
 from vlp_eval.metrics import retrieval as metric
@@ -58,9 +60,9 @@ def scores(own, similarity):
     )
 
 
-def green(page):
+def green(page, colour=figures.RIGHT):
     """Number of pixels in the colour of right answers."""
-    want = tuple(int(figures.RIGHT[n : n + 2], 16) for n in (1, 3, 5))
+    want = tuple(int(colour[n : n + 2], 16) for n in (1, 3, 5))
     return sum(count for count, colour in page.getcolors(1 << 24) if colour == want)
 
 
@@ -106,3 +108,90 @@ def test_scores_of_another_gallery_are_refused():
     result = scores(own, torch.rand(8, 16, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(ValueError, match="another gallery"):
         figures.retrieval_figure(result, own.first_texts(1))
+
+
+class Pictures:
+    """A source of pictures in memory."""
+
+    def __init__(self, count, each=1):
+        self.count, self.each = count, each
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, row):
+        images = tuple(data.Image(array=np.full((60, 80, 3), 40 + row, np.uint8)) for _ in range(self.each))
+        return data.Sample(key=f"row {row}", images=images)
+
+
+def expressions(*predicted):
+    samples = [
+        {
+            "id": str(n),
+            "text": "the red one",
+            "box": [10, 10, 20, 30],
+            "predicted": box,
+            "right": box is not None,
+        }
+        for n, box in enumerate(predicted)
+    ]
+    return Scores(
+        benchmark="grounding", settings={}, counts={}, stages={}, hits={}, samples={"expressions": samples}
+    )
+
+
+def test_true_and_predicted_boxes_have_their_colours():
+    both = figures.grounding_figure(expressions([40, 10, 20, 30]), Pictures(1))
+    none = figures.grounding_figure(expressions(None), Pictures(1))
+    scale = (figures.TEXT_WIDTH - figures.GAP) / 80
+    frame = round(scale * 3 * 2 * (20 + 30) * 0.9)  # three pixels wide around the box, in the page's scale
+    assert green(both) > frame and green(both, figures.WRONG) > frame
+    assert green(none) > frame > green(none, figures.WRONG)
+
+
+def test_heat_of_each_word_is_drawn_where_it_is():
+    left, nothing = np.zeros((2, 4, 4), np.float32)
+    left[:, 0] = 1
+    maps = [("all words", left), ("red", left), ("the", nothing)]
+    page = figures.grounding_figure(expressions(None), Pictures(1), heat=lambda picture, text: maps)
+
+    def redness(word):
+        at = figures.MARGIN + figures.TEXT_WIDTH + figures.GAP + word * (figures.THUMB + figures.GAP)
+        top = figures.MARGIN + 44 + figures.GAP + 40
+        thumb = np.asarray(page.crop((at, top, at + figures.THUMB, top + figures.THUMB))).astype(int)
+        red = thumb[..., 0] - thumb[..., 1]
+        return red[:, : figures.THUMB // 5].mean(), red[:, figures.THUMB // 2 :].mean()
+
+    for word, hot in ((0, True), (1, True), (2, False)):
+        there, elsewhere = redness(word)
+        assert (there > 60) == hot and elsewhere < 20
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "kind", "right", "wrong"),
+    [
+        (
+            "vqa",
+            "questions",
+            {"question": "what?", "answer": "a", "accuracy": 100.0, "answers": ["a"]},
+            {"question": "what?", "answer": "b", "accuracy": 0.0, "answers": ["a"]},
+        ),
+        (
+            "nlvr",
+            "statements",
+            {"text": "two dogs", "label": "True", "predicted": "True"},
+            {"text": "two dogs", "label": "True", "predicted": "False"},
+        ),
+    ],
+)
+def test_right_and_wrong_answers_have_their_colours(benchmark, kind, right, wrong):
+    source = Pictures(1, each=2 if benchmark == "nlvr" else 1)
+    pages = [
+        figures.samples_figure(
+            Scores(benchmark=benchmark, settings={}, counts={}, stages={}, hits={}, samples={kind: [sample]}),
+            source,
+        )
+        for sample in (right, wrong)
+    ]
+    assert green(pages[0]) > 0 == green(pages[0], figures.WRONG)
+    assert green(pages[1]) == 0 < green(pages[1], figures.WRONG)

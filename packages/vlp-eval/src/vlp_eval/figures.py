@@ -94,13 +94,15 @@ def _rows(scores: Scores, source: Source) -> list[int]:
 def _lines(sample: Mapping[str, Any]) -> tuple[str, str, str, str]:
     """(what was asked, what the model says, its colour, what people say)."""
     if "question" in sample:
-        people = ", ".join(dict.fromkeys(sample.get("answers", ())))
+        given = ", ".join(dict.fromkeys(sample.get("answers", ())))
+        people = f"people: {given}" if given else ""
         colour = INK if "accuracy" not in sample else RIGHT if sample["accuracy"] > 50 else WRONG
         return sample["question"], sample["answer"] or "(nothing)", colour, people
     if "label" in sample:
         colour = RIGHT if sample["label"] == sample["predicted"] else WRONG
-        return sample["text"], str(sample["predicted"]), colour, str(sample["label"])
-    return "", sample["caption"] or "(nothing)", INK, " / ".join(sample.get("references", ()))
+        return sample["text"], str(sample["predicted"]), colour, f"in truth: {sample['label']}"
+    given = " / ".join(sample.get("references", ()))
+    return "", sample["caption"] or "(nothing)", INK, f"people: {given}" if given else ""
 
 
 def _sample_row(

@@ -8,7 +8,7 @@ Source: RefCOCO+; X-VLM `Grounding_bbox.py`, `Grounding.py`, specification 6.4 a
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -104,12 +104,14 @@ def evaluate_grounding(
         image: Any = model.encode_image(pictures.image.squeeze(1))
         if by == "boxes":
             index = torch.arange(len(rows), device=device)
-            told = model.locate(image, model.encode_text(ids, mask), index, index).float().cpu().numpy()
+            grounder = cast(Grounder, model)
+            told = grounder.locate(image, grounder.encode_text(ids, mask), index, index).float().cpu().numpy()
             if np.isnan(told).any():
                 raise ValueError("a predicted box is NaN")
             boxes = metric.pixel_boxes(told, sizes)
             return [_Found(_box(box), size) for box, size in zip(boxes, sizes, strict=True)]
-        heat = attention_heat(model, image.embeds, ids, mask, layer=layer).mean.cpu()
+        looked = attention_heat(cast(HeatMapper, model), image.embeds, ids, mask, layer=cast(int, layer))
+        heat = looked.mean.cpu()
         return [
             _Found(_chosen(one, expressions[row].detections, size, alpha), size)
             for row, one, size in zip(rows, heat, sizes, strict=True)
@@ -266,7 +268,8 @@ def _scores(
 
 def _blind(one: _Expression, size: tuple[int, int], by: By) -> float:
     """Share of right boxes without a look at the picture."""
-    guesses: Sequence[Box] = [(0.0, 0.0, *map(float, size))] if by == "boxes" else one.detections
+    width, height = size
+    guesses: Sequence[Box] = [(0.0, 0.0, width, height)] if by == "boxes" else one.detections
     if not guesses:
         return 0.0
     overlap = metric.iou(guesses, [one.box] * len(guesses))

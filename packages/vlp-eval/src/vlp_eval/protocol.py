@@ -7,9 +7,10 @@ Letters: B pictures or texts, N image tokens, T text tokens, E shared embedding,
 L answer tokens, K classes.
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
+from vlp_core.explain import Matching
 
 
 class ImageFeatures(Protocol):
@@ -158,11 +159,8 @@ class Grounder(DualEncoder, Protocol):
         ...
 
 
-class HeatMapper(Protocol):
+class HeatMapper(Matching, Protocol):
     """A fusion model with a matching head, whose cross-attention `vlp_core.explain.attention_heat` can read."""
-
-    text: Any
-    itm_head: Any
 
     def encode_image(self, image: Tensor, /) -> ImageFeatures:
         """As in `DualEncoder`."""

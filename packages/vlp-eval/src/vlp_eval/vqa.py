@@ -96,7 +96,9 @@ def evaluate_vqa(
         raise ValueError(f"k={k} must lie in 1..{len(candidates)}, the number of answers to choose from")
     answers = _answers(questions, annotations)
     device = device_of(model) if device is None else torch.device(device)
-    choices = None if candidates is None else tuple(x.to(device) for x in answer_ids(tokenizer, candidates))
+    choices = None if candidates is None else answer_ids(tokenizer, candidates)
+    if choices is not None:
+        choices = choices._make(x.to(device) for x in choices)
 
     def run(rows: Sequence[int], pictures: PictureBatch) -> list[str]:
         texts = [pre_question(questions[row].text, max_words) for row in rows]
@@ -105,7 +107,9 @@ def evaluate_vqa(
         )
         states = model.ask(pictures.image.squeeze(1), ids, mask)
         if candidates is not None and choices is not None:
-            best = model.rank_answers(states, mask, *choices, k, pairs=pairs).indices[:, 0]
+            best = model.rank_answers(
+                states, mask, choices.ids, choices.attention_mask, k, pairs=pairs
+            ).indices[:, 0]
             return [candidates[place] for place in best.tolist()]
         written = model.generate_answers(
             states,

@@ -6,9 +6,11 @@ METEOR 1.5 works with Java 8 to 17 and holds 2 GB; SPICE wants Java 8 to 11 and 
 import shutil
 from collections.abc import Hashable, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from vlp_eval.metrics.captioning import Corpus, tokenized
+
+Id = TypeVar("Id", bound=Hashable)
 
 _PROGRAMS = {
     "meteor": ("pycocoevalcap.meteor.meteor", "Meteor"),
@@ -17,7 +19,7 @@ _PROGRAMS = {
 
 
 def judge(
-    captions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]], metrics: Sequence[str]
+    captions: Mapping[Id, str], references: Mapping[Id, Sequence[str]], metrics: Sequence[str]
 ) -> dict[str, Corpus]:
     """Each metric of captions against their references, as fractions: of the set, and of each id in order of the references.
 

@@ -126,7 +126,7 @@ _SIGNS = {
     "\u00a2": "cents",
     "\u2026": "...",
 }
-_QUOTES = {
+_QUOTES: dict[str, str] = {
     **dict.fromkeys("\u201c\u00ab", "``"),
     **dict.fromkeys('\u201d\u00bb"', "''"),
     **dict.fromkeys("\u2018\x91\u201b\u2039", "`"),
