@@ -11,8 +11,8 @@ from pathlib import Path
 
 from vlp_data.shapes import facts
 from vlp_data.shapes.dice import Dice
-from vlp_data.shapes.facts import Look, look
-from vlp_data.shapes.language import NUMBERS, a, background, inventory, joined, noun, sentence
+from vlp_data.shapes.facts import look
+from vlp_data.shapes.language import a, background, inventory, joined, noun, sentence
 from vlp_data.shapes.layouts import (
     Record,
     annotation_id,
@@ -151,73 +151,36 @@ class Statement:
 
 
 def statement(layout: Layout, dice: Dice) -> Statement:
-    """A sentence about two pictures whose words come from one of them."""
+    """A sentence about two pictures whose words come from one of them. Most ask for one property, whichever picture has it."""
     thing = dice.choice(layout.things)
-    short = dice.choice((look(thing, "color"), look(thing, "kind")))
-    wanted = dice.choice((short, look(thing, "color", "kind")))
-    side = dice.choice(("left", "right"))
-    ground, said = dice.choice(BACKGROUNDS), dice.between(2, 5)
-    described = "a gradient" if ground == "gradient" else ground
-
-    def shown(one: Layout, what: Look) -> bool:
-        return facts.count(one.things, what) > 0
-
-    def of_side(left: Layout, right: Layout) -> Layout:
-        return left if side == "left" else right
-
-    return dice.weighted(
-        (
-            (
-                Statement(
-                    text=f"The {side} picture shows {a(noun(wanted))}.",
-                    holds=lambda left, right: shown(of_side(left, right), wanted),
-                ),
-                4,
-            ),
-            (
-                Statement(
-                    text=f"The background of the {side} picture is {described}.",
-                    holds=lambda left, right: of_side(left, right).background.kind == ground,
-                ),
-                3,
-            ),
-            (
-                Statement(
-                    text=f"Both pictures show at least one {noun(short)}.",
-                    holds=lambda left, right: shown(left, short) and shown(right, short),
-                ),
-                1,
-            ),
-            (
-                Statement(
-                    text=f"Neither picture shows {a(noun(short))}.",
-                    holds=lambda left, right: not shown(left, short) and not shown(right, short),
-                ),
-                1,
-            ),
-            (
-                Statement(
-                    text=f"Only one of the pictures shows {a(noun(short))}.",
-                    holds=lambda left, right: shown(left, short) != shown(right, short),
-                ),
-                1,
-            ),
-            (
-                Statement(
-                    text=f"The {side} picture has exactly {NUMBERS[said]} shapes.",
-                    holds=lambda left, right: len(of_side(left, right).things) == said,
-                ),
-                1,
-            ),
-            (
-                Statement(
-                    text="The left picture has more shapes than the right picture.",
-                    holds=lambda left, right: len(left.things) > len(right.things),
-                ),
-                1,
-            ),
-        )
+    wanted = dice.weighted(
+        ((look(thing, "color"), 3), (look(thing, "kind"), 1), (look(thing, "color", "kind"), 1))
     )
+    ground = dice.choice(BACKGROUNDS)
+    side = dice.choice((0, 1))
+    name = ("left", "right")[side]
+
+    def shows(one: Layout) -> bool:
+        return facts.count(one.things, wanted) > 0
+
+    def has_ground(one: Layout) -> bool:
+        return one.background.kind == ground
+
+    described = "a gradient" if ground == "gradient" else ground
+    said = (
+        (f"At least one picture shows {a(noun(wanted))}.", lambda *both: any(map(shows, both)), 4),
+        (f"At least one picture has a {ground} background.", lambda *both: any(map(has_ground, both)), 4),
+        (f"Neither picture shows {a(noun(wanted))}.", lambda *both: not any(map(shows, both)), 2),
+        (f"Both pictures show at least one {noun(wanted)}.", lambda *both: all(map(shows, both)), 1),
+        (f"The {name} picture shows {a(noun(wanted))}.", lambda *both: shows(both[side]), 2),
+        (f"The background of the {name} picture is {described}.", lambda *both: has_ground(both[side]), 3),
+        (
+            "The left picture has more shapes than the right picture.",
+            lambda left, right: len(left.things) > len(right.things),
+            1,
+        ),
+    )
+    return dice.weighted(tuple((Statement(text=text, holds=holds), weight) for text, holds, weight in said))
 
 
 def _nlvr(

@@ -21,8 +21,8 @@ from vlp_data.shapes.scene import Layout, check_arguments, draw
 from vlp_data.shapes.tasks import write_tasks
 
 FORMAT = "vlp-shapes"
-VERSION = 2
-"""Version of scenes, sentences and files together; folders of other versions are written anew. 2: the files of tasks."""
+VERSION = 3
+"""Version of scenes, sentences and files together; folders of older versions are written anew. 3: the files of tasks."""
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
