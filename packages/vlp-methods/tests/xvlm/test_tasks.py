@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from vlp_core import models
 from vlp_core.recipe import RecipeError
+from vlp_eval.cli import main as evaluate
 from vlp_methods.engine.entry import load
 
 CONTRAST = ("model.embed_width=16",)
@@ -19,7 +20,7 @@ SMALL = {
     "refcoco_boxes_domain": ("data.train.texts=8", "data.train.pictures=4"),
     "refcoco_boxes": ("data.train.batch=6",),
     "captioning_domain": ("data.train.batch=6",),
-    "captioning": ("data.train.batch=6",),
+    "captioning": ("data.train.batch=6", "captions.max_tokens=12"),
     "captioning_scst": (
         "data.train.batch=4",
         "reward.samples=2",
@@ -87,20 +88,50 @@ def test_starts_from_its_domain_stage(train, small, tmp_path, name, earlier):
     assert all(torch.equal(before[key], after[key]) for key in after if key in before)
 
 
+REFER = (
+    "data.refs=WORLD/refcoco/refs.json",
+    "data.instances=WORLD/refcoco/instances.json",
+    "data.detections=WORLD/refcoco/dets.json",
+)
+WRITE = ("data.format=task_json", "data.files=[WORLD/captions_test.json]", "max_tokens=12")
 MEASURED = {
-    "vqa": ("accuracy", "vqa_result.json", "questions"),
-    "nlvr": ("accuracy", "nlvr.csv", "statements"),
-    "refcoco_weak": ("accuracy", "grounding_boxes.json", "expressions"),
-    "refcoco_boxes": ("accuracy", "grounding_boxes.json", "expressions"),
-    "captioning": ("cider", "captions.json", "pictures"),
-    "captioning_scst": ("cider", "captions.json", "pictures"),
+    "retrieval": (
+        "reranked/r_mean",
+        "retrieval",
+        ("data.format=task_json", "data.files=[WORLD/shapes_test.json]", "rerank=3"),
+    ),
+    "vqa": (
+        "accuracy",
+        "vqa",
+        (
+            "data.files=[WORLD/vqa_test.json]",
+            "annotations=WORLD/vqa_annotations_test.json",
+            "answers=WORLD/answer_list.json",
+            "k=4",
+        ),
+    ),
+    "nlvr": ("accuracy", "nlvr", ("data.files=[WORLD/nlvr_test.json]", "max_words=40")),
+    "refcoco_weak": (
+        "accuracy",
+        "grounding",
+        ("data.files=[WORLD/refcoco_test.json]", *REFER, "by=heat", "layer=1"),
+    ),
+    "refcoco_boxes": ("accuracy", "grounding", ("data.files=[WORLD/refcoco_test.json]", *REFER, "by=boxes")),
+    "captioning": ("cider", "captioning", WRITE),
+    "captioning_scst": ("cider", "captioning", WRITE),
 }
-"""Number that selects, file of predictions, what the report lists."""
+"""Number that selects; the benchmark of `vlp-eval` that gives the same for the exported model, with its options."""
+PREDICTIONS = {
+    "vqa": "vqa_result.json",
+    "nlvr": "nlvr.csv",
+    "grounding": "grounding_boxes.json",
+    "captioning": "captions.json",
+}
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_selects_on_validation_and_measures_the_selected_model_on_test(train, small, tmp_path, name):
-    number, file, kind = MEASURED[name]
+def test_selects_on_validation_and_measures_the_selected_model_on_test(train, small, world, tmp_path, name):
+    number, benchmark, options = MEASURED[name]
     run = tmp_path / "run"
     assert train(*small(name), "steps=2", "evaluate.every=1", "--run", run) == 0
     values = [
@@ -109,15 +140,29 @@ def test_selects_on_validation_and_measures_the_selected_model_on_test(train, sm
     best = json.loads((run / "best.json").read_text())
     assert (best["name"], best["value"]) == (f"val/{number}", max(values))
     assert best["step"] == 1 + values.index(max(values))
+
     test = json.loads((run / "eval/test-00000002.json").read_text())
     folder = run / "eval/test-00000002"
-    (report,) = (
-        content for path in folder.glob("*.json") if "stages" in (content := json.loads(path.read_text()))
-    )
-    assert test[f"test/{number}"] == list(report["stages"].values())[-1][number]
-    assert len(report["samples"][kind]) > 4
-    assert (folder / file).stat().st_size > 10
-    assert list(folder.glob("*.png"))
+    assert (folder / f"{benchmark}.png").is_file()
+    words = [option.replace("WORLD", str(world)) for option in options]
+    words += [f"data.root={world}", f"out={tmp_path / 'again'}"]
+    assert evaluate([benchmark, str(run / "export-best"), *words]) == 0
+    again = json.loads((tmp_path / "again" / f"{benchmark}.json").read_text())
+    assert again["stages"] == json.loads((folder / f"{benchmark}.json").read_text())["stages"]
+    stage, _, metric = number.rpartition("/")
+    assert again["stages"][stage or list(again["stages"])[-1]][metric] == test[f"test/{number}"]
+    if benchmark in PREDICTIONS:
+        file = PREDICTIONS[benchmark]
+        assert (folder / file).read_text() == (tmp_path / "again" / file).read_text()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_dry_run_says_what_would_run(train, small, tmp_path, capsys, name):
+    assert train(*small(name), "steps=10", "--run", tmp_path / "run", "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert "stream train, per rank" in text
+    assert all(f"{loss} " in text for loss in LOSSES[name])
+    assert not (tmp_path / "run").exists()
 
 
 def test_answers_are_written_where_the_recipe_says_so(train, small, tmp_path):

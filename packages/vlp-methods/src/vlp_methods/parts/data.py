@@ -1,10 +1,10 @@
 """From the data section of a recipe to paths in full, a tokenizer, loaders."""
 
+import logging
 import os
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,8 @@ from vlp_data.text import Tokenizer
 from vlp_methods.engine.job import Mixing
 from vlp_methods.engine.options import Training
 from vlp_methods.parts.options import Data, RegionStream, ShapesWorld, TokenizerFiles
+
+log = logging.getLogger(__name__)
 
 _Data = TypeVar("_Data", bound=Data)
 
@@ -50,10 +52,13 @@ def open_tokenizer(options: TokenizerFiles) -> Tokenizer:
     return open_(*options.files)
 
 
-def loaders(recipe: Training, data: Data) -> Callable[..., Loader[Any]]:
-    """`make(examples, global_batch=...)`: this rank's share of a stream."""
-    return partial(
-        Loader,
+def open_loader(
+    recipe: Training, data: Data, name: str, examples: Examples[Any], *, global_batch: int
+) -> Loader[Any]:
+    """This rank's share of a stream; says what it is."""
+    loader = Loader(
+        examples,
+        global_batch=global_batch,
         seed=recipe.seed,
         rank=distributed.rank(),
         world=distributed.world_size(),
@@ -61,13 +66,16 @@ def loaders(recipe: Training, data: Data) -> Callable[..., Loader[Any]]:
         max_bad_fraction=data.max_bad_fraction,
         pin_memory=torch.cuda.is_available() and recipe.device != "cpu",
     )
+    share = {key: value for key, value in loader.describe().items() if key != "position"}
+    log.info("stream %s: %s", name, ", ".join(f"{key} {value}" for key, value in share.items()))
+    return loader
 
 
 def train_stream(
     recipe: Training, data: Data, examples: Callable[[], Examples[Any]], batch: int
 ) -> Callable[[], Mapping[str, Loader[Any]]]:
     """`Job.streams` of a task with one stream; `examples()` opens the data, `batch` counts samples over all ranks."""
-    return lambda: {TRAIN: loaders(recipe, data)(examples(), global_batch=batch)}
+    return lambda: {TRAIN: open_loader(recipe, data, TRAIN, examples(), global_batch=batch)}
 
 
 def rank_texts(regions: RegionStream, key: str) -> int:

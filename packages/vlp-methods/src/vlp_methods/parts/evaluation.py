@@ -47,10 +47,10 @@ Measure = Callable[[nn.Module, Any, Path], Mapping[str, float]]
 
 
 def while_training(
-    measure: Measure, split: str, source: Any | None
+    measure: Measure | None, split: str, source: Any | None
 ) -> Callable[[nn.Module, int, Path], Mapping[str, float]] | None:
-    """`Job.evaluate` on a split, for a task that holds its model as `model`; None without data."""
-    if source is None:
+    """`Job.evaluate` on a split, for a task that holds its model as `model`; None without benchmark or data."""
+    if measure is None or source is None:
         return None
 
     def evaluate(task: nn.Module, step: int, folder: Path) -> Mapping[str, float]:
@@ -60,10 +60,10 @@ def while_training(
 
 
 def of_export(
-    measure: Measure, split: str, source: Any | None
+    measure: Measure | None, split: str, source: Any | None
 ) -> Callable[[Path, torch.device, Path], Mapping[str, float]] | None:
-    """`Job.test` on a split: measures the model of an export folder; None without data."""
-    if source is None:
+    """`Job.test` on a split: measures the model of an export folder; None without benchmark or data."""
+    if measure is None or source is None:
         return None
 
     def test(export: Path, device: torch.device, folder: Path) -> Mapping[str, float]:

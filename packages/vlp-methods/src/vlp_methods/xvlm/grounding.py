@@ -19,7 +19,7 @@ from vlp_data.loader import Loader
 
 from vlp_methods.engine.job import Job
 from vlp_methods.parts import evaluation
-from vlp_methods.parts.data import TRAIN, loaders, open_tokenizer, rank_texts, settle, train_stream
+from vlp_methods.parts.data import TRAIN, open_loader, open_tokenizer, rank_texts, settle, train_stream
 from vlp_methods.xvlm.finetune import job, start
 from vlp_methods.xvlm.retrieval import RetrievalTask
 from vlp_methods.xvlm.schema.grounding import Boxes, BoxesDomain, WeakGrounding
@@ -81,7 +81,7 @@ def build_domain(recipe: BoxesDomain) -> Job:
             text=data.text,
             regions=data.train.options,
         )
-        return {TRAIN: loaders(recipe, data)(examples, global_batch=data.train.pictures)}
+        return {TRAIN: open_loader(recipe, data, TRAIN, examples, global_batch=data.train.pictures)}
 
     return job(recipe, data, started, BoxTask(started.model), streams)
 

@@ -23,7 +23,7 @@ from vlp_data.text import Tokenizer
 from vlp_methods.engine.job import Job, Mixing
 from vlp_methods.parts import evaluation
 from vlp_methods.parts.assembly import adamw, encoder_arguments, exporter, learning_rate
-from vlp_methods.parts.data import loaders, open_tokenizer, rank_texts, settle
+from vlp_methods.parts.data import open_loader, open_tokenizer, rank_texts, settle
 from vlp_methods.parts.options import Weights
 from vlp_methods.xvlm.schema.pretrain import Data, Pretrain
 
@@ -116,7 +116,7 @@ def open_streams(
     recipe: Pretrain, data: Data, tokenizer: Tokenizer, patch_size: int
 ) -> Mapping[str, Loader[Any]]:
     """This rank's share of every stream."""
-    make = loaders(recipe, data)
+    make = partial(open_loader, recipe, data)
     common = {
         "tokenizer": tokenizer,
         "image": data.view,
@@ -124,7 +124,7 @@ def open_streams(
         "masking": data.masking,
     }
     images = ImageTextExamples(source=data.images.source.open(), **common)
-    streams = {"images": make(images, global_batch=data.images.batch)}
+    streams = {"images": make("images", images, global_batch=data.images.batch)}
     if (regions := data.regions) is not None:
         examples = RegionExamples(
             source=regions.source.open(),
@@ -133,7 +133,7 @@ def open_streams(
             regions=regions.options,
             **common,
         )
-        streams["regions"] = make(examples, global_batch=regions.pictures)
+        streams["regions"] = make("regions", examples, global_batch=regions.pictures)
     return streams
 
 

@@ -34,17 +34,23 @@ class CaptioningDomain(Training):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(options.Data):
-    """Data. Relative paths of sources and tokenizer start at `root`."""
+class PromptedData(options.Data):
+    """What fine-tuning and self-critical training have in common."""
 
-    train: options.ImageStream
-    """Pictures with captions."""
     prompt: str = "a picture of "
     """Words that every caption begins with, with the blank after them; they are given, not learnt."""
     val: TaskJson | Karpathy | None = None
     """Pictures with captions, described at the times of `evaluate`; null: never."""
     test: TaskJson | Karpathy | None = None
     """Pictures with captions, described once, by the selected model; null: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(PromptedData):
+    """Data. Relative paths of sources and tokenizer start at `root`."""
+
+    train: options.ImageStream
+    """Pictures with captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +110,7 @@ class ReferenceStream:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScstData(Data):
+class ScstData(PromptedData):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
     train: ReferenceStream
