@@ -12,6 +12,7 @@
 namespace vlp {
 namespace {
 
+// The kernels ask for four blocks on a multiprocessor: without that number the compiler aims higher and some spill.
 constexpr int kRows = 32;
 
 // Which columns of a row are its positives: the one in labels, those with the id of the row, or none and weights instead.

@@ -10,6 +10,7 @@
 namespace vlp {
 namespace {
 
+// The kernels ask for four blocks on a multiprocessor: without that number the compiler aims higher and some spill.
 struct Rows {
   int64_t batch, count, width;  // of the result
   int64_t there;                // rows of a sample in what is read
@@ -17,7 +18,7 @@ struct Rows {
 
 // out[n, i] = source[n, ids[n, i]], or `other` where the id is not below `there`. A group of lanes copies a row.
 template <typename T, typename I, int kPack>
-__global__ void __launch_bounds__(kThreads) copy_kernel(Rows p, const T* source, const I* ids, const T* other, T* out, int lanes) {
+__global__ void __launch_bounds__(kThreads, 4) copy_kernel(Rows p, const T* source, const I* ids, const T* other, T* out, int lanes) {
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
   if (row >= p.batch * p.count) return;
   const int64_t id = ids[row];
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kThreads) copy_kernel(Rows p, const T* source,
 
 // out[n, i] = sum of grad[n, k] over all k with ids[n, k] = i, in the order of k. A warp has a row of the result.
 template <typename T, typename I, int kPack>
-__global__ void __launch_bounds__(kThreads) collect_kernel(Rows p, const T* grad, const I* ids, T* out) {
+__global__ void __launch_bounds__(kThreads, 4) collect_kernel(Rows p, const T* grad, const I* ids, T* out) {
   using A = acc_t<T>;
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
   if (row >= p.batch * p.count) return;
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) collect_kernel(Rows p, const T* grad
 
 // Sums over a share of all rows whose id is not below `kept`: out (shares, width). A thread has its channels.
 template <typename T, typename I, int kPack>
-__global__ void __launch_bounds__(kThreads) removed_kernel(
+__global__ void __launch_bounds__(kThreads, 4) removed_kernel(
     const T* grad, const I* ids, acc_t<T>* out, int64_t rows, int64_t width, int64_t kept, int64_t share) {
   using A = acc_t<T>;
   const int64_t blocks = (width + static_cast<int64_t>(kThreads) * kPack - 1) / (static_cast<int64_t>(kThreads) * kPack);
