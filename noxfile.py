@@ -140,10 +140,9 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Tests of the packages that take minutes: kernels compiled and put into wheels."""
-    install(
-        session, *PACKAGES, groups=("test", *(f"packages/{name}/pyproject.toml:test" for name in PACKAGES))
-    )
+    """Tests of the packages that take minutes: kernels compiled and put into wheels, jobs on Ray."""
+    groups = ["test", *(f"packages/{name}/pyproject.toml:test" for name in PACKAGES)]
+    install(session, *PACKAGES, groups=(*groups, "packages/vlp-data/pyproject.toml:slow"))
     session.run("pytest", "-m", "slow", "packages", f"--ignore={INSTALLS}", *session.posargs)
 
 
@@ -261,7 +260,7 @@ def pins(session: nox.Session) -> None:
             project.write_text(with_pins(before, []))
         projects = [f"packages/{name}/pyproject.toml" for name in PACKAGES]
         groups = ["test", "lint", "types", "docs", *(f"{project}:test" for project in projects)]
-        groups.append("packages/vlp-ops/pyproject.toml:bench")
+        groups += ["packages/vlp-ops/pyproject.toml:bench", "packages/vlp-data/pyproject.toml:slow"]
         compile_pins = [
             "uv",
             "pip",

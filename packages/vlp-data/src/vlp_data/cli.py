@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from vlp_data.concepts.command import add_commands as add_concept_commands
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -98,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
         "convert", help="annotation files of others to the formats that are trained on"
     )
     _add_conversions(convert.add_subparsers(dest="what", required=True, metavar="WHAT"))
+
+    concepts = commands.add_parser("concepts", help="words for pictures: from captions to lists with kwords")
+    add_concept_commands(concepts.add_subparsers(dest="step", required=True, metavar="STEP"), _progress)
     return parser
 
 

@@ -1,0 +1,149 @@
+"""Texts and pictures to vectors of a CLIP, as work of a job."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from vlp_data.concepts.encoders import Clip, Encoder
+from vlp_data.concepts.paths import rebase
+from vlp_data.concepts.tables import vector_table
+from vlp_data.errors import BadSample, DataError
+from vlp_data.images import open_image
+from vlp_data.schema import Image
+
+if TYPE_CHECKING:
+    import torch
+
+Stored: TypeAlias = Literal["float16", "float32"]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedTexts:
+    """Work of a job: texts (column `key`) to vectors."""
+
+    clip: Clip
+    batch: int = 256
+    stored: Stored = "float16"
+
+    def identity(self) -> dict[str, Any]:
+        return {"work": "embed texts", "stored": self.stored, **self.clip.identity()}
+
+    def start(self) -> Callable[[pa.Table], pa.Table]:
+        encoder = self.clip.load()
+
+        def compute(items: pa.Table) -> pa.Table:
+            keys = items["key"].to_pylist()
+            found = [encoder.texts(part) for part in _batches(keys, self.batch)]
+            return vector_table(keys, np.concatenate(found).astype(self.stored))
+
+        return compute
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Where the pictures of a list are, and how many are read at a time."""
+
+    root: str = ""
+    prefixes: Mapping[str, str] | None = None
+    """{old: new} beginnings of paths; None: the rule for ViCHA's own lists (`paths.rebase`)."""
+    batch: int = 64
+    threads: int = 0
+    """Pictures decoded at a time; 0: one per core."""
+
+    def identity(self) -> dict[str, Any]:
+        prefixes = None if self.prefixes is None else dict(self.prefixes)
+        return {"root": self.root, "prefixes": prefixes}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedPictures:
+    """Work of a job: pictures (column `key`, their names in the list) to vectors. One that cannot be read gets a `problem` instead."""
+
+    clip: Clip
+    pictures: Pictures
+    stored: Stored = "float16"
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "work": "embed images",
+            "stored": self.stored,
+            **self.pictures.identity(),
+            **self.clip.identity(),
+        }
+
+    def start(self) -> Callable[[pa.Table], pa.Table]:
+        encoder = self.clip.load()
+
+        def compute(items: pa.Table) -> pa.Table:
+            keys = items["key"].to_pylist()
+            values, problems = encode_pictures(encoder, keys, self.pictures)
+            return vector_table(keys, values.astype(self.stored), problems)
+
+        return compute
+
+
+def encode_pictures(
+    encoder: Encoder, keys: Sequence[str], options: Pictures
+) -> tuple[np.ndarray, list[str | None]]:
+    """(vectors [N, D] float32, zeros where there is a problem; what is wrong with each picture or None).
+
+    Pictures are decoded in threads while the model works on the ones before. Raises DataError when none can be read.
+    """
+
+    def prepared(key: str) -> "torch.Tensor | str":
+        path = rebase(key, prefixes=options.prefixes, root=options.root)
+        try:
+            return encoder.prepare(open_image(Image(path=path)))
+        except BadSample as error:
+            return str(error)
+
+    rows: list[np.ndarray] = []
+    problems: list[str | None] = []
+    threads = options.threads or os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        ready = _ahead(pool, prepared, keys, 2 * options.batch)
+        for part in _batches(ready, options.batch):
+            problems += [view if isinstance(view, str) else None for view in part]
+            if views := [view for view in part if not isinstance(view, str)]:
+                rows.append(encoder.pictures(views))
+    if not rows:
+        raise DataError(
+            f"none of the {len(keys)} pictures can be read, the first is {problems[0]}; do root and prefixes fit the list?"
+        )
+    good = np.array([problem is None for problem in problems])
+    found = np.concatenate(rows)
+    values = np.zeros((len(keys), found.shape[1]), dtype=np.float32)
+    values[good] = found
+    return values, problems
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], number: int
+) -> Iterator[_Result]:
+    """Results in order, `number` of them on their way: all at once would hold every picture in memory."""
+    waiting: deque[Future[_Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > number:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    part: list[_Item] = []
+    for item in items:
+        part.append(item)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part

@@ -1,0 +1,270 @@
+"""Work in shards, kept part by part: a job that was stopped, or that lost a machine, goes on from the parts that are finished.
+
+A job is a folder (local or an fsspec URL that all machines reach):
+
+  job.json                       what the job is; another job cannot go on in the same folder
+  items-00000.parquet            what it works on, one row group per shard, unless other files hold that already
+  part-00007-of-00120.parquet    result of shard 7, complete under this name or absent
+
+`engine="local"` does one shard after the other, each with all cores and one device. `engine="ray"` is Ray Data with a pool of actors, each
+of which sets the work up once; Ray starts an actor again whose process died, and repeats its shard. Both call the same functions, so the
+parts are the same.
+"""
+
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlp_data import files
+from vlp_data.concepts.tables import encoded, write_bytes
+from vlp_data.errors import DataError
+
+PART = re.compile(r"part-(\d{5})-of-(\d{5})\.parquet")
+ITEMS = "items-00000.parquet"
+
+
+class Work(Protocol):
+    """What a job does: plain data that can be sent to another process."""
+
+    def identity(self) -> dict[str, Any]:
+        """JSON that tells this work from any other whose parts must not be mixed with its own."""
+        ...
+
+    def start(self) -> Callable[[pa.Table], pa.Table]:
+        """Set up (load a model, say), once per process; returns what turns the items of a shard into its part."""
+        ...
+
+
+class Shard(NamedTuple):
+    """Where the items of a shard are: a row group of a Parquet file."""
+
+    file: str
+    group: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Where a job runs."""
+
+    engine: Literal["local", "ray"] = "local"
+    address: str = ""
+    """Ray cluster to join ("auto", "ray://host:10001"); "" is the one this process belongs to, else a new one on this machine."""
+    actors: int = 1
+    """Ray: processes that hold a model each."""
+    cpus_per_actor: float = 1
+    gpus_per_actor: float = 0
+    attempts: int = 4
+    """Ray: how often a shard is begun before the job gives up, where processes die of it."""
+
+    def __post_init__(self) -> None:
+        for name in ("actors", "attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's folder and the shards behind its parts."""
+
+    folder: str
+    shards: tuple[Shard, ...]
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    def part(self, number: int) -> str:
+        return posixpath.join(self.folder, f"part-{number:05d}-of-{len(self.shards):05d}.parquet")
+
+    def unfinished(self) -> list[int]:
+        present = set(_names(self.folder))
+        return [n for n in range(len(self.shards)) if posixpath.basename(self.part(n)) not in present]
+
+
+class Done(NamedTuple):
+    """Shards of a job that this call did, and those it found finished."""
+
+    computed: int
+    found: int
+
+
+def items_job(folder: str, work: Work, items: pa.Table, *, rows_per_shard: int) -> Job:
+    """A job on the rows of a table, which are written into its folder. Raises DataError when the folder holds another job."""
+    if rows_per_shard < 1:
+        raise ValueError(f"rows_per_shard={rows_per_shard} must be at least 1")
+    if not items.num_rows:
+        raise DataError("there is nothing to do: the list of items is empty")
+    data = encoded(items.combine_chunks(), row_group_size=rows_per_shard)
+    identity = {
+        **work.identity(),
+        "items": hashlib.sha256(data).hexdigest(),
+        "rows_per_shard": rows_per_shard,
+    }
+    shards = -(-items.num_rows // rows_per_shard)
+    file = posixpath.join(folder, ITEMS)
+    job = Job(folder, tuple(Shard(file, group) for group in range(shards)), identity)
+    if _claim(job):
+        write_bytes(file, data)
+        _sign(job)
+    return job
+
+
+def files_job(folder: str, work: Work, paths: Sequence[str]) -> Job:
+    """A job on the row groups of Parquet files, which stay where they are. Raises DataError when the folder holds another job."""
+    shards = []
+    for path in paths:
+        with files.open_read(path) as stream:
+            shards += [Shard(path, group) for group in range(pq.ParquetFile(stream).num_row_groups)]
+    items = [[posixpath.basename(path), *files.stamp(path)] for path in paths]
+    job = Job(folder, tuple(shards), {**work.identity(), "items": items})
+    if _claim(job):
+        _sign(job)
+    return job
+
+
+def _claim(job: Job) -> bool:
+    """Whether the folder is new. Raises DataError when it holds something else."""
+    present = _names(job.folder)
+    if "job.json" in present:
+        there = json.loads(files.read(posixpath.join(job.folder, "job.json")))
+        here = json.loads(json.dumps(job.identity))
+        different = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
+        if different:
+            listed = "; ".join(
+                f"{k}: {_short(there.get(k))} there, {_short(here.get(k))} now" for k in different
+            )
+            raise DataError(
+                f"{job.folder} holds the parts of another job ({listed}); choose another folder, or delete this one"
+            )
+        return False
+    if set(present) - {ITEMS}:
+        raise DataError(f"{job.folder} holds files and no job.json; choose another folder")
+    return True
+
+
+def _sign(job: Job) -> None:
+    # Written last: a folder with this file has all that a job needs to go on.
+    write_bytes(posixpath.join(job.folder, "job.json"), (json.dumps(job.identity, indent=1) + "\n").encode())
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _names(folder: str) -> list[str]:
+    if not files.is_url(folder):
+        where = files.local(folder)
+        if where.exists() and not where.is_dir():
+            raise DataError(f"{folder} is a file; a job needs a folder")
+        names = [entry.name for entry in where.iterdir()] if where.is_dir() else []
+    else:
+        import fsspec.core
+
+        filesystem, inner = fsspec.core.url_to_fs(folder)
+        filesystem.invalidate_cache()
+        found = filesystem.ls(inner, detail=False) if filesystem.isdir(inner) else []
+        names = [posixpath.basename(name) for name in found]
+    # Files that begin with a dot are unfinished ones of a process that died.
+    return [name for name in names if not name.startswith(".")]
+
+
+def finished_parts(folder: str) -> list[str]:
+    """Paths of a job's parts, in order. Raises FileNotFoundError, or DataError when the job is not finished."""
+    found = sorted(name for name in _names(folder) if PART.fullmatch(name))
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no parts of a job, and is no .parquet or .json file")
+    numbers = [PART.fullmatch(name) for name in found]
+    totals = {int(match[2]) for match in numbers if match}
+    if len(totals) != 1:
+        raise DataError(f"{folder} holds parts of several jobs; delete it and run the job again")
+    if len(found) < (total := totals.pop()):
+        raise DataError(
+            f"{folder}: {len(found)} of {total} parts are finished; run the job again, it goes on from there"
+        )
+    return [posixpath.join(folder, name) for name in found]
+
+
+def run(job: Job, work: Work, engine: Engine, *, progress: Callable[[int, int], None] | None = None) -> Done:
+    """Do the shards that are not finished. `progress` is told the number of finished ones and of all."""
+    todo = job.unfinished()
+    found = len(job.shards) - len(todo)
+    if todo:
+        steps = _run_local(job, work, todo) if engine.engine == "local" else _run_ray(job, work, todo, engine)
+        for number, _ in enumerate(steps, 1):
+            if progress is not None:
+                progress(found + number, len(job.shards))
+    if left := job.unfinished():
+        raise DataError(
+            f"{job.folder}: {len(left)} parts were not written; run the job again, it goes on from there"
+        )
+    return Done(len(todo), found)
+
+
+class _Worker:
+    """Does whole shards, in this process or as an actor of Ray Data. A part is written before its shard counts as done."""
+
+    def __init__(self, job: Job, work: Work) -> None:
+        self.job, self.compute = job, work.start()
+
+    def do(self, number: int) -> None:
+        shard = self.job.shards[number]
+        with files.open_read(shard.file) as stream:
+            items = pq.ParquetFile(stream).read_row_group(shard.group)
+        write_bytes(self.job.part(number), encoded(self.compute(items)))
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        for number in batch["shard"]:
+            self.do(int(number))
+        return batch
+
+
+def _run_local(job: Job, work: Work, todo: list[int]):
+    worker = _Worker(job, work)
+    for number in todo:
+        worker.do(number)
+        yield number
+
+
+def _run_ray(job: Job, work: Work, todo: list[int], engine: Engine):
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise DataError(
+            f"engine=ray needs Ray Data, which is not installed ({error}); `pip install 'vlp-data[ray]'`"
+        ) from error
+    if not ray.is_initialized():
+        ray.init(address=engine.address or None, log_to_driver=False)
+    elif engine.address:
+        raise DataError(f"address={engine.address}: this process is connected to a Ray cluster already")
+    # One block per shard, so that shards go to whichever actor is free.
+    shards = ray.data.from_items([{"shard": number} for number in todo], override_num_blocks=len(todo))
+    finished = shards.map_batches(
+        _Worker,
+        fn_constructor_kwargs={"job": job, "work": work},
+        batch_size=1,
+        concurrency=min(engine.actors, len(todo)),
+        num_cpus=engine.cpus_per_actor,
+        num_gpus=engine.gpus_per_actor,
+        max_restarts=-1,
+        max_task_retries=engine.attempts - 1,
+    )
+    try:
+        for batch in finished.iter_batches(batch_size=1):
+            yield int(batch["shard"][0])
+    except ray.exceptions.RayError as error:
+        cause = _cause(error)
+        if isinstance(cause, (ValueError, OSError)):
+            raise DataError(str(cause)) from error
+        raise
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong inside an actor, behind Ray's wrappers."""
+    inner = getattr(error, "cause", None) or error.__cause__
+    return error if inner is None else _cause(inner)
