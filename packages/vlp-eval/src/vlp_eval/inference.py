@@ -128,13 +128,9 @@ class SourcePictures:
         return [open_image(image, sample.key) for image in sample.images]
 
 
-class _Row(NamedTuple):
-    """What a picture of a source is called in messages."""
-
-    source: Source
-
-    def __call__(self, row: int) -> str:
-        return f"row {row} of the source"
+def _row(row: int) -> str:
+    """What a row of a source is called in messages; the problem itself names its file."""
+    return f"row {row} of the source"
 
 
 def read(source: Source, parse: Callable[[Sample], T], *, limit: int | None = None) -> list[T]:
@@ -176,7 +172,7 @@ def evaluate_rows(
     own = range(distributed.rank(), rows, distributed.world_size())
     found: dict[int, T] = {}
     problem = ""
-    pictures = Pictures(SourcePictures(source), own, view, _Row(source))
+    pictures = Pictures(SourcePictures(source), own, view, _row)
     try:
         for part in picture_batches(pictures, batch=batch, workers=workers):
             chosen = own[len(found) : len(found) + len(part.image)]

@@ -140,7 +140,7 @@ _CONTRACTIONS = {
     for word in _APOSTROPHES
     for place, letter in enumerate(word)
     if letter == "'"
-} | {"weve": "we've", "somebody'd": "somebodyd"}  # the second as odd as the published table has it
+} | {"somebody'd": "somebodyd"}  # odd, and so in the published table
 
 
 def normalise_answer(text: str) -> str:
