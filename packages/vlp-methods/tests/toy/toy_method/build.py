@@ -162,5 +162,5 @@ def build(recipe: Fit) -> Job:
         learning_rate=learning_rate,
         evaluate=evaluate,
         export=export,
-        test=test,
+        test=test if recipe.tested else None,
     )

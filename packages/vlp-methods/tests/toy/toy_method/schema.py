@@ -39,5 +39,7 @@ class Fit(Training):
     """Probability of a regions update."""
     algorithm: Literal["vlp", "torch"] = "vlp"
     """Which AdamW."""
+    tested: bool = False
+    """Measure the selected model at the end."""
     faults: Faults = field(default_factory=Faults)
     """What goes wrong."""
