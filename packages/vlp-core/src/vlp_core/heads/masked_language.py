@@ -14,12 +14,14 @@ class MaskedLanguageHead(nn.Module):
     Source: BERT, arXiv 1810.04805.
     """
 
-    def __init__(self, *, width: int, vocabulary: int, norm_eps: float = 1e-12) -> None:
+    def __init__(
+        self, *, width: int, vocabulary: int, norm_eps: float = 1e-12, initializer_range: float = 0.02
+    ) -> None:
         super().__init__()
         self.dense = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocabulary))
-        initialise(self)
+        initialise(self, initializer_range)
 
     def forward(self, x: Tensor, word_embedding_VW: Tensor) -> Tensor:
         """Logits [..., V] of states [..., W]."""

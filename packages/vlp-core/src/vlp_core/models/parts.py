@@ -17,5 +17,8 @@ def require_fit(vision: nn.Module, text: Bert) -> None:
 def language_head(text: Bert) -> MaskedLanguageHead:
     """A head whose output projection is the word embedding of `text`."""
     return MaskedLanguageHead(
-        width=text.width, vocabulary=text.word_embedding.num_embeddings, norm_eps=text.embedding_norm.eps
+        width=text.width,
+        vocabulary=text.word_embedding.num_embeddings,
+        norm_eps=text.embedding_norm.eps,
+        initializer_range=text.initializer_range,
     )
