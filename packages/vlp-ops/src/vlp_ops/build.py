@@ -246,7 +246,8 @@ def visible_architectures() -> str:
     except BuildError:
         # The program is there, a GPU or its driver is not.
         return ""
-    found = sorted(set(re.findall(r"^\d+\.\d$", told, re.MULTILINE)), key=float)
+    found: list[str] = re.findall(r"^\d+\.\d$", told, re.MULTILINE)
+    found = sorted(set(found), key=lambda capability: float(capability))
     # PTX of the newest, so that a later GPU can run it.
     return ";".join(found) + "+PTX" if found else ""
 
