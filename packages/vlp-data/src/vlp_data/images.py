@@ -33,6 +33,9 @@ def decode(
         picture = Pillow.open(io.BytesIO(data))
     except Pillow.DecompressionBombError as error:
         raise BadSample("image too large", name, str(error)) from error
+    except Pillow.UnidentifiedImageError as error:
+        # Pillow's message names the stream by its address, which differs from run to run.
+        raise BadSample("not an image", name, "no known format") from error
     except Exception as error:  # Pillow's format plugins raise nearly anything on damaged headers
         raise BadSample("not an image", name, f"{type(error).__name__}: {error}"[:300]) from error
     if picture.width * picture.height > max_pixels:

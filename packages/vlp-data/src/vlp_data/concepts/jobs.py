@@ -15,7 +15,8 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlp_data import files
-from vlp_data.concepts.tables import encoded, write_bytes
+from vlp_data.concepts.tables import encoded, remove, write_bytes
 from vlp_data.errors import DataError
 
 PART = re.compile(r"part-(\d{5})-of-(\d{5})\.parquet")
@@ -61,7 +62,7 @@ class Engine:
     cpus_per_actor: float = 1
     gpus_per_actor: float = 0
     attempts: int = 4
-    """Ray: how often a shard is begun before the job gives up, where processes die of it."""
+    """Ray: how often a shard is begun before the job gives up, when every process that begins it dies."""
 
     def __post_init__(self) -> None:
         for name in ("actors", "attempts"):
@@ -157,20 +158,22 @@ def _short(value: Any) -> str:
 
 
 def _names(folder: str) -> list[str]:
+    # Files that begin with a dot are unfinished ones of a process that died.
+    return [name for name in _entries(folder) if not name.startswith(".")]
+
+
+def _entries(folder: str) -> list[str]:
     if not files.is_url(folder):
         where = files.local(folder)
         if where.exists() and not where.is_dir():
             raise DataError(f"{folder} is a file; a job needs a folder")
-        names = [entry.name for entry in where.iterdir()] if where.is_dir() else []
-    else:
-        import fsspec.core
+        return [entry.name for entry in where.iterdir()] if where.is_dir() else []
+    import fsspec.core
 
-        filesystem, inner = fsspec.core.url_to_fs(folder)
-        filesystem.invalidate_cache()
-        found = filesystem.ls(inner, detail=False) if filesystem.isdir(inner) else []
-        names = [posixpath.basename(name) for name in found]
-    # Files that begin with a dot are unfinished ones of a process that died.
-    return [name for name in names if not name.startswith(".")]
+    filesystem, inner = fsspec.core.url_to_fs(folder)
+    filesystem.invalidate_cache()
+    found = filesystem.ls(inner, detail=False) if filesystem.isdir(inner) else []
+    return [posixpath.basename(name) for name in found]
 
 
 def finished_parts(folder: str) -> list[str]:
@@ -206,7 +209,7 @@ def run(job: Job, work: Work, engine: Engine, *, progress: Callable[[int, int], 
 
 
 class _Worker:
-    """Does whole shards, in this process or as an actor of Ray Data. A part is written before its shard counts as done."""
+    """Does whole shards. A part is written before its shard counts as done."""
 
     def __init__(self, job: Job, work: Work) -> None:
         self.job, self.compute = job, work.start()
@@ -217,20 +220,52 @@ class _Worker:
             items = pq.ParquetFile(stream).read_row_group(shard.group)
         write_bytes(self.job.part(number), encoded(self.compute(items)))
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        for number in batch["shard"]:
-            self.do(int(number))
-        return batch
 
-
-def _run_local(job: Job, work: Work, todo: list[int]):
+def _run_local(job: Job, work: Work, todo: list[int]) -> Iterator[int]:
     worker = _Worker(job, work)
     for number in todo:
         worker.do(number)
         yield number
 
 
-def _run_ray(job: Job, work: Work, todo: list[int], engine: Engine):
+class _Actor:
+    """A worker inside Ray. What a user can cause travels back as text: Ray would wrap the error beyond recognition.
+
+    Ray begins a shard again without end when its process dies of it, so every beginning leaves a mark until the part is there.
+    """
+
+    def __init__(self, job: Job, work: Work, attempts: int, token: str) -> None:
+        self.job, self.attempts, self.token = job, attempts, token
+        self.problem = ""
+        try:
+            self.worker = _Worker(job, work)
+        except (ValueError, OSError) as error:
+            self.problem = str(error)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"problem": [self.problem or self._do(int(number)) for number in batch["shard"]]}
+
+    def _do(self, number: int) -> str:
+        mark = f".begun-{number:05d}-{self.token}-"
+        begun = [name for name in _entries(self.job.folder) if name.startswith(mark)]
+        if len(begun) == self.attempts:
+            return (
+                f"shard {number} was begun {self.attempts} times and its process died each time (of memory?); "
+                "what is finished is kept"
+            )
+        begun.append(f"{mark}{len(begun)}")
+        write_bytes(posixpath.join(self.job.folder, begun[-1]), b"")
+        try:
+            self.worker.do(number)
+        except (ValueError, OSError) as error:
+            return str(error) or type(error).__name__
+        finally:
+            for name in begun:
+                remove(posixpath.join(self.job.folder, name))
+        return ""
+
+
+def _run_ray(job: Job, work: Work, todo: list[int], engine: Engine) -> Iterator[int]:
     try:
         import ray
         import ray.data
@@ -242,29 +277,22 @@ def _run_ray(job: Job, work: Work, todo: list[int], engine: Engine):
         ray.init(address=engine.address or None, log_to_driver=False)
     elif engine.address:
         raise DataError(f"address={engine.address}: this process is connected to a Ray cluster already")
-    # One block per shard, so that shards go to whichever actor is free.
+    # One block per shard, so that shards go to whichever actor is free. Ray Data restarts actors and repeats their calls by default.
     shards = ray.data.from_items([{"shard": number} for number in todo], override_num_blocks=len(todo))
     finished = shards.map_batches(
-        _Worker,
-        fn_constructor_kwargs={"job": job, "work": work},
+        _Actor,
+        fn_constructor_kwargs={
+            "job": job,
+            "work": work,
+            "attempts": engine.attempts,
+            "token": uuid.uuid4().hex,
+        },
         batch_size=1,
-        concurrency=min(engine.actors, len(todo)),
+        compute=ray.data.ActorPoolStrategy(size=min(engine.actors, len(todo))),
         num_cpus=engine.cpus_per_actor,
         num_gpus=engine.gpus_per_actor,
-        max_restarts=-1,
-        max_task_retries=engine.attempts - 1,
     )
-    try:
-        for batch in finished.iter_batches(batch_size=1):
-            yield int(batch["shard"][0])
-    except ray.exceptions.RayError as error:
-        cause = _cause(error)
-        if isinstance(cause, (ValueError, OSError)):
-            raise DataError(str(cause)) from error
-        raise
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What went wrong inside an actor, behind Ray's wrappers."""
-    inner = getattr(error, "cause", None) or error.__cause__
-    return error if inner is None else _cause(inner)
+    for number, row in enumerate(finished.iter_rows()):
+        if row["problem"]:
+            raise DataError(row["problem"])
+        yield number

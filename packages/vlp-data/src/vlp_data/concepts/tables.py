@@ -11,8 +11,8 @@ Source: data specification 5.4 and 5.5 of ViCHA.
 
 import io
 import json
-import os
 import posixpath
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,18 +63,32 @@ def write_bytes(path: str, data: bytes) -> None:
 
         filesystem, inner = fsspec.core.url_to_fs(path)
         filesystem.makedirs(posixpath.dirname(inner), exist_ok=True)
-        unfinished = posixpath.join(posixpath.dirname(inner), f".{posixpath.basename(inner)}.{os.getpid()}")
+        unfinished = posixpath.join(
+            posixpath.dirname(inner), f".{posixpath.basename(inner)}.{uuid.uuid4().hex}"
+        )
         filesystem.pipe_file(unfinished, data)
         filesystem.mv(unfinished, inner)
         return
     target = files.local(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         unfinished.write_bytes(data)
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def remove(path: str) -> None:
+    """Delete a file, if it is there."""
+    if not files.is_url(path):
+        files.local(path).unlink(missing_ok=True)
+        return
+    import fsspec.core
+
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    if filesystem.exists(inner):
+        filesystem.rm_file(inner)
 
 
 # ------------------------------------------------------------------------------------------------ lists
@@ -168,12 +182,13 @@ def texts_of(table: pa.Table, name: str) -> pa.Array:
 def with_pictures(table: pa.Table, name: Callable[[str], str]) -> pa.Table:
     """A list whose pictures (`image`, `images`) have other paths."""
     for column in ("image", "images"):
-        if column not in table.column_names:
-            continue
-        moved = [
-            [name(path) for path in v] if isinstance(v, list) else name(v) for v in table[column].to_pylist()
-        ]
-        table = table.set_column(table.column_names.index(column), column, pa.array(moved))
+        if column in table.column_names:
+            field = table.schema.field(column)
+            values = [
+                value and (name(value) if isinstance(value, str) else [name(path) for path in value])
+                for value in table[column].to_pylist()
+            ]
+            table = table.set_column(table.column_names.index(column), field, pa.array(values, field.type))
     return table
 
 
