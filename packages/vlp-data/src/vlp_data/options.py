@@ -112,6 +112,8 @@ class TaskJson:
     """Put before picture paths."""
     dataset_roots: dict[str, PathText] = field(default_factory=dict)
     """Other roots by the entry's `dataset` field (VQA lists mix `vqa` and `vg`)."""
+    prefixes: dict[str, str] = field(default_factory=dict)
+    """{old: new} beginnings of picture paths; where none fits, /data/USER/data/ of ViCHA's own lists gives way to the root."""
     group_captions: bool = False
     """One row per picture with all its captions, where a list has one entry per caption (references for rewards)."""
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vlp_data.concepts import paths, tables
+from vlp_data.concepts import tables
 from vlp_data.errors import DataError
 
 ROWS = [
@@ -120,20 +120,6 @@ def test_vectors_that_are_none_are_refused(tmp_path: Path) -> None:
         tables.vectors_of(tables.from_rows(ROWS), "x")
     with pytest.raises(DataError, match="a key occurs twice"):
         tables.vectors_of(tables.vector_table(["a", "a"], np.ones((2, 1), np.float32)), "x")
-
-
-def test_paths_move_by_the_rule_of_the_authors_or_by_prefixes() -> None:
-    released = "/data/someone/data/coco/val2014/x.jpg"
-    assert paths.rebase(released, root="mine") == "mine/coco/val2014/x.jpg"
-    assert paths.rebase(released) == released
-    assert paths.rebase("val2014/x.jpg", root="mine") == "mine/val2014/x.jpg"
-    assert paths.rebase("/other/x.jpg", root="mine") == "/other/x.jpg"
-    assert paths.rebase(released, prefixes={}, root="mine") == released
-    chosen = {"/data/someone": "/disk", "/data/someone/data/coco": "s3://bucket/coco", "old": ""}
-    assert paths.rebase(released, prefixes=chosen, root="mine") == "s3://bucket/coco/val2014/x.jpg"
-    assert paths.rebase("/data/someone/y.jpg", prefixes=chosen) == "/disk/y.jpg"
-    assert paths.rebase("/data/someone2/y.jpg", prefixes=chosen, root="mine") == "/data/someone2/y.jpg"
-    assert paths.rebase("old/y.jpg", prefixes=chosen, root="mine") == "mine/y.jpg"
 
 
 def test_pictures_of_lists_move() -> None:

@@ -5,7 +5,7 @@
 - `select`: the k concepts nearest to every picture, and lists that carry them
 - `filtering`: keeping the captions that fit their pictures best
 - `build`: caption lists from the raw layouts of COCO, Flickr30k, Visual Genome, SBU and CC3M
-- `tables`, `paths`: columnar files and the JSON of the ViCHA repository; where pictures lie
+- `tables`: columnar files, and the JSON of the ViCHA repository
 - `jobs`: work in shards that goes on after an interruption, on one machine or with Ray
 
 Source: ViCHA, arXiv 2208.13628, section 3.2; specification 5. Nothing is imported here.

@@ -7,7 +7,7 @@ specification 1.5 and 1.6.
 import posixpath
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -19,6 +19,8 @@ from vlp_data.options import Karpathy
 from vlp_data.sources.coco import open_karpathy
 from vlp_data.sources.rows import field, read_json
 
+Split: TypeAlias = Literal["train", "val", "test", "restval"]
+
 
 class Built(NamedTuple):
     """A list, and what of the source is not in it, by cause."""
@@ -28,7 +30,7 @@ class Built(NamedTuple):
 
 
 def karpathy(
-    annotations: str, *, splits: tuple[str, ...] = ("train", "val"), folder: str = "", root: str = ""
+    annotations: str, *, splits: tuple[Split, ...] = ("train", "val"), folder: str = "", root: str = ""
 ) -> Built:
     """COCO or Flickr30k by Karpathy's file: a row per sentence, with the `image_id` of its picture (cocoid, else imgid).
 

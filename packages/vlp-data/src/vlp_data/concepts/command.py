@@ -264,20 +264,18 @@ def _add_prefixes(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OLD=NEW",
-        help="replace the beginning of paths (default, with --root: drop /data/USER/data/ of ViCHA's own lists); --prefix = leaves all alone",
+        help="replace the beginning of paths (where none fits, and with --root, /data/USER/data/ of ViCHA's own lists is dropped)",
     )
 
 
 # ---------------------------------------------------------------------------------------------- options
 
 
-def _prefixes(texts: list[str]) -> dict[str, str] | None:
-    if not texts:
-        return None
-    bad = [text for text in texts if "=" not in text]
+def _prefixes(texts: list[str]) -> dict[str, str]:
+    bad = [text for text in texts if "=" not in text or text.startswith("=")]
     if bad:
         raise ValueError(f"--prefix {bad[0]}: expected OLD=NEW")
-    return {old: new for old, _, new in (text.partition("=") for text in texts) if old}
+    return {old: new for old, _, new in (text.partition("=") for text in texts)}
 
 
 def _clip(options: argparse.Namespace) -> "Clip":
@@ -502,7 +500,8 @@ def _filter(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    from vlp_data.concepts import paths, tables
+    from vlp_data import paths
+    from vlp_data.concepts import tables
 
     moved = bool(options.root or options.prefix)
     if options.what == "vocabulary":

@@ -4,17 +4,17 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from vlp_data.concepts.encoders import Clip, Encoder
-from vlp_data.concepts.paths import rebase
 from vlp_data.concepts.tables import vector_table
 from vlp_data.errors import BadSample, DataError
 from vlp_data.images import open_image
+from vlp_data.paths import rebase
 from vlp_data.schema import Image
 
 if TYPE_CHECKING:
@@ -52,15 +52,14 @@ class Pictures:
     """Where the pictures of a list are, and how many are read at a time."""
 
     root: str = ""
-    prefixes: Mapping[str, str] | None = None
-    """{old: new} beginnings of paths; None: the rule for ViCHA's own lists (`paths.rebase`)."""
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    """{old: new} beginnings of paths (`paths.rebase`)."""
     batch: int = 64
     threads: int = 0
     """Pictures decoded at a time; 0: one per core."""
 
     def identity(self) -> dict[str, Any]:
-        prefixes = None if self.prefixes is None else dict(self.prefixes)
-        return {"root": self.root, "prefixes": prefixes}
+        return {"root": self.root, "prefixes": dict(self.prefixes)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import numpy as np
 from vlp_data import files
 from vlp_data.errors import BadSample, DataError
 from vlp_data.options import TaskJson
+from vlp_data.paths import rebase
 from vlp_data.schema import Image, Role, Sample, Target, Text
 from vlp_data.sources.rows import Rows, field, read_json
 
@@ -124,7 +125,7 @@ def parse_entry(entry: dict[str, Any], path: str, row: int, options: TaskJson) -
     identifier = entry.get("image_id")
     images = tuple(
         Image(
-            path=files.join(root, name),
+            path=rebase(name, prefixes=options.prefixes, root=root),
             id=posixpath.splitext(posixpath.basename(name))[0] if identifier is None else identifier,
         )
         for name in names

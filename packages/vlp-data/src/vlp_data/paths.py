@@ -1,0 +1,22 @@
+"""Where pictures lie: the paths that annotation files were written with, moved to another place."""
+
+import re
+from collections.abc import Mapping
+
+from vlp_data import files
+
+VICHA_DISK = re.compile(r"^/data/[^/]+/data/")
+"""Beginning of every path in ViCHA's released lists: the disk of its authors."""
+
+
+def rebase(path: str, *, prefixes: Mapping[str, str], root: str) -> str:
+    """A picture's path with the first prefix that fits replaced, below `root`.
+
+    `prefixes`: {old: new}, longest old first, compared piece by piece ("/a/b" fits "/a/b/c" and not "/a/bc"). Where none fits and there is
+    a root, the rule of the ViCHA repository for its own lists applies: /data/USER/data/ is dropped. Source: ViCHA specification 5.2.
+    """
+    for old in sorted(prefixes, key=len, reverse=True):
+        bare = old.rstrip("/")
+        if path == bare or path.startswith(f"{bare}/"):
+            return files.join(root, files.join(prefixes[old], path[len(bare) :].lstrip("/")))
+    return files.join(root, VICHA_DISK.sub("", path) if root else path)
