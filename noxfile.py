@@ -189,9 +189,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed as ratios within one run: a pre-training step and re-ranking against plain formulations, the loader, start-up times."""
+    """Speed as ratios within one run: a pre-training step and re-ranking against plain formulations, the loader, the choice of concepts, start-up times."""
     install(session, *PACKAGES, groups=("test",))
-    for script in session.posargs or ("pretrain_step", "rerank", "loader", "startup"):
+    for script in session.posargs or ("pretrain_step", "rerank", "loader", "concepts", "startup"):
         session.run("python", f"benchmarks/{script}.py")
 
 

@@ -125,6 +125,25 @@ def test_one_pass_chooses_what_saved_vectors_choose(clip: Clip, tmp_path: Path, 
     assert [row["problem"] is None for row in one_pass.to_pylist()] == [True] * 3 + [False] * 2
 
 
+def test_names_without_extension_get_the_suffix(tmp_path: Path, pictures: list[str]) -> None:
+    encoder = Encoder(
+        lambda _: torch.ones(2), lambda views: torch.stack(list(views)).numpy(), lambda _: np.zeros(0)
+    )
+    found, problems = encode_pictures(encoder, ["0", "1.png"], Pictures(root=str(tmp_path), suffix=".png"))
+    assert problems == [None, None]
+    assert found.tolist() == [[1, 1], [1, 1]]
+
+
+def test_storage_that_fails_stops_the_shard(tmp_path: Path, pictures: list[str], monkeypatch) -> None:
+    def fail(path: str) -> bytes:
+        raise PermissionError(f"{path} is locked")
+
+    encoder = Encoder(lambda _: torch.ones(2), lambda views: np.ones((len(views), 2)), lambda _: np.zeros(0))
+    monkeypatch.setattr("vlp_data.files.read", fail)
+    with pytest.raises(OSError, match="unreadable file: .*is locked"):
+        encode_pictures(encoder, ["0.png"], Pictures(root=str(tmp_path)))
+
+
 def test_folder_that_fits_no_picture_is_an_error(tmp_path: Path) -> None:
     encoder = Encoder(
         prepare=lambda _: torch.zeros(1), pictures=lambda _: np.zeros((1, 2)), texts=lambda _: np.zeros(0)

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from vlp_data.concepts import jobs
+from vlp_data.concepts.extract import CountConcepts, counts_of
 from vlp_data.concepts.jobs import Engine
 from vlp_data.concepts.tables import read_table
 from vlp_data.errors import DataError
@@ -205,3 +206,27 @@ def test_ray_job_gives_up_on_a_shard_that_kills_every_process(tmp_path: Path, cl
         jobs.run(job, work, Engine(engine="ray", actors=1, cpus_per_actor=0.5, attempts=2))
     assert begun(work).count("word 8") == 2
     assert 2 in job.unfinished()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_ray_counts_the_concepts_that_one_machine_counts(tmp_path: Path, cluster: None) -> None:
+    parses = [
+        {
+            "caption": word,
+            "words": ["a", word],
+            "pos": ["DET", "NOUN"],
+            "heads": [1, 1],
+            "deps": ["det", "ROOT"],
+        }
+        for word in ("dog", "cat", "Dog")
+    ]
+    (tmp_path / "parses.json").write_text(json.dumps(parses))
+    work = CountConcepts(parses=str(tmp_path / "parses.json"))
+    captions = pa.table({"text": ["dog", "cat", "Dog", "dog", "cat"]})
+    counts = []
+    for engine in (Engine(), Engine(engine="ray", actors=2, cpus_per_actor=0.5)):
+        folder = str(tmp_path / engine.engine)
+        jobs.run(jobs.items_job(folder, work, captions, rows_per_shard=2), work, engine)
+        counts.append(counts_of(read_table(folder)))
+    assert counts == [{"dog": 3, "cat": 2}] * 2

@@ -246,11 +246,14 @@ def _add_stored(parser: argparse.ArgumentParser) -> None:
 
 def _add_pictures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "--suffix", default="", metavar=".EXT", help="of pictures named without one (SNLI-VE: .jpg)"
+    )
+    parser.add_argument(
         "--threads",
         type=int,
         default=0,
         metavar="N",
-        help="pictures decoded at a time (default: one per core)",
+        help="pictures decoded at a time (default: one per core; ray: the cpus of an actor)",
     )
     _add_prefixes(parser)
 
@@ -296,8 +299,10 @@ def _pictures(options: argparse.Namespace) -> "Pictures":
     return Pictures(
         root=options.root,
         prefixes=_prefixes(options.prefix),
+        suffix=options.suffix,
         batch=options.batch,
-        threads=options.threads,
+        # Actors share a machine.
+        threads=options.threads or (0 if options.engine == "local" else max(1, int(options.cpus_per_actor))),
     )
 
 

@@ -1,6 +1,7 @@
 """Texts and pictures to vectors of a CLIP, as work of a job."""
 
 import os
+import posixpath
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,12 +55,14 @@ class Pictures:
     root: str = ""
     prefixes: Mapping[str, str] = field(default_factory=dict)
     """{old: new} beginnings of paths (`paths.rebase`)."""
+    suffix: str = ""
+    """Put behind names without an extension: lists of SNLI-VE leave out ".jpg"."""
     batch: int = 64
     threads: int = 0
     """Pictures decoded at a time; 0: one per core."""
 
     def identity(self) -> dict[str, Any]:
-        return {"root": self.root, "prefixes": dict(self.prefixes)}
+        return {"root": self.root, "prefixes": dict(self.prefixes), "suffix": self.suffix}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,14 +97,20 @@ def encode_pictures(
 ) -> tuple[np.ndarray, list[str | None]]:
     """(vectors [N, D] float32, zeros where there is a problem; what is wrong with each picture or None).
 
-    Pictures are decoded in threads while the model works on the ones before. Raises DataError when none can be read.
+    Pictures are decoded in threads while the model works on the ones before. Raises DataError when none can be read, OSError when the
+    storage fails.
     """
 
     def prepared(key: str) -> "torch.Tensor | str":
-        path = rebase(key, prefixes=options.prefixes, root=options.root)
+        name = key if posixpath.splitext(key)[1] else key + options.suffix
+        path = rebase(name, prefixes=options.prefixes, root=options.root)
         try:
             return encoder.prepare(open_image(Image(path=path)))
         except BadSample as error:
+            if (
+                error.cause == "unreadable file"
+            ):  # the storage may be back tomorrow; a part that says otherwise stays
+                raise OSError(str(error)) from error
             return str(error)
 
     rows: list[np.ndarray] = []
@@ -115,7 +124,7 @@ def encode_pictures(
                 rows.append(encoder.pictures(views))
     if not rows:
         raise DataError(
-            f"none of the {len(keys)} pictures can be read, the first is {problems[0]}; do root and prefixes fit the list?"
+            f"none of the {len(keys)} pictures can be read, the first is {problems[0]}; do root, prefixes and suffix fit the list?"
         )
     good = np.array([problem is None for problem in problems])
     found = np.concatenate(rows)

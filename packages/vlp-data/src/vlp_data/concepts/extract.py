@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlp_data import files
 from vlp_data.concepts.grammar import Parse, concepts, parse_of
 from vlp_data.concepts.tables import to_rows
 from vlp_data.errors import DataError
@@ -132,7 +133,8 @@ class CountConcepts:
     processes: int = 1
 
     def identity(self) -> dict[str, Any]:
-        return {"work": "extract", "parser": self.parses or self.model, "legacy": self.legacy}
+        parser = [self.parses, *files.stamp(self.parses)] if self.parses else self.model
+        return {"work": "extract", "parser": parser, "legacy": self.legacy}
 
     def start(self) -> Callable[[pa.Table], pa.Table]:
         if self.parses:
