@@ -140,7 +140,7 @@ def test_storage_that_fails_stops_the_shard(tmp_path: Path, pictures: list[str],
 
     encoder = Encoder(lambda _: torch.ones(2), lambda views: np.ones((len(views), 2)), lambda _: np.zeros(0))
     monkeypatch.setattr("vlp_data.files.read", fail)
-    with pytest.raises(OSError, match="unreadable file: .*is locked"):
+    with pytest.raises(OSError, match=r"unreadable file: .*is locked"):
         encode_pictures(encoder, ["0.png"], Pictures(root=str(tmp_path)))
 
 

@@ -1,6 +1,7 @@
 """Jobs go on from their finished parts and lose nothing, also when a process dies in the middle."""
 
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -72,6 +73,17 @@ def test_job_that_was_interrupted_goes_on_from_its_finished_parts(tmp_path: Path
     assert begun(work) == ["word 0", "word 4", "word 8", "word 8", "word 12", "word 16", "word 20"]
     assert read_table(str(tmp_path / "job"))["text"].to_pylist() == [word.upper() for word in WORDS]
     assert jobs.run(job_of(tmp_path / "job", work), work, Engine()) == (0, 6)
+
+
+def test_job_whose_process_was_killed_goes_on_from_its_finished_parts(tmp_path: Path) -> None:
+    work = Upper(notes=str(tmp_path), stop_at="word 9", how="kill")
+    job = job_of(tmp_path / "job", work)
+    process = multiprocessing.get_context("spawn").Process(target=jobs.run, args=(job, work, Engine()))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert jobs.run(job_of(tmp_path / "job", work), work, Engine()) == (4, 2)
+    assert read_table(str(tmp_path / "job"))["text"].to_pylist() == [word.upper() for word in WORDS]
 
 
 def test_part_that_was_being_written_when_the_process_died_is_done_again(tmp_path: Path) -> None:
