@@ -13,11 +13,13 @@ parts are the same.
 
 import hashlib
 import json
+import os
 import posixpath
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -27,7 +29,7 @@ from vlp_data import files
 from vlp_data.concepts.tables import encoded, remove, write_bytes
 from vlp_data.errors import DataError
 
-PART = re.compile(r"part-(\d{5})-of-(\d{5})\.parquet")
+PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
 ITEMS = "items-00000.parquet"
 
 
@@ -99,19 +101,23 @@ def items_job(folder: str, work: Work, items: pa.Table, *, rows_per_shard: int) 
         raise ValueError(f"rows_per_shard={rows_per_shard} must be at least 1")
     if not items.num_rows:
         raise DataError("there is nothing to do: the list of items is empty")
-    data = encoded(items.combine_chunks(), row_group_size=rows_per_shard)
-    identity = {
-        **work.identity(),
-        "items": hashlib.sha256(data).hexdigest(),
-        "rows_per_shard": rows_per_shard,
-    }
+    items = items.combine_chunks()
+    identity = {**work.identity(), "items": _digest(items), "rows_per_shard": rows_per_shard}
     shards = -(-items.num_rows // rows_per_shard)
     file = posixpath.join(folder, ITEMS)
     job = Job(folder, tuple(Shard(file, group) for group in range(shards)), identity)
     if _claim(job):
-        write_bytes(file, data)
+        write_bytes(file, encoded(items, row_group_size=rows_per_shard))
         _sign(job)
     return job
+
+
+def _digest(items: pa.Table) -> str:
+    # Not of the Parquet file, which names the version that wrote it.
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_stream(stream, items.schema) as writer:
+        writer.write_table(items)
+    return hashlib.sha256(stream.getvalue()).hexdigest()
 
 
 def files_job(folder: str, work: Work, paths: Sequence[str]) -> Job:
@@ -178,18 +184,19 @@ def _entries(folder: str) -> list[str]:
 
 def finished_parts(folder: str) -> list[str]:
     """Paths of a job's parts, in order. Raises FileNotFoundError, or DataError when the job is not finished."""
-    found = sorted(name for name in _names(folder) if PART.fullmatch(name))
+    found = {
+        (int(match[1]), int(match[2])): match[0] for name in _names(folder) if (match := PART.fullmatch(name))
+    }
     if not found:
         raise FileNotFoundError(f"{folder} holds no parts of a job, and is no .parquet or .json file")
-    numbers = [PART.fullmatch(name) for name in found]
-    totals = {int(match[2]) for match in numbers if match}
+    totals = {total for _, total in found}
     if len(totals) != 1:
         raise DataError(f"{folder} holds parts of several jobs; delete it and run the job again")
     if len(found) < (total := totals.pop()):
         raise DataError(
             f"{folder}: {len(found)} of {total} parts are finished; run the job again, it goes on from there"
         )
-    return [posixpath.join(folder, name) for name in found]
+    return [posixpath.join(folder, found[place]) for place in sorted(found)]
 
 
 def run(job: Job, work: Work, engine: Engine, *, progress: Callable[[int, int], None] | None = None) -> Done:
@@ -234,9 +241,13 @@ class _Actor:
     Ray begins a shard again without end when its process dies of it, so every beginning leaves a mark until the part is there.
     """
 
-    def __init__(self, job: Job, work: Work, attempts: int, token: str) -> None:
+    def __init__(self, job: Job, work: Work, attempts: int, token: str, folder: str) -> None:
         self.job, self.attempts, self.token = job, attempts, token
         self.problem = ""
+        if Path(
+            folder
+        ).is_dir():  # else the paths are absolute, or the message of the first one missing says enough
+            os.chdir(folder)
         try:
             self.worker = _Worker(job, work)
         except (ValueError, OSError) as error:
@@ -286,6 +297,7 @@ def _run_ray(job: Job, work: Work, todo: list[int], engine: Engine) -> Iterator[
             "work": work,
             "attempts": engine.attempts,
             "token": uuid.uuid4().hex,
+            "folder": str(Path.cwd()),
         },
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(engine.actors, len(todo))),
