@@ -3,9 +3,10 @@
     python benchmarks/pretrain_step.py [--size quarter] [--repeats 5] [--cpu-time] [--save]
 
 First checks that all formulations give the same losses and gradients for the same negatives, then measures whole steps (forward, backward,
-clipping, AdamW) in turns. The yardstick is the plain formulation with its language head over all positions and texts padded to 40 tokens, as
-the reference's loader pads; two more rows tell what the head at masked positions only, and what padding, contribute.
-Exits with 1 when vlp is less than 1.5 times as fast over an iteration (a batch of regions and a batch of images).
+clipping, AdamW) in turns. The yardstick is the plain formulation with its language head over all positions; texts are padded to 40 tokens, as
+the reference's loader pads. Exits with 1 when vlp on the very same tensors is less than 1.5 times as fast with a batch of images, with one of
+regions, or over both. Two more rows tell what the head at masked positions only is worth to the plain formulation, and what vlp gains by
+texts padded to the longest.
 """
 
 import argparse
@@ -52,7 +53,7 @@ SIZES = {
 TOKENS, MASKS = 40, 8
 
 PLAIN, PLAIN_AT_MASKS = "plain", "plain, language head at masked positions only"
-VLP_PADDED, VLP = "vlp, texts padded to 40 as plain", "vlp, texts padded to the longest"
+VLP, VLP_LONGEST = "vlp, same tensors", "vlp, texts padded to the longest"
 
 
 def arguments(size: str) -> dict:
@@ -215,7 +216,7 @@ def measure(
         )
     )
     leave_out(optimizer, model.bbox_head.parameters(), absent=lambda: task.unused_boxes)
-    for name, own in ((VLP_PADDED, batch), (VLP, trimmed(batch))):
+    for name, own in ((VLP, batch), (VLP_LONGEST, trimmed(batch))):
         runs[name] = partial(step, partial(task, batch_of(own)), list(task.parameters()), optimizer)
     return interleaved(runs, repeats=repeats, clock=clock)
 
@@ -255,15 +256,18 @@ def main() -> int:
         "losses and gradient norms of all rows are equal (checked before timing); ratio: plain / this row\n"
     )
     print(table(rows))
-    met = ratios["both"][VLP] >= TARGET
-    print(f"\nvlp at least {TARGET} times as fast as plain over both batches: {'yes' if met else 'NO'}")
+    slow = [kind for kind in ratios if ratios[kind][VLP] < TARGET]
+    verdict = f"NO: {', '.join(slow)}" if slow else "yes"
+    print(
+        f"\nvlp at least {TARGET} times as fast as plain on the same tensors, batch by batch and over both: {verdict}"
+    )
     if options.save:
         medians = {
             kind: {name: median(values) for name, values in found.items()} for kind, found in seconds.items()
         }
         results = {"size": options.size, "texts": count, "repeats": options.repeats}
         print(f"{save('pretrain_step', {**results, 'seconds': medians, 'ratio': ratios})} written")
-    return 0 if met else 1
+    return 1 if slow else 0
 
 
 if __name__ == "__main__":

@@ -52,6 +52,31 @@ def test_update_is_the_documented_formula():
         assert p.item() == pytest.approx(value, rel=1e-12)
 
 
+def test_updates_do_not_depend_on_company_or_memory_order():
+    """In one group: a late starter, and parameter, gradient and state that lie in memory in different orders."""
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(3, 2, generator=generator), torch.randn(3, 3, 2, generator=generator)
+
+    def alone(gradients: torch.Tensor) -> torch.Tensor:
+        p = nn.Parameter(start.clone())
+        optimizer = AdamW([p], lr=0.1, eps=1e-3, weight_decay=0.5)
+        for gradient in gradients:
+            p.grad = gradient.clone()
+            optimizer.step()
+        return p.detach()
+
+    late, transposed = nn.Parameter(start.clone()), nn.Parameter(start.t().contiguous().t())
+    optimizer = AdamW([late, transposed], lr=0.1, eps=1e-3, weight_decay=0.5)
+    for step, gradient in enumerate(gradients):
+        late.grad = gradient.t().contiguous().t() if step else None
+        transposed.grad = gradient.clone() if step else gradient.t().contiguous().t()
+        optimizer.step()
+        if step == 1:
+            optimizer.state[transposed]["mean"] = optimizer.state[transposed]["mean"].contiguous()
+    torch.testing.assert_close(late.detach(), alone(gradients[1:]))
+    torch.testing.assert_close(transposed.detach(), alone(gradients))
+
+
 def test_no_gradient_means_no_decay_and_no_step():
     with_gradient, without = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     optimizer = AdamW([with_gradient, without], lr=0.1, weight_decay=0.5)

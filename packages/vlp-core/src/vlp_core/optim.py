@@ -17,8 +17,8 @@ class AdamW(Optimizer):
     p -= lr sqrt(1-b2^t) / (1-b1^t) * m / (sqrt(v) + eps);  then  p -= lr * weight_decay * p.
 
     Two things differ from `torch.optim.AdamW`: eps is not divided by sqrt(1-b2^t), which matters for tiny gradients early on, and the
-    decay comes after the update. A parameter without gradient is left alone: no decay, no step counted. Updates run as multi-tensor
-    kernels; the state is tensors only (`step`, `mean`, `square`).
+    decay comes after the update. A parameter without gradient is left alone: no decay, no step counted. Updates run in PyTorch's fused
+    kernel; the state is tensors only (`step`, `mean`, `square`).
 
     Args:
         params: Parameters or groups; groups may set `lr`, `betas`, `eps`, `weight_decay`.
@@ -52,36 +52,50 @@ class AdamW(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            # Multi-tensor kernels need one device and dtype per call.
-            by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+            # The kernel takes one device, dtype and number of updates per call.
+            by_kind: dict[tuple[torch.device, torch.dtype, float], list[Tensor]] = {}
             for parameter in parameters:
-                by_kind.setdefault((parameter.device, parameter.dtype), []).append(parameter)
-            for members in by_kind.values():
-                self._update(members, group)
+                step = self._count(parameter)
+                by_kind.setdefault((parameter.device, parameter.dtype, step), []).append(parameter)
+            for (_, _, step), members in by_kind.items():
+                self._update(members, group, step)
         return loss
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        (beta1, beta2), lr = group["betas"], group["lr"]
-        for parameter in parameters:
-            state = self.state[parameter]
-            if not state:
-                # On the CPU, so that reading it for the bias correction never waits for the device.
-                state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-                state["mean"] = torch.zeros_like(parameter)
-                state["square"] = torch.zeros_like(parameter)
-        states = [self.state[parameter] for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters]
-        if any(gradient.is_sparse for gradient in gradients):
+    def _count(self, parameter: Tensor) -> float:
+        """Number of updates of a parameter, this one included."""
+        state = self.state[parameter]
+        if not state:
+            # On the CPU, so that reading it never waits for the device.
+            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
+            state["mean"] = torch.zeros_like(parameter)
+            state["square"] = torch.zeros_like(parameter)
+        state["step"] += 1
+        return state["step"].item()
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any], step: float) -> None:
+        if any(parameter.grad.is_sparse for parameter in parameters):
             raise ValueError("AdamW does not support sparse gradients")
-        steps, means, squares = ([state[name] for state in states] for name in ("step", "mean", "square"))
-        torch._foreach_add_(steps, 1.0)
-        torch._foreach_lerp_(means, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, group["eps"])
-        sizes = [-lr * (1 - beta2**t) ** 0.5 / (1 - beta1**t) for t in (step.item() for step in steps)]
-        torch._foreach_addcdiv_(parameters, means, denominators, scalars=sizes)
+        (beta1, beta2), lr = group["betas"], group["lr"]
+        states = [self.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            for name in ("mean", "square"):
+                state[name] = in_memory_order_of(parameter, state[name])
+        torch._fused_adamw_(
+            parameters,
+            [in_memory_order_of(parameter, parameter.grad) for parameter in parameters],
+            [state["mean"] for state in states],
+            [state["square"] for state in states],
+            [],
+            [torch.full((), step, device=parameters[0].device)] * len(parameters),
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            # The kernel divides the root of the second moment by this before it adds eps; so eps / it is our eps.
+            eps=group["eps"] / (1 - beta2**step) ** 0.5,
+            amsgrad=False,
+            maximize=False,
+        )
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
 
@@ -90,6 +104,11 @@ class AdamW(Optimizer):
         super().load_state_dict(state_dict)
         for state in self.state.values():
             state["step"] = state["step"].to(device="cpu", dtype=torch.float32)
+
+
+def in_memory_order_of(parameter: Tensor, x: Tensor) -> Tensor:
+    """`x`, copied only if its strides are not those of the parameter: the fused kernel goes through the memory of both in order."""
+    return x if x.stride() == parameter.stride() else torch.empty_like(parameter).copy_(x)
 
 
 def keep_connected(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
