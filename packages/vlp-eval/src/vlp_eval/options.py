@@ -121,15 +121,14 @@ class Nlvr(Evaluation):
 
     data: TaskJson
     """Sentences with two pictures and a label."""
-    max_words: int = 30
-    """Words kept of a sentence."""
+    max_words: int | None = None
+    """Words kept of a sentence; null takes the checkpoint's, or 30 where it says nothing."""
     max_tokens: int | None = None
     """Tokens kept of a sentence; null keeps all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "max_words")
-        at_least(self, 1, "max_tokens", null=True)
+        at_least(self, 1, "max_words", "max_tokens", null=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,15 +143,14 @@ class Grounding(Evaluation):
     """by=heat: layer whose cross-attention is read, counted over all layers of the text encoder; X-VLM 9, ALBEF 8."""
     alpha: float = 0.5
     """by=heat: a detection's heat is divided by its area to this power."""
-    max_words: int = 30
-    """Words kept of an expression."""
+    max_words: int | None = None
+    """Words kept of an expression; null takes the checkpoint's, or 30 where it says nothing."""
     max_tokens: int | None = None
     """Tokens kept of an expression; null keeps all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, 1, "max_words")
-        at_least(self, 1, "max_tokens", null=True)
+        at_least(self, 1, "max_words", "max_tokens", null=True)
         if self.by == "boxes" and self.layer is not None:
             raise ValueError(f"layer={self.layer} has no effect with by=boxes; leave it out, or give by=heat")
         if self.by == "heat" and self.layer is None:

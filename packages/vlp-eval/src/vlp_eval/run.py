@@ -42,7 +42,7 @@ def retrieval(checkpoint: str, options: Retrieval) -> Scores:
         gallery = retrieval_gallery(options)
         setup = session.load("retrieval")
         text = setup.settings.get("text", {})
-        gallery = cleaned(gallery, options, text.get("max_words", 30))
+        gallery = cleaned(gallery, options, setup.max_words)
         scores = evaluate_retrieval(
             setup.model,
             gallery,
@@ -103,7 +103,7 @@ def nlvr(checkpoint: str, options: Nlvr) -> Scores:
             source,
             setup.tokenizer,
             view=setup.view,
-            max_words=options.max_words,
+            max_words=options.max_words or setup.max_words,
             max_tokens=options.max_tokens,
             **setup.shared,
         )
@@ -125,7 +125,7 @@ def grounding(checkpoint: str, options: Grounding) -> Scores:
             by=options.by,
             layer=options.layer,
             alpha=options.alpha,
-            max_words=options.max_words,
+            max_words=options.max_words or setup.max_words,
             max_tokens=options.max_tokens,
             **setup.shared,
         )
@@ -137,7 +137,7 @@ def grounding(checkpoint: str, options: Grounding) -> Scores:
                 setup.tokenizer,
                 view=setup.view,
                 layer=options.layer,
-                max_words=options.max_words,
+                max_words=options.max_words or setup.max_words,
                 max_tokens=options.max_tokens,
                 separator=setup.shared["separator"],
             )
@@ -212,6 +212,8 @@ class _Setup:
     view: View
     settings: Mapping[str, Any]
     """What the checkpoint says of itself."""
+    max_words: int
+    """Words of a text that the checkpoint was trained with; 30 where it does not say."""
     shared: dict[str, Any]
     """Arguments that all evaluations of rows take."""
 
@@ -250,6 +252,7 @@ class _Session:
             tokenizer=words,
             view=view,
             settings=loaded.settings,
+            max_words=text.get("max_words", 30),
             shared=shared,
         )
 

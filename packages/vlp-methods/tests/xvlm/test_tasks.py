@@ -110,7 +110,7 @@ MEASURED = {
             "k=4",
         ),
     ),
-    "nlvr": ("accuracy", "nlvr", ("data.files=[WORLD/nlvr_test.json]", "max_words=40")),
+    "nlvr": ("accuracy", "nlvr", ("data.files=[WORLD/nlvr_test.json]",)),
     "refcoco_weak": (
         "accuracy",
         "grounding",
