@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vlp_data import files
-from vlp_data.concepts.tables import encoded, remove, write_bytes
+from vlp_data.concepts.tables import count_row_groups, encoded, read_row_group, remove, write_bytes
 from vlp_data.errors import DataError
 
 PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
@@ -124,8 +123,7 @@ def files_job(folder: str, work: Work, paths: Sequence[str]) -> Job:
     """A job on the row groups of Parquet files, which stay where they are. Raises DataError when the folder holds another job."""
     shards = []
     for path in paths:
-        with files.open_read(path) as stream:
-            shards += [Shard(path, group) for group in range(pq.ParquetFile(stream).num_row_groups)]
+        shards += [Shard(path, group) for group in range(count_row_groups(path))]
     items = [[posixpath.basename(path), *files.stamp(path)] for path in paths]
     job = Job(folder, tuple(shards), {**work.identity(), "items": items})
     if _claim(job):
@@ -223,8 +221,7 @@ class _Worker:
 
     def do(self, number: int) -> None:
         shard = self.job.shards[number]
-        with files.open_read(shard.file) as stream:
-            items = pq.ParquetFile(stream).read_row_group(shard.group)
+        items = read_row_group(shard.file, shard.group)
         write_bytes(self.job.part(number), encoded(self.compute(items)))
 
 

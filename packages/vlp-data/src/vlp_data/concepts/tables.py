@@ -9,11 +9,12 @@ The suffix decides: `.json` is the reference's layout, `.parquet` a table; a fol
 Source: data specification 5.4 and 5.5 of ViCHA.
 """
 
-import io
 import json
+import os
 import posixpath
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,23 +38,51 @@ def read_table(path: str, columns: Sequence[str] | None = None) -> pa.Table:
     return pa.concat_tables([_read_parquet(part, columns) for part in parts])
 
 
+def read_row_group(path: str, group: int) -> pa.Table:
+    """One row group of a Parquet file. Raises OSError."""
+    with _parquet(path) as file:
+        return file.read_row_group(group, use_threads=not files.is_url(path))
+
+
+def count_row_groups(path: str) -> int:
+    """Row groups of a Parquet file. Raises OSError."""
+    with _parquet(path) as file:
+        return file.num_row_groups
+
+
 def _read_parquet(path: str, columns: Sequence[str] | None) -> pa.Table:
     try:
-        with files.open_read(path) as stream:
-            return pq.read_table(pa.PythonFile(stream, mode="r"), columns=columns)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} not found") from None
-    except (pa.ArrowException, ValueError) as error:
-        raise DataError(
-            f"{path} is no Parquet file with the columns {columns or 'of a table'}: {error}"
-        ) from error
+        with _parquet(path) as file:
+            missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
+            if missing:
+                raise DataError(
+                    f"{path} has no column {', '.join(missing)}, only {', '.join(file.schema_arrow.names)}"
+                )
+            return file.read(columns=columns, use_threads=not files.is_url(path))
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path} is no Parquet file: {error}") from error
+
+
+@contextmanager
+def _parquet(path: str) -> Iterator[pq.ParquetFile]:
+    if not files.is_url(path):
+        try:
+            source = pa.memory_map(os.fspath(files.local(path)))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} not found") from None
+        with source, pq.ParquetFile(source) as file:
+            yield file
+        return
+    with files.open_read(path) as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
+        # Read without threads of Arrow's own: those that call Python can outlive the interpreter, which then aborts.
+        yield file
 
 
 def encoded(table: pa.Table, *, row_group_size: int | None = None) -> bytes:
     """A table as the bytes of a Parquet file; the same table gives the same bytes."""
-    stream = io.BytesIO()
+    stream = pa.BufferOutputStream()
     pq.write_table(table, stream, compression="zstd", row_group_size=row_group_size)
-    return stream.getvalue()
+    return stream.getvalue().to_pybytes()
 
 
 def write_bytes(path: str, data: bytes) -> None:
