@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ def do_bench(run: Run) -> float:
     """Median time on the GPU in seconds, with a cold L2 cache."""
     from triton import testing
 
-    return 1e-3 * testing.do_bench(run, warmup=50, rep=300, return_mode="median")
+    return 1e-3 * cast(float, testing.do_bench(run, warmup=50, rep=300, return_mode="median"))
 
 
 def graph_time(runs: Sequence[Run], stream: torch.cuda.Stream) -> float:
