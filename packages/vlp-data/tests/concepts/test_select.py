@@ -175,5 +175,5 @@ def test_filters_say_what_is_missing() -> None:
         filtering.best(scored(("a", 0.1)), 0)
     vectors = tables.vectors_of(tables.vector_table(["a"], np.ones((1, 2), np.float32)), "x")
     rows = from_rows([{"image": "a", "caption": "b"}])
-    with pytest.raises(DataError, match="1 rows have an caption without a vector, the first is 'b'"):
+    with pytest.raises(DataError, match="the caption of 1 rows has no vector, the first is 'b'"):
         filtering.score(rows, vectors, vectors)

@@ -36,7 +36,7 @@ class Clip:
     library: Literal["auto", "open_clip", "transformers"] = "auto"
     """auto: a folder by the config it holds, "owner/model" transformers, any other name open_clip."""
     device: str = "auto"
-    """"cpu", "cuda", "cuda:1"; auto: the GPU if there is one."""
+    """As torch names it ("cpu", "cuda:1"); auto: the GPU if there is one."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """What the model computes in. The reference ran in float16 on its GPU."""
 

@@ -28,7 +28,7 @@ def score(
             first = texts.filter(found.is_null())[0].as_py()
             why = vectors.problems.get(first, "nothing was embedded under this name")
             raise DataError(
-                f"{found.null_count} rows have an {name} without a vector, the first is {first!r}: {why}"
+                f"the {name} of {found.null_count} rows has no vector, the first is {first!r}: {why}"
             )
         pairs.append((vectors.values, found.to_numpy()))
     sims = np.empty(rows.num_rows, dtype=np.float32)
