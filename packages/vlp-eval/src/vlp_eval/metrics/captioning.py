@@ -41,9 +41,8 @@ class Corpus(NamedTuple):
 
 
 def tokenized(texts: Mapping[Id, Sequence[str]]) -> dict[Id, list[list[str]]]:
-    """Tokens of each text of each id; the texts are read in order, as one file."""
-    rows = iter(caption_tokens([text for own in texts.values() for text in own]))
-    return {one: [next(rows) for _ in own] for one, own in texts.items()}
+    """Tokens of each text of each id."""
+    return {one: caption_tokens(own) for one, own in texts.items()}
 
 
 def scores(
