@@ -226,7 +226,11 @@ def main() -> int:
     parser.add_argument("--size", choices=list(SIZES), default="quarter")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/pretrain_step.json")
-    parser.add_argument("--cpu-time", action="store_true", help="measure processor time: on a busy machine")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="measure processor time, for a busy machine; with OMP_NUM_THREADS=1, since threads that wait count as well",
+    )
     options = parser.parse_args()
     clock = time.process_time if options.cpu_time else time.perf_counter
     seconds = {
