@@ -157,9 +157,19 @@ def install_vlp_ops(session: nox.Session) -> None:
 
 @nox.session
 def smoke(session: nox.Session) -> None:
-    """The README's first command as a new user types it: train on the shapes world, retrieve, report (minutes)."""
+    """The README's first command as a new user types it, then every task of X-VLM for a few steps (minutes)."""
     install(session, *PACKAGES, groups=("test",))
     session.run("pytest", "-m", "slow", "tests/test_commands.py", "-k", "smoke", "-s", *session.posargs)
+    runs = Path(session.create_tmp()) / "chain"
+    shutil.rmtree(runs, ignore_errors=True)
+    session.run("python", "benchmarks/chain.py", "--short", "--runs", str(runs))
+
+
+@nox.session
+def chain(session: nox.Session) -> None:
+    """Every task of X-VLM on drawn pictures at full length, with the table of docs/xvlm-shapes.md: `nox -s chain -- --runs DIR` (an hour)."""
+    install(session, *PACKAGES)
+    session.run("python", "benchmarks/chain.py", *session.posargs)
 
 
 @nox.session

@@ -1,0 +1,112 @@
+"""Every task of X-VLM on drawn pictures, from pre-training to captions: what each stage's metric is before and after its training.
+
+    python benchmarks/chain.py [--short] [--runs DIR] [--only STAGE ...]
+
+The commands are those of the documentation (`vlp-train RECIPE model.weights.model=RUN/export`). "Before" is the same command with steps=1, whose
+only update has learning rate 0. `--short` trains a few steps everywhere, which shows that the chain holds, not that it learns. Started again
+with the same folder, it goes on where it stopped.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Stage(NamedTuple):
+    """One run of the chain."""
+
+    name: str
+    recipe: str
+    start: str
+    """Run that it starts from, with the folder of the model; "" for pre-training."""
+    metric: str
+    """Number of the test that the table shows; "" for a stage without a test of its own."""
+    guess: float | None = None
+    """What guessing gives in percent; see docs/xvlm-shapes.md."""
+
+
+STAGES = (
+    Stage("pretrain", "xvlm/shapes", "", "dual/r_mean", 2.7),
+    Stage("retrieval", "xvlm/shapes_retrieval", "pretrain/export", "dual/r_mean", 2.7),
+    Stage("vqa", "xvlm/shapes_vqa", "pretrain/export", "accuracy", 16.7),
+    Stage("nlvr_domain", "xvlm/shapes_nlvr_domain", "pretrain/export", ""),
+    Stage("nlvr", "xvlm/shapes_nlvr", "nlvr_domain/export", "accuracy", 50.0),
+    Stage("refcoco_weak", "xvlm/shapes_refcoco_weak", "pretrain/export", "accuracy", 15.6),
+    Stage("boxes_domain", "xvlm/shapes_refcoco_boxes_domain", "pretrain/export", ""),
+    Stage("refcoco_boxes", "xvlm/shapes_refcoco_boxes", "boxes_domain/export", "accuracy", 5.5),
+    Stage("captioning_domain", "xvlm/shapes_captioning_domain", "pretrain/export", ""),
+    Stage("captioning", "xvlm/shapes_captioning", "captioning_domain/export", "cider"),
+    Stage("captioning_scst", "xvlm/shapes_captioning_scst", "captioning/export-best", "cider"),
+)
+
+
+def train(stage: Stage, run: Path, runs: Path, *overrides: str) -> None:
+    """Run `vlp-train`; a run that is complete already ends at once."""
+    start = [f"model.weights.model={runs / stage.start}"] if stage.start else []
+    subprocess.run(
+        [sys.executable, "-m", "vlp_methods.cli", stage.recipe, "--run", str(run), *start, *overrides],
+        check=True,
+    )
+
+
+def tested(stage: Stage, run: Path) -> float:
+    """The stage's number: of the test of the selected model, or, for pre-training, of the last evaluation."""
+    kind, prefix = ("test", "test/") if stage.start else ("step", "")
+    reports = sorted((run / "eval").glob(f"{kind}-*.json"))
+    if not reports:
+        raise FileNotFoundError(f"{run}/eval holds no result of {stage.recipe}")
+    return json.loads(reports[-1].read_text())[prefix + stage.metric]
+
+
+def main() -> int:
+    """Run the chain and print its table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--short", action="store_true", help="a few steps of every stage")
+    parser.add_argument("--runs", type=Path, default=Path("runs/chain"), help="folder of the runs")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[stage.name for stage in STAGES],
+        choices=[stage.name for stage in STAGES],
+    )
+    options = parser.parse_args()
+    short = (
+        "steps=4",
+        "schedule.warmup_steps=1",
+        "data.world.images=60",
+        "data.world.val=8",
+        "data.world.test=8",
+    )
+    overrides = short if options.short else ()
+    lines = ["| stage | guess | before | after | seconds |", "| --- | --- | --- | --- | --- |"]
+    for stage in STAGES:
+        if stage.name not in options.only:
+            continue
+        run = options.runs / stage.name
+        began = time.monotonic()
+        train(stage, run, options.runs, *overrides)
+        seconds = time.monotonic() - began
+        before = after = ""
+        if stage.metric:
+            after = f"{tested(stage, run):.1f}"
+            if stage.start:
+                first = options.runs / f"{stage.name}-before"
+                train(stage, first, options.runs, *overrides, "steps=1")
+                before = f"{tested(stage, first):.1f}"
+        guess = "" if stage.guess is None else f"{stage.guess:.1f}"
+        lines.append(
+            f"| {stage.name} ({stage.metric or 'no test'}) | {guess} | {before} | {after} | {seconds:.0f} |"
+        )
+        print(lines[-1], flush=True)
+    print("\n".join(["", *lines]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
