@@ -52,7 +52,7 @@ class Clip:
         if folder.is_dir():
             for config, library in (("open_clip_config.json", "open_clip"), ("config.json", "transformers")):
                 if (folder / config).is_file():
-                    return library  # type: ignore[return-value]
+                    return library  # type: ignore[return-value]  # one of the literals, which `in` does not narrow a str to
             raise DataError(f"{self.name} holds neither open_clip_config.json nor config.json; is it a CLIP?")
         return "transformers" if "/" in self.name else "open_clip"
 
