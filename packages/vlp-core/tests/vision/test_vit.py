@@ -117,7 +117,7 @@ def test_init_follows_the_published_rules():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"patch": 7}, "image_size=32 must be a multiple of patch=7"),
+        ({"patch": 33}, "image_size=32 has no room for a patch=33"),
         ({"local_depth": 4}, "local_depth=4 must lie between 0 and depth=3"),
         ({"heads": 5}, "width=24 must be a multiple of heads=5"),
     ],

@@ -15,12 +15,28 @@ class Negatives(NamedTuple):
 
 
 def negative_weights(
-    image_BE: Tensor, text_BE: Tensor, *, temperature: Tensor | float, ids_B: Tensor | None = None
+    image_BE: Tensor,
+    text_BE: Tensor,
+    *,
+    temperature: Tensor | float,
+    ids_B: Tensor | None = None,
+    image_keys_BE: Tensor | None = None,
+    text_keys_BE: Tensor | None = None,
+    floor: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:
     """Weights for drawing negatives; no gradient, fp32.
 
-    softmax(similarity / temperature) + 1e-5 over the batch, then 0 for the pair itself, or with `ids_B` for every pair of equal ids.
+    softmax(similarity / temperature) + `floor` over the batch, then 0 for the pair itself, or with `ids_B` for every pair of equal ids.
     A row without any candidate (all ids equal) falls back to equal weights over all other rows.
+
+    Args:
+        image_BE: Features of the images.
+        text_BE: Features of the texts.
+        temperature: Divisor of the similarities.
+        ids_B: Identity of each pair.
+        image_keys_BE: Features that stand for the images where texts look for one (a teacher's, in ALBEF); None: `image`.
+        text_keys_BE: Likewise where images look for a text.
+        floor: Added to every weight; 0 in ALBEF and ViCHA.
 
     Returns:
         (over images for each text, over texts for each image), [B, B] each.
@@ -36,16 +52,19 @@ def negative_weights(
             f"image-text matching needs at least 2 pairs per rank to draw negatives, got {batch}"
         )
     with torch.no_grad(), torch.autocast(image_BE.device.type, enabled=False):
-        similarity = image_BE.float() @ text_BE.float().t() / temperature
-        itself = torch.eye(batch, dtype=torch.bool, device=similarity.device)
+        image_keys = image_BE if image_keys_BE is None else image_keys_BE
+        text_keys = text_BE if text_keys_BE is None else text_keys_BE
+        of_images = image_BE.float() @ text_keys.float().t() / temperature
+        of_texts = text_BE.float() @ image_keys.float().t() / temperature
+        itself = torch.eye(batch, dtype=torch.bool, device=of_images.device)
         same = itself if ids_B is None else ids_B[:, None] == ids_B[None, :]
 
         def weights(logits: Tensor) -> Tensor:
             # NaN features must show up in the loss, where the engine looks for them, not as an assertion of the drawing kernel.
-            drawn = (logits.softmax(1) + 1e-5).nan_to_num(0.0).masked_fill(same, 0.0)
+            drawn = (logits.softmax(1) + floor).nan_to_num(0.0).masked_fill(same, 0.0)
             return torch.where(drawn.sum(1, keepdim=True) > 0, drawn, (~itself).float())
 
-        return weights(similarity.t()), weights(similarity)
+        return weights(of_texts), weights(of_images)
 
 
 def sample_negatives(

@@ -15,10 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from vlp_core.concepts import ConceptEncoder, ConceptVision, image_encoder
+from vlp_core.heads import MaskedImageDecoder
 from vlp_core.models import stages
 from vlp_core.models.captioning import CaptionModel
 from vlp_core.models.nlvr import NlvrModel
 from vlp_core.models.stages import Stage, Task, model_name, stage_of, task_arguments
+from vlp_core.models.vicha import Vicha
 from vlp_core.models.vqa import VqaModel
 from vlp_core.models.xvlm import Xvlm
 from vlp_core.text.bert import Bert
@@ -32,6 +35,7 @@ __all__ = [
     "NlvrModel",
     "Stage",
     "Task",
+    "Vicha",
     "VqaModel",
     "Xvlm",
     "create",
@@ -49,8 +53,9 @@ def create(name: str, **arguments: Any) -> nn.Module:
     """Make a model with fresh weights.
 
     Args:
-        name: "xvlm", "nlvr", "vqa" or "captioning".
-        arguments: What JSON can hold. `vision` is {"kind": "swin" | "clip" | "vit", ...} with the arguments of that encoder, `text` (and
+        name: "xvlm", "vicha", "nlvr", "vqa" or "captioning".
+        arguments: What JSON can hold. `concepts` {"layers": 2, "place": "first" | "last", "visible_padding": true} makes the image encoder
+            see visual concepts (`vlp_core.concepts`; their BERT is like `text` with so many layers). `vision` is {"kind": "swin" | "clip" | "vit", ...} with the arguments of that encoder, `text` (and
             `decoder` of VQA) those of `Bert`, whose `image_width` is filled in; the rest goes to the model.
 
     Raises:
@@ -231,31 +236,86 @@ def _vision(kind: str, arguments: dict[str, Any]) -> nn.Module:
             raise ValueError(f"vision kind {kind!r} is not known; choose swin, clip or vit")
 
 
-def _encoders(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, nn.Module]:
+def _encoders(
+    vision: Mapping[str, Any], text: Mapping[str, Any], concepts: Mapping[str, Any] | None = None
+) -> dict[str, nn.Module]:
     image = _vision(vision["kind"], {key: value for key, value in vision.items() if key != "kind"})
+    if concepts is not None:
+        image = _with_concepts(image, text, concepts)
     return {"vision": image, "text": Bert(**{"image_width": image.width, **text})}
 
 
-def _xvlm(*, vision: Mapping[str, Any], text: Mapping[str, Any], **arguments: Any) -> Xvlm:
-    return Xvlm(**_encoders(vision, text), **arguments)
+def _with_concepts(image: nn.Module, text: Mapping[str, Any], concepts: Mapping[str, Any]) -> ConceptVision:
+    """The words have a BERT of their own that is like the text encoder's first layers."""
+    shape = {key: value for key, value in text.items() if key != "fusion_layer"}
+    words = Bert(**{**shape, "layers": concepts["layers"]})
+    encoder = ConceptEncoder(text=words, width=image.width)
+    return ConceptVision(
+        encoder=image,
+        concepts=encoder,
+        **{key: value for key, value in concepts.items() if key != "layers"},
+    )
 
 
-def _nlvr(*, vision: Mapping[str, Any], text: Mapping[str, Any], **arguments: Any) -> NlvrModel:
-    return NlvrModel(**_encoders(vision, {"layers_per_image_projection": 2, **text}), **arguments)
+def _xvlm(
+    *,
+    vision: Mapping[str, Any],
+    text: Mapping[str, Any],
+    concepts: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> Xvlm:
+    return Xvlm(**_encoders(vision, text, concepts), **arguments)
 
 
-def _vqa(*, vision: Mapping[str, Any], text: Mapping[str, Any], decoder: Mapping[str, Any]) -> VqaModel:
-    encoders = _encoders(vision, text)
+def _vicha(
+    *,
+    vision: Mapping[str, Any],
+    text: Mapping[str, Any],
+    concepts: Mapping[str, Any] | None = None,
+    masked_image: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> Vicha:
+    encoders = _encoders(vision, text, concepts)
+    decoder = None
+    if masked_image is not None:
+        image = image_encoder(encoders["vision"])
+        decoder = MaskedImageDecoder(
+            image_width=image.width, patch=image.patch_size, image_size=image.image_size, **masked_image
+        )
+    return Vicha(**encoders, masked_image=decoder, **arguments)
+
+
+def _nlvr(
+    *,
+    vision: Mapping[str, Any],
+    text: Mapping[str, Any],
+    concepts: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> NlvrModel:
+    return NlvrModel(**_encoders(vision, {"layers_per_image_projection": 2, **text}, concepts), **arguments)
+
+
+def _vqa(
+    *,
+    vision: Mapping[str, Any],
+    text: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+    concepts: Mapping[str, Any] | None = None,
+) -> VqaModel:
+    encoders = _encoders(vision, text, concepts)
     shape: dict[str, Any] = {"image_width": encoders["text"].width, "fusion_layer": 0, **decoder}
     return VqaModel(**encoders, decoder=Bert(**shape))
 
 
-def _captioning(*, vision: Mapping[str, Any], text: Mapping[str, Any]) -> CaptionModel:
-    return CaptionModel(**_encoders(vision, text))
+def _captioning(
+    *, vision: Mapping[str, Any], text: Mapping[str, Any], concepts: Mapping[str, Any] | None = None
+) -> CaptionModel:
+    return CaptionModel(**_encoders(vision, text, concepts))
 
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "xvlm": _xvlm,
+    "vicha": _vicha,
     "nlvr": _nlvr,
     "vqa": _vqa,
     "captioning": _captioning,

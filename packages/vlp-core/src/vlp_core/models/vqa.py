@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlp_core.concepts import Concepts, see, visible_tokens
 from vlp_core.models.parts import language_head, require_fit
 from vlp_core.text import decoding, generation
 from vlp_core.text.bert import Bert
@@ -45,9 +46,20 @@ class VqaModel(nn.Module):
         self.decoder = decoder
         self.lm_head = language_head(decoder)
 
-    def ask(self, image_BCHW: Tensor, ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """States of B questions, [B, T, W]."""
-        return self.text(ids_BT, attention_mask_BT, self.vision(image_BCHW))
+    def ask(
+        self,
+        image_BCHW: Tensor,
+        ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        concepts: Concepts | None = None,
+    ) -> Tensor:
+        """States of B questions, [B, T, W]; the images come with concepts where `vision` is a `ConceptVision`."""
+        return self.text(
+            ids_BT,
+            attention_mask_BT,
+            see(self.vision, image_BCHW, concepts),
+            image_mask_MS=visible_tokens(self.vision, concepts),
+        )
 
     def answer(
         self,
@@ -76,9 +88,10 @@ class VqaModel(nn.Module):
         answer_ids_AT: Tensor,
         answer_mask_AT: Tensor,
         question_index_A: Tensor,
+        concepts: Concepts | None = None,
     ) -> Tensor:
         """Next-token logits [A, T, V]: `ask`, then `answer`."""
-        question = self.ask(image_BCHW, question_ids_BT, question_mask_BT)
+        question = self.ask(image_BCHW, question_ids_BT, question_mask_BT, concepts)
         return self.answer(question, question_mask_BT, answer_ids_AT, answer_mask_AT, question_index_A)
 
     @torch.no_grad()

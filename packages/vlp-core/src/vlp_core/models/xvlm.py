@@ -19,37 +19,28 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlp_core.concepts import Concepts, see, takes_concepts, visible_tokens
 from vlp_core.heads import mlp_head
 from vlp_core.losses.masked_language import IGNORED
 from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
+from vlp_core.models.fusion import (
+    ImageFeatures,
+    TextFeatures,
+    fuse_first,
+    fuse_pairs_and_masked,
+    fuse_used,
+    project,
+)
 from vlp_core.models.parts import language_head, require_fit
 from vlp_core.text.bert import Bert
 from vlp_core.text.packing import Packing, pack
-from vlp_core.vision.layers import take_rows
 
 Head = Literal["contrast", "match", "masked_language", "boxes"]
 HEADS: tuple[Head, ...] = ("contrast", "match", "masked_language", "boxes")
 
 TEMPERATURE_RANGE = (0.001, 0.5)
-
-
-class ImageFeatures(NamedTuple):
-    """`embeds` [N, 1+L, D]; `projection` [N, E], length one, or None in a model without the contrast head."""
-
-    embeds: Tensor
-    projection: Tensor | None
-
-
-class TextFeatures(NamedTuple):
-    """`embeds` [B, T, W] after the text layers, without meaning at padding; `attention_mask` [B, T]; `projection` [B, E] or None, as
-    for images."""
-
-    embeds: Tensor
-    attention_mask: Tensor
-    projection: Tensor | None
 
 
 class Pairs(NamedTuple):
@@ -120,17 +111,16 @@ class Xvlm(nn.Module):
             self.bbox_head = mlp_head(text.width, 4)
         self.heads = heads
 
-    def encode_image(self, image_NCHW: Tensor) -> ImageFeatures:
-        """Features of whole images."""
-        embeds = self.vision(image_NCHW)
-        return ImageFeatures(
-            embeds, self._project(embeds, self.vision_proj) if "contrast" in self.heads else None
-        )
+    def encode_image(self, image_NCHW: Tensor, concepts: Concepts | None = None) -> ImageFeatures:
+        """Features of whole images; with their concepts where `vision` is a `ConceptVision`."""
+        embeds = see(self.vision, image_NCHW, concepts)
+        projection = project(embeds, self.vision_proj) if "contrast" in self.heads else None
+        return ImageFeatures(embeds, projection, visible_tokens(self.vision, concepts))
 
     def encode_text(self, ids_BT: Tensor, attention_mask_BT: Tensor) -> TextFeatures:
         """Features of texts; the mask is 1 for real tokens."""
         embeds = self.text.encode(ids_BT, attention_mask_BT, skip_padding=True)
-        projection = self._project(embeds, self.text_proj) if "contrast" in self.heads else None
+        projection = project(embeds, self.text_proj) if "contrast" in self.heads else None
         return TextFeatures(embeds, attention_mask_BT, projection)
 
     def match(
@@ -140,13 +130,13 @@ class Xvlm(nn.Module):
 
         Keys and values are computed once for each image that occurs, so asking for many texts of few images at a time is cheap.
         """
-        return self.itm_head(self._fuse_used(image, text, image_index_R, text_index_R))[:, 1]
+        return self.itm_head(fuse_used(self.text, image, text, image_index_R, text_index_R))[:, 1]
 
     def locate(
         self, image: ImageFeatures, text: TextFeatures, image_index_R: Tensor, text_index_R: Tensor
     ) -> Tensor:
         """Box (cx, cy, w, h) in 0..1 of the image that each text points to, for R pairs, [R, 4]."""
-        return self.bbox_head(self._fuse_used(image, text, image_index_R, text_index_R)).sigmoid()
+        return self.bbox_head(fuse_used(self.text, image, text, image_index_R, text_index_R)).sigmoid()
 
     def pretrain(
         self,
@@ -159,6 +149,7 @@ class Xvlm(nn.Module):
         *,
         image_index_B: Tensor | None = None,
         image_attention_mask_BL: Tensor | None = None,
+        concepts: Concepts | None = None,
         negatives: Negatives | None = None,
     ) -> Pairs:
         """Pre-training on a batch of whole images, or of regions when `image_index` is given. Clamps the temperature.
@@ -172,18 +163,22 @@ class Xvlm(nn.Module):
             masked_labels_BP: The tokens there, -100 at unused places.
             image_index_B: Picture of each text.
             image_attention_mask_BL: [B, 1+L], 1 for the pooled token and the patches inside the box; required with `image_index`.
+            concepts: Of the pictures, where `vision` is a `ConceptVision`.
             negatives: Negatives to use; None draws them by similarity.
         """
         if (image_index_B is None) != (image_attention_mask_BL is None):
             raise ValueError("image_index and image_attention_mask belong together: give both or neither")
         if image_index_B is None or image_attention_mask_BL is None:
-            embeds, full = self.vision(image_NCHW), None
-            pool, pool_mask = embeds, None
+            embeds, full = see(self.vision, image_NCHW, concepts), None
+            pool, pool_mask = embeds, visible_tokens(self.vision, concepts)
         else:
-            embeds, full = self.vision.forward_regions(image_NCHW, image_index_B, image_attention_mask_BL)
+            beside = (concepts,) if takes_concepts(self.vision, concepts) else ()
+            embeds, full = self.vision.forward_regions(
+                image_NCHW, image_index_B, image_attention_mask_BL, *beside
+            )
             pool = torch.cat([embeds, full])
-            seen = image_attention_mask_BL.bool()
-            pool_mask = torch.cat([seen, seen.new_ones(full.shape[:2])])
+            pool_mask = pool.new_ones(pool.shape[:2], dtype=torch.bool)
+            pool_mask[: len(embeds), : image_attention_mask_BL.shape[1]] = image_attention_mask_BL.bool()
         batch = text_ids_BT.shape[0]
         states = self.text.encode(
             torch.cat([text_ids_BT, masked_ids_BT]),
@@ -191,30 +186,28 @@ class Xvlm(nn.Module):
             skip_padding=True,
         )
         self.clamp_temperature()
-        image_projection = self._project(embeds, self.vision_proj)
-        text_projection = self._project(states[:batch], self.text_proj)
+        image_projection = project(embeds, self.vision_proj)
+        text_projection = project(states[:batch], self.text_proj)
         if negatives is None:
             negatives = self.draw_negatives(image_projection, text_projection)
 
         rows = torch.arange(batch, device=states.device)
-        zero = rows.new_zeros(1).unsqueeze(1)
-        # (text row, image row) of the positives, both kinds of negatives, box queries in a region batch, and the masked texts.
+        # (text row, image row) of the positives, both kinds of negatives, and box queries in a region batch.
         text_rows = [rows, rows, negatives.text]
         image_rows = [rows, negatives.image, rows]
         if full is not None:
             text_rows.append(rows)
             image_rows.append(batch + image_index_B)
-        first_rows = len(text_rows) * batch
-        text_index = torch.cat([*text_rows, batch + rows])
-        first, masked = self.text.fuse_and_read(
-            take_rows(states, text_index),
-            attention_mask_BT.index_select(0, text_index % batch),
+        first, masked = fuse_pairs_and_masked(
+            self.text,
+            states,
+            attention_mask_BT,
             pool,
-            (zero.expand(first_rows, 1), masked_positions_BP),
-            image_mask_MS=pool_mask,
-            image_index=torch.cat([*image_rows, rows]),
+            torch.cat(text_rows),
+            torch.cat(image_rows),
+            masked_positions_BP,
+            pool_mask_MS=pool_mask,
         )
-        first = first.squeeze(1)
         labelled = Packing.of(masked_labels_BP != IGNORED)
         return Pairs(
             image_embeds=embeds,
@@ -238,15 +231,17 @@ class Xvlm(nn.Module):
         attention_mask_BT: Tensor,
         *,
         identities_B: Tensor | None = None,
+        concepts: Concepts | None = None,
         negatives: Negatives | None = None,
     ) -> Pairs:
         """Retrieval fine-tuning on B images and texts; pairs of equal identity are never drawn as negatives."""
-        image = self.encode_image(image_BCHW)
+        image = self.encode_image(image_BCHW, concepts)
         text = self.encode_text(text_ids_BT, attention_mask_BT)
         if negatives is None:
             negatives = self.draw_negatives(image.projection, text.projection, identities_B)
         rows = torch.arange(text_ids_BT.shape[0], device=text_ids_BT.device)
-        first = self._fuse_first(
+        first = fuse_first(
+            self.text,
             image,
             text,
             torch.cat([rows, negatives.image, rows]),
@@ -271,12 +266,13 @@ class Xvlm(nn.Module):
         text_ids_BT: Tensor,
         attention_mask_BT: Tensor,
         image_index_B: Tensor | None = None,
+        concepts: Concepts | None = None,
     ) -> Tensor:
         """Training with boxes: what `locate` gives for text b in image b, or `image_index[b]`, without waiting for the device; [B, 4]."""
         rows = torch.arange(len(text_ids_BT), device=text_ids_BT.device)
-        image = self.encode_image(image_NCHW)
+        image = self.encode_image(image_NCHW, concepts)
         text = self.encode_text(text_ids_BT, attention_mask_BT)
-        first = self._fuse_first(image, text, rows if image_index_B is None else image_index_B, rows)
+        first = fuse_first(self.text, image, text, rows if image_index_B is None else image_index_B, rows)
         return self.bbox_head(first).sigmoid()
 
     def draw_negatives(
@@ -296,29 +292,3 @@ class Xvlm(nn.Module):
     def clamp_temperature(self) -> None:
         """Keep the temperature in 0.001..0.5; done in every pre-training forward, never in fine-tuning, as in the reference."""
         self.temperature.clamp_(*TEMPERATURE_RANGE)
-
-    def _project(self, embeds: Tensor, projection: nn.Linear) -> Tensor:
-        """Token 0 in the shared space, fp32, length one."""
-        return F.normalize(projection(embeds[:, 0]).float(), dim=-1)
-
-    def _fuse_first(
-        self, image: ImageFeatures, text: TextFeatures, image_index_R: Tensor, text_index_R: Tensor
-    ) -> Tensor:
-        """Fused state of [CLS] for R pairs, [R, W]; projects every image of `image`."""
-        (first,) = self.text.fuse_and_read(
-            take_rows(text.embeds, text_index_R),
-            text.attention_mask.index_select(0, text_index_R),
-            image.embeds,
-            (text_index_R.new_zeros(len(text_index_R), 1),),
-            image_index=image_index_R,
-        )
-        return first.squeeze(1)
-
-    def _fuse_used(
-        self, image: ImageFeatures, text: TextFeatures, image_index_R: Tensor, text_index_R: Tensor
-    ) -> Tensor:
-        """As `_fuse_first`, projecting only the images that occur; finding them waits for the device."""
-        used, image_index = image_index_R.unique(return_inverse=True)
-        return self._fuse_first(
-            ImageFeatures(take_rows(image.embeds, used), None), text, image_index, text_index_R
-        )

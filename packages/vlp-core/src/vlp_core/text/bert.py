@@ -35,7 +35,7 @@ import torch.nn.functional as F
 import vlp_ops
 from torch import Tensor, nn
 
-from vlp_core.text.packing import Packing, pack, spread, unpack
+from vlp_core.text.packing import Packing, first_tokens, pack, spread, unpack
 from vlp_core.vision.layers import take_rows
 
 
@@ -341,13 +341,47 @@ class Bert(nn.Module):
         Returns:
             States [R, T, W].
         """
+        return self._encode(ids_RT, mask_RT, causal, skip_padding, [])
+
+    def encode_with_summaries(
+        self, ids_RT: Tensor, mask_RT: Tensor | None, *, count: int, rows: int, skip_padding: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """As `encode`, with token 0 of the first `rows` texts after each of the `count` layers before the last text layer, lowest first.
+
+        What stands below the first layer, the embedding, counts as a layer here: 6 text layers have 1..6.
+
+        Returns:
+            States [R, T, W] and summaries [count, rows, W].
+
+        Raises:
+            ValueError: There are not so many.
+        """
+        if not 0 < count <= self.fusion_layer:
+            raise ValueError(
+                f"{count} summaries were asked for; {self.fusion_layer} text layers have 1..{self.fusion_layer}"
+            )
+        tokens: list[Tensor] = []
+        states = self._encode(ids_RT, mask_RT, False, skip_padding, tokens)
+        return states, torch.stack([token[:rows] for token in tokens[-count - 1 : -1]])
+
+    def _encode(
+        self,
+        ids_RT: Tensor,
+        mask_RT: Tensor | None,
+        causal: bool,
+        skip_padding: bool,
+        tokens: list[Tensor],
+    ) -> Tensor:
+        """`encode`; `tokens` receives token 0 of the embeddings and after each layer."""
         packing = Packing.of(mask_RT) if skip_padding else None
         mask = self_mask(
             mask_RT, tokens=ids_RT.shape[1], causal=causal, device=ids_RT.device, packing=packing
         )
         x = self.embed(ids_RT, packing=packing)
+        tokens.append(first_tokens(x, packing))
         for layer in self.layers[: self.fusion_layer]:
             x = layer(x, mask, packing=packing)
+            tokens.append(first_tokens(x, packing))
         return unpack(x, packing)
 
     def fuse(

@@ -74,3 +74,11 @@ def unpack(x_SW: Tensor, packing: Packing | None) -> Tensor:
     if packing is None:
         return x_SW
     return F.pad(spread(x_SW, packing), (0, 0, 0, packing.columns - packing.mask_RU.shape[1]))
+
+
+def first_tokens(x: Tensor, packing: Packing | None) -> Tensor:
+    """Token 0 of each text, which must be a real one: [R, T, W] or [S, W] -> [R, W]."""
+    if packing is None:
+        return x[:, 0]
+    lengths = packing.mask_RU.sum(1)
+    return x.index_select(0, lengths.cumsum(0) - lengths)

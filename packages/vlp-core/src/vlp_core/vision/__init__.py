@@ -2,7 +2,7 @@
 
 from vlp_core.vision.clip import ClipVisionTransformer
 from vlp_core.vision.layers import VisionRegions
-from vlp_core.vision.positions import resize_position_table, resize_swin_table
+from vlp_core.vision.positions import resize_position_table, resize_swin_table, sincos_table
 from vlp_core.vision.swin import SwinTransformer
 from vlp_core.vision.vit import VisionTransformer
 
@@ -13,4 +13,5 @@ __all__ = [
     "VisionTransformer",
     "resize_position_table",
     "resize_swin_table",
+    "sincos_table",
 ]

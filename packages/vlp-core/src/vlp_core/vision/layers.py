@@ -75,11 +75,20 @@ class PatchEmbedding(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
-        """[N, 3, R, R] -> [N, G, G, D]."""
+        """[N, 3, R, R] -> [N, G, G, D]; pixels right of and below the last whole patch are left out, as by the convolution."""
+        return self.project(self.split(image_NCHW))
+
+    def split(self, image_NCHW: Tensor) -> Tensor:
+        """Patches as rows of numbers, channel by channel: [N, C, R, R] -> [N, G, G, C*P*P]."""
         n, c, height, width = image_NCHW.shape
         p = self.patch
-        x = image_NCHW.view(n, c, height // p, p, width // p, p).permute(0, 2, 4, 1, 3, 5)
-        return F.linear(x.reshape(n, height // p, width // p, c * p * p), self.weight.flatten(1), self.bias)
+        rows, columns = height // p, width // p
+        x = image_NCHW[:, :, : rows * p, : columns * p].unflatten(3, (columns, p)).unflatten(2, (rows, p))
+        return x.permute(0, 2, 4, 1, 3, 5).reshape(n, rows, columns, c * p * p)
+
+    def project(self, patches: Tensor) -> Tensor:
+        """Split patches, any number of leading axes, to width D."""
+        return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -135,6 +144,11 @@ class Block(nn.Module):
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
+def outside_bias(visible_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores of tokens that are not visible (0 in the mask): [B, T] -> [B, 1, 1, T]."""
+    return ((1 - visible_BT.to(dtype)) * OUTSIDE)[:, None, None, :]
+
+
 def run_region_blocks(
     blocks: nn.ModuleList,
     x_NTD: Tensor,
@@ -154,7 +168,7 @@ def run_region_blocks(
     for block in list(blocks)[:shared]:
         x_NTD = block(x_NTD)
     region_BTD = take_rows(x_NTD, image_index_B)
-    bias_B11T = ((1 - image_attention_mask_BT.to(x_NTD.dtype)) * OUTSIDE)[:, None, None, :]
+    bias_B11T = outside_bias(image_attention_mask_BT, x_NTD.dtype)
     for block in list(blocks)[shared:]:
         region_BTD = block(region_BTD, bias_B11T)
         x_NTD = block(x_NTD)

@@ -74,3 +74,21 @@ def resize_position_table(table: Tensor, grid: int) -> Tensor:
     patches = table[1:].float().view(1, side, side, -1).permute(0, 3, 1, 2)
     patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", align_corners=False)
     return torch.cat([table[:1], patches[0].flatten(1).t().to(table)])
+
+
+def sincos_table(width: int, grid: int) -> Tensor:
+    """Fixed positions of a masked auto-encoder's decoder: [1+grid*grid, width], float32, the class token's row first and zero.
+
+    The first half of the channels encodes the column, the second half the row; within each, sines then cosines of frequencies
+    10000^(-k / (width/4)). Source: MAE, arXiv 2111.06377, `util/pos_embed.py`. Raises `ValueError` for a width not divisible by 4.
+    """
+    if width % 4:
+        raise ValueError(f"width={width} must be a multiple of 4: sine and cosine of columns and rows")
+    quarter = width // 4
+    frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency
+    waves = torch.cat([angle.sin(), angle.cos()], dim=1)
+    columns = waves.repeat(grid, 1)
+    rows = waves.repeat_interleave(grid, dim=0)
+    table = torch.cat([columns, rows], dim=1).float()
+    return torch.cat([table.new_zeros(1, width), table])

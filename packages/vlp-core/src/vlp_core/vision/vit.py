@@ -1,17 +1,24 @@
-"""DeiT / ViT as X-VLM's vision encoder, with local attention of the last blocks in region mode.
+"""DeiT / ViT as vision encoder of X-VLM, ALBEF and ViCHA.
 
-Differs from a textbook ViT: no dropout and no stochastic depth; the final norm is applied to all tokens; in region mode the last
-`local_depth` blocks run once per text and attend to the region only.
+Differs from a textbook ViT: no dropout and no stochastic depth; the final norm is applied to all tokens. Besides whole pictures
+(`forward`) it encodes
 
-Source: DeiT, arXiv 2012.12877; X-VLM, arXiv 2111.08276, models/vit.py.
-Shapes: B texts, N images, R picture side, G patches per side, L = G*G, T = 1+L tokens, D width.
+    regions         the last `local_depth` blocks run once per text and attend to the region only (X-VLM)
+    with others     tokens that stand behind the patches in all blocks, such as visual concepts (ViCHA); see `vlp_core.concepts`
+    with summaries  also the class token at some depths (hierarchical alignment of ViCHA)
+    what is kept    a part of the patches, for masked image modelling (MAE, ViCHA)
+
+Source: DeiT, arXiv 2012.12877; X-VLM, arXiv 2111.08276, models/vit.py; ViCHA, arXiv 2208.13628, models/vit.py.
+Shapes: B texts, N images, R picture side, G patches per side, L = G*G, K other tokens, T = 1+L(+K) tokens, D width, S summaries.
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from vlp_core.vision.layers import (
@@ -20,15 +27,24 @@ from vlp_core.vision.layers import (
     VisionRegions,
     check_picture,
     check_regions,
+    outside_bias,
     run_region_blocks,
 )
 from vlp_core.vision.positions import resize_position_table
 
 
+class Summarised(NamedTuple):
+    """`embeds` [N, T, D]; `summaries` [S, N, D]: the class token after some of the blocks, normalised, lowest block first."""
+
+    embeds: Tensor
+    summaries: Tensor
+
+
 class VisionTransformer(nn.Module):
     """ViT with a class token and learned positions.
 
-    `image_size`: side of the pictures; exactly this size is accepted. `patch`: side of a patch, in pixels. `width`, `depth`, `heads`:
+    `image_size`: side of the pictures; exactly this size is accepted, and pixels beyond the last whole patch have no effect (380 pixels
+    are 23 patches of 16). `patch`: side of a patch, in pixels. `width`, `depth`, `heads`:
     channels, blocks, attention heads. `local_depth`: number of last blocks that attend to the region only, in region mode.
     `mlp_ratio`: hidden width of the feed-forward over the width. LayerNorm eps is 1e-6.
 
@@ -47,8 +63,8 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        if image_size % patch:
-            raise ValueError(f"image_size={image_size} must be a multiple of patch={patch}")
+        if image_size < patch:
+            raise ValueError(f"image_size={image_size} has no room for a patch={patch}")
         if not 0 <= local_depth <= depth:
             raise ValueError(f"local_depth={local_depth} must lie between 0 and depth={depth}")
         self.image_size, self.patch_size, self.width, self.local_depth = image_size, patch, width, local_depth
@@ -63,31 +79,74 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         initialise(self)
 
-    def embed(self, image_NCHW: Tensor) -> Tensor:
-        """[N, 3, R, R] -> [N, 1+L, D] before the blocks."""
+    def embed(self, image_NCHW: Tensor, others_NKD: Tensor | None = None) -> Tensor:
+        """[N, 3, R, R] -> [N, T, D] before the blocks; other tokens come last and get no position."""
         check_picture(image_NCHW, self.image_size)
         patches_NLD = self.patch(image_NCHW).flatten(1, 2)
         token_N1D = self.class_token.expand(len(patches_NLD), 1, -1)
-        return torch.cat([token_N1D, patches_NLD], dim=1) + self.positions
+        x_NTD = torch.cat([token_N1D, patches_NLD], dim=1) + self.positions
+        return x_NTD if others_NKD is None else torch.cat([x_NTD, others_NKD.to(x_NTD.dtype)], dim=1)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """[N, 3, R, R] -> [N, 1+L, D]: class token, then patches row by row."""
-        x_NTD = self.embed(image)
+    def forward(
+        self, image: Tensor, others: Tensor | None = None, *, visible: Tensor | None = None
+    ) -> Tensor:
+        """[N, 3, R, R] -> [N, T, D]: class token, patches row by row, other tokens.
+
+        `others`: [N, K, D], tokens that all blocks treat like patches. `visible`: [N, T], 0 for tokens that no token attends to; None: all
+        are visible.
+        """
+        return self.norm(self._run(self.embed(image, others), visible, []))
+
+    def forward_with_summaries(
+        self, image: Tensor, others: Tensor | None = None, *, count: int, visible: Tensor | None = None
+    ) -> Summarised:
+        """As `forward`, with the class token after each of the `count` blocks before the last one.
+
+        Raises ValueError when there are not so many.
+        """
+        if not 0 < count < len(self.blocks):
+            raise ValueError(
+                f"{count} summaries were asked for; {len(self.blocks)} blocks have 1..{len(self.blocks) - 1}"
+            )
+        tokens: list[Tensor] = []
+        x_NTD = self._run(self.embed(image, others), visible, tokens)
+        return Summarised(self.norm(x_NTD), self.norm(torch.stack(tokens[-count - 1 : -1])))
+
+    def forward_kept(self, patches_NKP: Tensor, ids_NK: Tensor) -> Tensor:
+        """States of a part of the patches, class token first: [N, 1+K, D].
+
+        `patches`: the kept ones as `self.patch.split` gives them; `ids`: their numbers, row by row. As in the reference the class token
+        has no position here.
+        """
+        kept_NKD = self.patch.project(patches_NKP) + F.embedding(ids_NK, self.positions[1:])
+        token_N1D = self.class_token.expand(len(kept_NKD), 1, -1)
+        return self.norm(self._run(torch.cat([token_N1D, kept_NKD], dim=1), None, []))
+
+    def _run(self, x_NTD: Tensor, visible_NT: Tensor | None, tokens: list[Tensor]) -> Tensor:
+        """All blocks; `tokens` receives token 0 after each."""
+        bias = None if visible_NT is None else outside_bias(visible_NT, x_NTD.dtype)
         for block in self.blocks:
-            x_NTD = block(x_NTD)
-        return self.norm(x_NTD)
+            x_NTD = block(x_NTD, bias)
+            tokens.append(x_NTD[:, 0])
+        return x_NTD
 
     def forward_regions(
-        self, image: Tensor, image_index: Tensor, image_attention_mask: Tensor
+        self,
+        image: Tensor,
+        image_index: Tensor,
+        image_attention_mask: Tensor,
+        others: Tensor | None = None,
     ) -> VisionRegions:
         """Regions of images. `image_index`: [B], the image of each text; `image_attention_mask`: [B, 1+L], 1 = patch of the region.
 
-        Column 0 of the mask (the class token) is 1.
+        Column 0 of the mask (the class token) is 1. `others`: [N, K, D] as in `forward`, visible to every region of their image.
         """
         check_regions(image, image_index, image_attention_mask, self.tokens)
+        if others is not None:
+            image_attention_mask = F.pad(image_attention_mask, (0, others.shape[1]), value=1)
         found = run_region_blocks(
             self.blocks,
-            self.embed(image),
+            self.embed(image, others),
             image_index,
             image_attention_mask,
             local_depth=self.local_depth,

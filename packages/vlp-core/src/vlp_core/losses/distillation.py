@@ -1,0 +1,58 @@
+"""Learning from a momentum teacher: targets that are partly what the teacher believes.
+
+Source: ALBEF, arXiv 2107.07651 section 3.3; ViCHA `models/model_*.py`.
+
+Shape letters: R rows, C classes, B queries, M keys.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlp_core.losses.masked_language import IGNORED
+
+
+def distilled_cross_entropy(
+    logits_RC: Tensor, labels_R: Tensor, teacher_logits_RC: Tensor | None, *, alpha: Tensor | float
+) -> Tensor:
+    """(1 - alpha) * cross entropy with the labels + alpha * cross entropy with the teacher's probabilities, in fp32, [R].
+
+    Rows with the label -100 give 0. `teacher_logits` None or `alpha` 0 leaves the teacher out. No gradient reaches the teacher.
+    """
+    logits = logits_RC.float()
+    counts = labels_R != IGNORED
+    hard = F.cross_entropy(logits, labels_R, ignore_index=IGNORED, reduction="none")
+    if teacher_logits_RC is None:
+        return hard
+    believed = teacher_logits_RC.detach().float().softmax(-1)
+    soft = -(believed * logits.log_softmax(-1)).sum(-1) * counts
+    return (1 - alpha) * hard + alpha * soft
+
+
+def momentum_targets(
+    teacher_BE: Tensor,
+    teacher_keys_ME: Tensor,
+    *,
+    temperature: Tensor | float,
+    alpha: Tensor | float,
+    matches_BM: Tensor | None = None,
+) -> Tensor:
+    """Targets of a contrastive loss, [B, M], fp32, without gradient: alpha * softmax(teacher similarities / temperature) + (1 - alpha) *
+    what matches.
+
+    Args:
+        teacher_BE: Teacher's features of the queries.
+        teacher_keys_ME: Teacher's features of the keys, those of the batch first.
+        temperature: Divisor of the similarities.
+        alpha: Weight of the teacher; 0 for matches alone.
+        matches_BM: What matches (bool), spread evenly over each row's matches; None: key b alone matches query b.
+    """
+    with torch.no_grad(), torch.autocast(teacher_BE.device.type, enabled=False):
+        if matches_BM is None:
+            matches_BM = torch.eye(
+                len(teacher_BE), len(teacher_keys_ME), dtype=torch.bool, device=teacher_BE.device
+            )
+        share = matches_BM.float()
+        share = share / share.sum(1, keepdim=True)
+        believed = (teacher_BE.float() @ teacher_keys_ME.float().t() / temperature).softmax(1)
+        return torch.lerp(share, believed, torch.as_tensor(alpha, dtype=share.dtype, device=share.device))

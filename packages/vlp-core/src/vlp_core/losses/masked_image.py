@@ -1,0 +1,33 @@
+"""Masked image modelling: what removed patches look like.
+
+Source: MAE, arXiv 2111.06377 section 3; ViCHA `models/objectives/mae.py`.
+"""
+
+import torch
+from torch import Tensor
+
+
+def patch_targets(image_NCHW: Tensor, patch: int) -> Tensor:
+    """Pixels of every patch, normalised by its own mean and deviation: [N, 3, R, R] -> [N, L, P*P*3], fp32.
+
+    Order within a patch: row, column, channel. (x - mean) / sqrt(variance + 1e-6), with the unbiased variance.
+
+    Raises:
+        ValueError: The picture is no multiple of the patch: pixels beyond the last one could not be predicted.
+    """
+    height, width = image_NCHW.shape[2:]
+    if height % patch or width % patch:
+        raise ValueError(
+            f"masked image modelling needs pictures of whole patches, {height} x {width} is no multiple of patch={patch}"
+        )
+    x = image_NCHW.float().unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    variance, mean = torch.var_mean(x, dim=-1, keepdim=True)
+    return (x - mean) / (variance + 1e-6).sqrt()
+
+
+def masked_image_loss(predicted_NLC: Tensor, targets_NLC: Tensor, removed_NL: Tensor) -> Tensor:
+    """Mean squared error of each patch, averaged over the removed ones (1 in the mask), in fp32; 0 when none was removed."""
+    error = (predicted_NLC.float() - targets_NLC).square().mean(-1)
+    removed = removed_NL.to(error.dtype)
+    return (error * removed).sum() / removed.sum().clamp(min=1)

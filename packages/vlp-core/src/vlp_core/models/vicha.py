@@ -1,0 +1,411 @@
+"""ViCHA: ALBEF with visual concepts, hierarchical image-text alignment and masked image modelling.
+
+Two encoders and a fusion encoder (`vlp_core.models.fusion`), trained beside a momentum teacher (`vlp_core.momentum`). Three additions to
+ALBEF, each of which can be left out:
+
+    visual concepts  `vision` is a `vlp_core.concepts.ConceptVision`: words chosen for the picture stand beside its patches, in every task
+    hierarchy        "hidden" among the heads: class tokens of lower image blocks meet those of lower text layers in spaces of their own
+    masked images    `masked_image`: patches of the same picture are removed, and the image encoder has to predict them
+
+Without all three it is ALBEF. What differs from the reference is the order of work, not its result: original and masked texts pass the
+text layers as one batch; positives, negatives and masked texts pass the fusion layers as one batch over one pool of images; vocabulary
+logits exist at masked positions only, for student and teacher; removed patches are never projected.
+
+Source: arXiv 2208.13628 section 3; `models/model_pretrain_kw_img.py`, `models/model_retrieval_kw_img.py`; ALBEF, arXiv 2107.07651.
+
+Shape letters: B pairs of the batch, S image tokens (class, patches, concepts), L patches, D image width, T text tokens, W text width,
+E shared embedding, H levels of the hierarchy, P masked positions, V vocabulary, C numbers of a patch, R pairs.
+"""
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import torch
+import vlp_ops
+from torch import Tensor, nn
+
+from vlp_core.concepts import (
+    Concepts,
+    image_encoder,
+    see,
+    takes_concepts,
+    visible_tokens,
+)
+from vlp_core.heads import MaskedImageDecoder
+from vlp_core.losses.masked_image import patch_targets
+from vlp_core.losses.masked_language import IGNORED
+from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
+from vlp_core.models.fusion import (
+    ImageFeatures,
+    TextFeatures,
+    fuse_first,
+    fuse_pairs_and_masked,
+    fuse_used,
+    project,
+)
+from vlp_core.models.parts import language_head, require_fit
+from vlp_core.text.bert import Bert
+from vlp_core.text.packing import Packing, pack
+from vlp_core.vision.vit import VisionTransformer
+
+Head = Literal["contrast", "match", "masked_language", "hidden"]
+HEADS: tuple[Head, ...] = ("contrast", "match", "masked_language", "hidden")
+
+TEMPERATURE_RANGE = (0.001, 0.5)
+
+NOT_TAUGHT = (
+    "temperature",
+    "itm_head",
+    "vision_proj_hidden",
+    "text_proj_hidden",
+    "masked_image",
+)
+"""Parts that a momentum teacher does not have."""
+
+
+class Taught(NamedTuple):
+    """What a teacher makes of a batch: projections [B, E], and token logits at the same places as the student's, or None."""
+
+    image_projection: Tensor
+    text_projection: Tensor
+    token_logits: Tensor | None
+
+
+class PredictedPatches(NamedTuple):
+    """Masked image modelling: `predicted` [N, L, C] by the decoder and `fused` by the fusion layers, each None where it is not asked
+    for; `targets` [N, L, C]; `removed` [N, L], 1 for patches to predict."""
+
+    predicted: Tensor | None
+    fused: Tensor | None
+    targets: Tensor
+    removed: Tensor
+
+
+class Pairs(NamedTuple):
+    """What the losses of a batch of B pairs need.
+
+    image_embeds: [B, S, D].
+    text_embeds: [B, T, W], without meaning at padding.
+    image_projection, text_projection: [B, E], length one.
+    hidden_image, hidden_text: [H, B, E], length one, lowest level first; None without hierarchy.
+    negatives: The pairs' negatives that were used.
+    match_logits: [3B, 2]: B positives, B with a negative image, B with a negative text; class 1 is a match.
+    token_logits: [S', V] at masked positions, all that have a label among them; None when no masked texts were given.
+    token_labels: [S'], -100 where there is none.
+    patches: Predictions of removed patches, or None.
+    """
+
+    image_embeds: Tensor
+    text_embeds: Tensor
+    image_projection: Tensor
+    text_projection: Tensor
+    hidden_image: Tensor | None
+    hidden_text: Tensor | None
+    negatives: Negatives
+    match_logits: Tensor
+    token_logits: Tensor | None
+    token_labels: Tensor | None
+    patches: PredictedPatches | None
+
+
+class Vicha(nn.Module):
+    """ViCHA and ALBEF for pre-training, retrieval and weakly supervised grounding.
+
+    Args:
+        vision: `VisionTransformer`, or a `ConceptVision` around any image encoder.
+        text: `Bert` with fusion layers for the width of `vision`.
+        embed_width: Width of the shared embedding.
+        temperature: Initial temperature of the contrastive losses, a trained parameter.
+        heads: Which parts the task needs: "contrast" (both projections, temperature), "match", "masked_language", "hidden" (hierarchy).
+        levels: Levels of the hierarchy, H: image blocks and text layers just below the last one.
+        masked_image: Masked image modelling of a `VisionTransformer`; None leaves it out.
+
+    Raises:
+        ValueError: An unknown head, parts that do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        vision: nn.Module,
+        text: Bert,
+        embed_width: int = 256,
+        temperature: float = 0.07,
+        heads: Iterable[Head] = HEADS,
+        levels: int = 5,
+        masked_image: MaskedImageDecoder | None = None,
+    ) -> None:
+        super().__init__()
+        heads = frozenset(heads)
+        if unknown := sorted(heads - set(HEADS)):
+            raise ValueError(f"unknown heads {', '.join(unknown)}; choose among {', '.join(HEADS)}")
+        require_fit(vision, text)
+        encoder = image_encoder(vision)
+        if not isinstance(encoder, VisionTransformer) and ("hidden" in heads or masked_image is not None):
+            raise ValueError(
+                f"hierarchy and masked images need a ViT, {type(encoder).__name__} has no blocks of one width; leave both out"
+            )
+        self.vision = vision
+        self.text = text
+        if "contrast" in heads:
+            self.vision_proj = nn.Linear(vision.width, embed_width)
+            self.text_proj = nn.Linear(text.width, embed_width)
+            self.temperature = nn.Parameter(torch.tensor(temperature))
+        if "match" in heads:
+            self.itm_head = nn.Linear(text.width, 2)
+        if "masked_language" in heads:
+            self.mlm_head = language_head(text)
+        if "hidden" in heads:
+            blocks, layers = len(encoder.blocks), text.fusion_layer
+            if not 0 < levels < blocks or levels > layers:
+                raise ValueError(
+                    f"levels={levels} of the hierarchy need more image blocks than that ({blocks}) and as many text layers ({layers})"
+                )
+            self.vision_proj_hidden = nn.ModuleList(
+                nn.Linear(vision.width, embed_width) for _ in range(levels)
+            )
+            self.text_proj_hidden = nn.ModuleList(nn.Linear(text.width, embed_width) for _ in range(levels))
+        if masked_image is not None:
+            if masked_image.by != "decoder" and not masked_image.width == text.width == vision.width:
+                raise ValueError(
+                    f"by={masked_image.by}: fusion layers look at patches of width {masked_image.width} and at texts of width {text.width} "
+                    f"where they expect {text.width} and {vision.width}; all must be equal"
+                )
+            self.masked_image = masked_image
+        self.heads = heads
+
+    def encode_image(self, image_NCHW: Tensor, concepts: Concepts | None = None) -> ImageFeatures:
+        """Features of images, with their concepts where `vision` is a `ConceptVision`."""
+        embeds = see(self.vision, image_NCHW, concepts)
+        projection = project(embeds, self.vision_proj) if "contrast" in self.heads else None
+        return ImageFeatures(embeds, projection, visible_tokens(self.vision, concepts))
+
+    def encode_text(self, ids_BT: Tensor, attention_mask_BT: Tensor) -> TextFeatures:
+        """Features of texts; the mask is 1 for real tokens."""
+        embeds = self.text.encode(ids_BT, attention_mask_BT, skip_padding=True)
+        projection = project(embeds, self.text_proj) if "contrast" in self.heads else None
+        return TextFeatures(embeds, attention_mask_BT, projection)
+
+    def match(
+        self, image: ImageFeatures, text: TextFeatures, image_index_R: Tensor, text_index_R: Tensor
+    ) -> Tensor:
+        """Match logit (class 1) of R pairs (image_index[r], text_index[r]), [R].
+
+        Keys and values are computed once for each image that occurs, so asking for many texts of few images at a time is cheap.
+        """
+        return self.itm_head(fuse_used(self.text, image, text, image_index_R, text_index_R))[:, 1]
+
+    @torch.no_grad()
+    def teach(
+        self,
+        image_BCHW: Tensor,
+        text_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        masked_ids_BT: Tensor | None = None,
+        masked_positions_BP: Tensor | None = None,
+        masked_labels_BP: Tensor | None = None,
+        *,
+        concepts: Concepts | None = None,
+    ) -> Taught:
+        """What this model, as a momentum teacher (`vlp_core.momentum.teacher_of` without `NOT_TAUGHT`), makes of a batch.
+
+        Arguments as in `pretrain`; without masked texts there are no token logits.
+        """
+        image = self.encode_image(image_BCHW, concepts)
+        if masked_ids_BT is None or masked_positions_BP is None or masked_labels_BP is None:
+            text = self.encode_text(text_ids_BT, attention_mask_BT)
+            return Taught(image.projection, text.projection, None)
+        batch = len(text_ids_BT)
+        states = self._encode_both(text_ids_BT, masked_ids_BT, attention_mask_BT)
+        (masked,) = self.text.fuse_and_read(
+            states[batch:],
+            attention_mask_BT,
+            image.embeds,
+            (masked_positions_BP,),
+            image_mask_MS=image.attention_mask,
+        )
+        return Taught(
+            image.projection,
+            project(states[:batch], self.text_proj),
+            self._token_logits(masked, masked_labels_BP),
+        )
+
+    def pretrain(
+        self,
+        image_BCHW: Tensor,
+        text_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        masked_ids_BT: Tensor,
+        masked_positions_BP: Tensor,
+        masked_labels_BP: Tensor,
+        *,
+        taught: Taught,
+        concepts: Concepts | None = None,
+        negatives: Negatives | None = None,
+        patch_noise_BL: Tensor | None = None,
+    ) -> Pairs:
+        """Pre-training on B pictures with a text each. Clamps the temperature.
+
+        Args:
+            image_BCHW: Pictures.
+            text_ids_BT: One text per picture.
+            attention_mask_BT: 1 for real tokens; masked texts share it.
+            masked_ids_BT: The texts with tokens masked.
+            masked_positions_BP: Positions to predict; unused places hold any valid position.
+            masked_labels_BP: The tokens there, -100 at unused places.
+            taught: What the teacher makes of the batch; its features decide which negatives are hard.
+            concepts: Of the pictures, where `vision` is a `ConceptVision`.
+            negatives: Negatives to use; None draws them.
+            patch_noise: Numbers to sort patches by, the smallest are kept; None draws them.
+        """
+        batch = len(text_ids_BT)
+        self.clamp_temperature()
+        beside = (concepts,) if takes_concepts(self.vision, concepts) else ()
+        hidden_image = hidden_text = None
+        if "hidden" in self.heads:
+            levels = len(self.vision_proj_hidden)
+            embeds, image_summaries = self.vision.forward_with_summaries(image_BCHW, *beside, count=levels)
+            states, text_summaries = self.text.encode_with_summaries(
+                torch.cat([text_ids_BT, masked_ids_BT]),
+                torch.cat([attention_mask_BT, attention_mask_BT]),
+                count=levels,
+                rows=batch,
+                skip_padding=True,
+            )
+            hidden_image = _project_each(self.vision_proj_hidden, image_summaries)
+            hidden_text = _project_each(self.text_proj_hidden, text_summaries)
+        else:
+            embeds = self.vision(image_BCHW, *beside)
+            states = self._encode_both(text_ids_BT, masked_ids_BT, attention_mask_BT)
+        image_projection = project(embeds, self.vision_proj)
+        text_projection = project(states[:batch], self.text_proj)
+        if negatives is None:
+            negatives = self.draw_negatives(image_projection, text_projection, taught)
+        rows = torch.arange(batch, device=states.device)
+        first, masked = fuse_pairs_and_masked(
+            self.text,
+            states,
+            attention_mask_BT,
+            embeds,
+            torch.cat([rows, rows, negatives.text]),
+            torch.cat([rows, negatives.image, rows]),
+            masked_positions_BP,
+            pool_mask_MS=visible_tokens(self.vision, concepts),
+        )
+        patches = None
+        if hasattr(self, "masked_image"):
+            patches = self._predict_patches(image_BCHW, states[:batch], attention_mask_BT, patch_noise_BL)
+        return Pairs(
+            image_embeds=embeds,
+            text_embeds=states[:batch],
+            image_projection=image_projection,
+            text_projection=text_projection,
+            hidden_image=hidden_image,
+            hidden_text=hidden_text,
+            negatives=negatives,
+            match_logits=self.itm_head(first),
+            token_logits=self._token_logits(masked, masked_labels_BP),
+            token_labels=pack(masked_labels_BP, Packing.of(masked_labels_BP != IGNORED)).flatten(),
+            patches=patches,
+        )
+
+    def pair(
+        self,
+        image_BCHW: Tensor,
+        text_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        *,
+        taught: Taught,
+        identities_B: Tensor | None = None,
+        concepts: Concepts | None = None,
+        negatives: Negatives | None = None,
+    ) -> Pairs:
+        """Retrieval fine-tuning on B images and texts; pairs of equal identity are never drawn as negatives. Clamps nothing."""
+        image = self.encode_image(image_BCHW, concepts)
+        text = self.encode_text(text_ids_BT, attention_mask_BT)
+        if negatives is None:
+            negatives = self.draw_negatives(image.projection, text.projection, taught, identities_B)
+        rows = torch.arange(len(text_ids_BT), device=text_ids_BT.device)
+        first = fuse_first(
+            self.text,
+            image,
+            text,
+            torch.cat([rows, negatives.image, rows]),
+            torch.cat([rows, rows, negatives.text]),
+        )
+        return Pairs(
+            image_embeds=image.embeds,
+            text_embeds=text.embeds,
+            image_projection=image.projection,
+            text_projection=text.projection,
+            hidden_image=None,
+            hidden_text=None,
+            negatives=negatives,
+            match_logits=self.itm_head(first),
+            token_logits=None,
+            token_labels=None,
+            patches=None,
+        )
+
+    def draw_negatives(
+        self,
+        image_projection_BE: Tensor,
+        text_projection_BE: Tensor,
+        taught: Taught,
+        identities_B: Tensor | None = None,
+    ) -> Negatives:
+        """Hard negatives of the local batch, similar to the teacher's features, by the global random generator of the device."""
+        return sample_negatives(
+            *negative_weights(
+                image_projection_BE,
+                text_projection_BE,
+                temperature=self.temperature.detach(),
+                ids_B=identities_B,
+                image_keys_BE=taught.image_projection,
+                text_keys_BE=taught.text_projection,
+                floor=0.0,
+            )
+        )
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keep the temperature in 0.001..0.5; done in every pre-training forward, never in fine-tuning, as in the reference."""
+        self.temperature.clamp_(*TEMPERATURE_RANGE)
+
+    def _encode_both(self, ids_BT: Tensor, masked_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """States of the texts, then of the masked ones, [2B, T, W]."""
+        return self.text.encode(
+            torch.cat([ids_BT, masked_ids_BT]),
+            torch.cat([attention_mask_BT, attention_mask_BT]),
+            skip_padding=True,
+        )
+
+    def _token_logits(self, masked_BPW: Tensor, labels_BP: Tensor) -> Tensor:
+        """[S', V] where there is a label, or at all places where picking them does not pay."""
+        labelled = Packing.of(labels_BP != IGNORED)
+        return self.mlm_head(pack(masked_BPW, labelled), self.text.word_embedding.weight).flatten(0, -2)
+
+    def _predict_patches(
+        self,
+        image_BCHW: Tensor,
+        text_states_BTW: Tensor,
+        attention_mask_BT: Tensor,
+        noise_BL: Tensor | None,
+    ) -> PredictedPatches:
+        encoder, head = image_encoder(self.vision), self.masked_image
+        pixels = encoder.patch.split(image_BCHW).flatten(1, 2)
+        kept, removed, ids_restore, ids_keep = vlp_ops.random_masking(pixels, head.ratio, noise=noise_BL)
+        placed = head.place(encoder.forward_kept(kept, ids_keep), ids_restore)
+        predicted = fused = None
+        if head.by != "fusion":
+            predicted = head.decode(placed)
+        if head.by != "decoder":
+            looked = self.text.fuse(placed, None, text_states_BTW, image_mask_MS=attention_mask_BT)
+            fused = head.project_fused(looked[:, 1:])
+        return PredictedPatches(predicted, fused, patch_targets(image_BCHW, head.patch_size), removed)
+
+
+def _project_each(projections: nn.ModuleList, summaries_HBD: Tensor) -> Tensor:
+    return torch.stack(
+        [project(level, linear) for linear, level in zip(projections, summaries_HBD, strict=True)]
+    )
