@@ -24,17 +24,17 @@ class MaskedImageDecoder(nn.Module):
         image_width: D.
         patch: Side of a patch in pixels.
         image_size: Side of the pictures in pixels.
-        width: Width of the decoder; with "fusion" and "both" that of the text.
-        depth, heads: Blocks and attention heads of the decoder.
+        width: Width of the decoder. With "both", where one mask token serves both ways, it must be D; with "fusion" it has no effect.
+        depth, heads: Blocks and attention heads of the decoder; no effect with "fusion".
         by: What looks at the patches in between: "decoder", a small ViT of its own; "fusion", the fusion layers of a model, where patches
             are queries and the text is what they attend to; "both", each by itself.
         ratio: Share of the patches that is removed.
 
-    The positions are fixed sines and cosines, made anew for every grid and not part of the state. The mask token starts as zeros and the
-    final norm has PyTorch's epsilon (1e-5), as in ViCHA.
+    The decoder's positions are fixed sines and cosines, made anew for every grid and not part of the state; the fusion layers get none, as
+    in the reference. The mask token starts as zeros and the final norm has PyTorch's epsilon (1e-5).
 
     Raises:
-        ValueError: An unknown way, a ratio outside 0..1, a picture that is no multiple of the patch.
+        ValueError: An unknown way, a ratio outside 0..1, a picture that is no multiple of the patch, widths that do not fit.
     """
 
     def __init__(
@@ -58,16 +58,19 @@ class MaskedImageDecoder(nn.Module):
             raise ValueError(
                 f"masked image modelling needs pictures of whole patches, image_size={image_size} is no multiple of patch={patch}"
             )
+        if by == "both" and width != image_width:
+            raise ValueError(
+                f"by=both has one mask token for decoder and fusion layers: width={width} must be the image encoder's {image_width}"
+            )
         self.by: By = by
         self.ratio = ratio
-        self.width = width
         self.patch_size = patch
-        self.embed = nn.Linear(image_width, width)
-        self.mask_token = nn.Parameter(torch.zeros(width))
-        self.register_buffer("positions", sincos_table(width, image_size // patch), persistent=False)
-        self.positions: Tensor
+        self.mask_token = nn.Parameter(torch.zeros(image_width if by == "fusion" else width))
         numbers = 3 * patch * patch
         if by != "fusion":
+            self.embed = nn.Linear(image_width, width)
+            self.register_buffer("positions", sincos_table(width, image_size // patch), persistent=False)
+            self.positions: Tensor
             self.blocks = nn.ModuleList(
                 Block(width=width, heads=heads, hidden=4 * width, activation="gelu", eps=1e-6)
                 for _ in range(depth)
@@ -75,20 +78,21 @@ class MaskedImageDecoder(nn.Module):
             self.norm = nn.LayerNorm(width)
             self.project = nn.Linear(width, numbers)
         if by != "decoder":
-            self.project_fused = nn.Linear(width, numbers)
+            self.project_fused = nn.Linear(image_width, numbers)
         for part in self.modules():
             if isinstance(part, nn.Linear):
                 nn.init.trunc_normal_(part.weight, std=0.02)
                 nn.init.zeros_(part.bias)
 
-    def place(self, kept_NKD: Tensor, ids_restore_NL: Tensor) -> Tensor:
-        """From the encoder's states [N, 1+K, D], class token first, to all patches in their places with positions: [N, 1+L, width]."""
-        x = self.embed(kept_NKD)
-        patches = vlp_ops.restore_tokens(x[:, 1:], ids_restore_NL, self.mask_token.to(x.dtype))
-        return torch.cat([x[:, :1], patches], dim=1) + self.positions
+    def place(self, states_NKD: Tensor, ids_restore_NL: Tensor) -> Tensor:
+        """All patches in their places, mask tokens where one was removed: [N, 1+K, D], class token first -> [N, 1+L, D]."""
+        mask_token = self.mask_token.to(states_NKD.dtype)
+        patches = vlp_ops.restore_tokens(states_NKD[:, 1:], ids_restore_NL, mask_token)
+        return torch.cat([states_NKD[:, :1], patches], dim=1)
 
-    def decode(self, placed: Tensor) -> Tensor:
-        """Numbers of all patches, [N, L, C], by the decoder."""
+    def decode(self, kept_NKD: Tensor, ids_restore_NL: Tensor) -> Tensor:
+        """Numbers of all patches [N, L, C], by the decoder, from the encoder's states [N, 1+K, D]."""
+        x = self.place(self.embed(kept_NKD), ids_restore_NL) + self.positions
         for block in self.blocks:
-            placed = block(placed)
-        return self.project(self.norm(placed)[:, 1:])
+            x = block(x)
+        return self.project(self.norm(x)[:, 1:])

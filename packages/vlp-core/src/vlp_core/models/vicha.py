@@ -166,10 +166,10 @@ class Vicha(nn.Module):
             )
             self.text_proj_hidden = nn.ModuleList(nn.Linear(text.width, embed_width) for _ in range(levels))
         if masked_image is not None:
-            if masked_image.by != "decoder" and not masked_image.width == text.width == vision.width:
+            if masked_image.by != "decoder" and text.width != vision.width:
                 raise ValueError(
-                    f"by={masked_image.by}: fusion layers look at patches of width {masked_image.width} and at texts of width {text.width} "
-                    f"where they expect {text.width} and {vision.width}; all must be equal"
+                    f"by={masked_image.by}: the fusion layers look at patches as at words and at words as at patches, so the widths of image "
+                    f"and text, {vision.width} and {text.width}, must be equal"
                 )
             self.masked_image = masked_image
         self.heads = heads
@@ -395,12 +395,12 @@ class Vicha(nn.Module):
         encoder, head = image_encoder(self.vision), self.masked_image
         pixels = encoder.patch.split(image_BCHW).flatten(1, 2)
         kept, removed, ids_restore, ids_keep = vlp_ops.random_masking(pixels, head.ratio, noise=noise_BL)
-        placed = head.place(encoder.forward_kept(kept, ids_keep), ids_restore)
-        predicted = fused = None
-        if head.by != "fusion":
-            predicted = head.decode(placed)
+        states = encoder.forward_kept(kept, ids_keep)
+        predicted = head.decode(states, ids_restore) if head.by != "fusion" else None
+        fused = None
         if head.by != "decoder":
-            looked = self.text.fuse(placed, None, text_states_BTW, image_mask_MS=attention_mask_BT)
+            patches = head.place(states, ids_restore)
+            looked = self.text.fuse(patches, None, text_states_BTW, image_mask_MS=attention_mask_BT)
             fused = head.project_fused(looked[:, 1:])
         return PredictedPatches(predicted, fused, patch_targets(image_BCHW, head.patch_size), removed)
 

@@ -6,7 +6,6 @@ A file holds up to three things under one roof: a model, its momentum teacher (t
 Source: arXiv 2208.13628; ViCHA `models/model_*_kw_img.py`; ALBEF, arXiv 2107.07651.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 from vlp_core.concepts import ConceptVision, image_encoder
 from vlp_core.heads import MaskedImageDecoder
 from vlp_core.text.bert import Bert
-from vlp_core.vision.positions import sincos_table
 from vlp_core.weights.adapter import Adapter, Buffer, Drop, Fuse, Rename, Rule, Tied
 from vlp_core.weights.bert import encoder_adapter, language_model_adapter
 from vlp_core.weights.deit import deit_adapter
@@ -109,23 +107,21 @@ def vicha_adapter(model: nn.Module) -> Adapter:
 
 def masked_image_adapter(decoder: MaskedImageDecoder) -> Adapter:
     """Names of masked image modelling, which stand at the top of a checkpoint."""
-    grid = math.isqrt(len(decoder.positions) - 1)
-    both = decoder.by == "both"
-    return Adapter(
-        (
-            Rename("mask_token", "mask_token", leading=2),
-            Buffer("decoder_pos_embed", lambda: sincos_table(decoder.width, grid)[None]),
+    rules: list[Rule] = [Rename("mask_token", "mask_token", leading=2)]
+    if decoder.by != "fusion":
+        rules += [
+            Buffer("decoder_pos_embed", lambda: decoder.positions[None]),
             Rename("decoder_embed.{p}", "embed.{p}"),
-            Rename("decoder_norm.{p}", "norm.{p}"),
             *(
                 Rename(f"decoder_{rule.source}", rule.ours)
                 for rule in deit_adapter().rules
-                if isinstance(rule, Rename) and rule.ours.startswith("blocks.")
+                if isinstance(rule, Rename) and rule.ours.startswith(("blocks.", "norm."))
             ),
-            Rename("mae_proj_uni.{p}" if both else "mae_proj.{p}", "project.{p}"),
-            Rename("mae_proj.{p}", "project_fused.{p}"),
-        )
-    ).prefixed(ours="masked_image.")
+            Rename("mae_proj_uni.{p}" if decoder.by == "both" else "mae_proj.{p}", "project.{p}"),
+        ]
+    if decoder.by != "decoder":
+        rules.append(Rename("mae_proj.{p}", "project_fused.{p}"))
+    return Adapter(tuple(rules)).prefixed(ours="masked_image.")
 
 
 def concept_adapter(words: Bert) -> Adapter:
