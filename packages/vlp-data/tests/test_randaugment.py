@@ -58,6 +58,64 @@ def test_operations_are_those_of_the_recipe(case):
     assert tuple(case.config["augs"]) == PICTURE_OPERATIONS
 
 
+def is_vicha_case(case):
+    return "ops" in case.config and "image" in case.tensor_names("images")
+
+
+WARPS = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"}
+
+
+def differences(got, expected):
+    return np.abs(got.astype(np.int16) - expected.astype(np.int16))
+
+
+@pytest.mark.golden("vicha", is_vicha_case)
+def test_every_operation_of_vicha(case):
+    assert tuple(case.config["ops"]) == PICTURE_OPERATIONS
+    images = {name: tensor.numpy() for name, tensor in case.tensors("images").items()}
+    checked = set()
+    for name, expected in images.items():
+        if not name.startswith("op."):
+            continue
+        # The draw behind the sign was 0.1, with the suffix 0.9.
+        operation, _, flipped = name.removeprefix("op.").partition("_")
+        sign = randaugment.sign(operation, 0.9 if flipped else 0.1) if operation in WARPS else 0
+        got = randaugment.apply(images["image"], [Step(operation, sign)], level=case.config["M"])
+        # These pictures were made with OpenCV 5, which computes the places that a warp reads in another way.
+        far = differences(got, expected) > (2 if operation in WARPS else 0)
+        if operation == "Sharpness":  # it wraps around there and clips here
+            assert set(np.unique(got[far])) <= {0, 255} and far.mean() < 0.02
+        else:
+            assert not far.any(), name
+        checked.add(operation)
+    assert checked == set(PICTURE_OPERATIONS)
+
+
+@pytest.mark.golden("vicha", is_vicha_case)
+def test_chains_of_vicha(case):
+    images = {name: tensor.numpy() for name, tensor in case.tensors("images").items()}
+    checked = 0
+    for chain in case.config["chains"]:
+        draws = np.random.RandomState(chain["numpy_seed"])
+        names = [str(name) for name in draws.choice(case.config["ops"], case.config["N"])]
+        assert names == chain["sampled_ops"]
+        steps = []
+        for name in names:
+            if draws.random_sample() > case.config["probability"]:
+                continue
+            steps.append(Step(name, randaugment.sign(name, draws.random_sample()) if name in WARPS else 0))
+        applied = [step.operation for step in steps]
+        if "Sharpness" in applied:
+            continue
+        got = randaugment.apply(images["image"], steps, level=case.config["M"])
+        # Two grey levels after a warp; brightness makes 2.7 of them.
+        allowed = 0 if WARPS.isdisjoint(applied) else 3 if applied[-1] == "Brightness" else 2
+        expected = images[f"chain.numpy_seed_{chain['numpy_seed']}"]
+        assert differences(got, expected).max() <= allowed, applied
+        checked += 1
+    assert checked
+
+
 def test_drawing_uses_the_given_generator_alone():
     first = [randaugment.draw(PICTURE_OPERATIONS, 2, random.Random(s)) for s in range(50)]
     assert first == [randaugment.draw(PICTURE_OPERATIONS, 2, random.Random(s)) for s in range(50)]

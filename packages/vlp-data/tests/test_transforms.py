@@ -38,6 +38,18 @@ def test_eval_view_squashes_the_whole_picture(picture):
     assert torch.equal(eval_view(picture, size=16), expected)
 
 
+def test_a_side_that_no_patch_divides_is_fine(picture):
+    # ViCHA fine-tunes on 380 pixels with patches of 16.
+    for view in ("random_resized_crop", "resize"):
+        assert train_view(picture, random.Random(0), size=38, view=view).shape == (3, 38, 38)
+    assert eval_view(picture, size=38).shape == (3, 38, 38)
+
+
+def test_the_resize_view_keeps_the_whole_picture(picture):
+    view = train_view(picture, random.Random(0), size=16, view="resize", flip_probability=0.0, augment=False)
+    assert torch.equal(view, eval_view(picture, size=16))
+
+
 def test_train_view_depends_on_the_generator_alone(picture):
     views = [train_view(picture, random.Random(s), size=16) for s in (1, 1, 2)]
     assert views[0].shape == (3, 16, 16)
