@@ -5,7 +5,9 @@ import sys
 
 import pytest
 from vlp_data.options import (
+    ConceptOptions,
     ImageOptions,
+    IndependentMasking,
     MaskingOptions,
     RegionOptions,
     TextOptions,
@@ -30,6 +32,9 @@ def test_options_and_sources_import_no_torch():
         (lambda: TextOptions(max_tokens=2, separator=True), "max_tokens=2 leaves no room"),
         (lambda: MaskingOptions(max_masks=0), "max_masks=0 must be positive"),
         (lambda: MaskingOptions(probability=-0.1), "probability=-0.1 must lie"),
+        (lambda: IndependentMasking(probability=1.5), "probability=1.5 must lie"),
+        (lambda: ConceptOptions(max_tokens=1), "max_tokens=1 leaves no room for a concept"),
+        (lambda: ConceptOptions(share=0.0), r"share=0\.0 must lie in \(0, 1\]"),
         (lambda: RegionOptions(min_visible=2), "min_visible=2 must lie"),
     ],
 )

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from vlp_data.errors import BadSample, DataError
-from vlp_data.options import MaskingOptions, TextOptions
+from vlp_data.options import IndependentMasking, MaskingOptions, TextOptions
 from vlp_data.text import (
     Tokenizer,
     collate_masked,
@@ -75,6 +75,35 @@ def test_tokenization(case):
             )
             assert ids.tolist() == want["input_ids"]
             assert mask.tolist() == want["attention_mask"]
+
+
+def is_vicha_text(case):
+    return case.has("cases.json", "vocab.txt") and {"pre_caption", "tokenizer"} <= set(case.json("cases"))
+
+
+@pytest.mark.golden("vicha", is_vicha_text)
+def test_cleaning_of_vicha(case):
+    cases = case.json("cases")
+    for row in cases["pre_caption"]:
+        assert pre_caption(row["text"], row["max_words"], empty="keep") == row["result"]
+    for row in cases["pre_question"]:
+        assert pre_question(row["text"], row["max_words"]) == row["result"]
+
+
+@pytest.mark.golden("vicha", is_vicha_text)
+def test_tokenization_of_vicha(case):
+    tokenizer = Tokenizer.wordpiece(vocab_file(case))
+    for row in case.json("cases")["tokenizer"]:
+        options = row["options"]
+        # Answers carry their [SEP] as text there; here the option puts it.
+        answers = all(text.endswith("[SEP]") for text in row["texts"])
+        ids, mask = tokenizer.encode(
+            [text.removesuffix("[SEP]") for text in row["texts"]] if answers else row["texts"],
+            max_tokens=options.get("max_length"),
+            separator=answers,
+            pad="max" if options["padding"] == "max_length" else "longest",
+        )
+        assert ids.tolist() == row["input_ids"] and mask.tolist() == row["attention_mask"]
 
 
 def test_ids_of_the_bert_vocabulary_equal_the_original_tokenizer(shared_data):
@@ -185,6 +214,32 @@ def test_padding_to_the_longest_text_changes_the_length_alone(bert):
     assert full.text_ids.shape == (2, 12) and short.text_ids.shape == (2, 6)
     assert torch.equal(full.text_ids[:, :6], short.text_ids) and not full.attention_mask[:, 6:].any()
     assert torch.equal(full.masked_labels, short.masked_labels)
+
+
+def test_independent_masks_are_as_wide_as_they_must_be(bert):
+    masking = IndependentMasking(probability=0.5)
+    options, longest = TextOptions(max_tokens=12), TextOptions(max_tokens=12, pad="longest")
+    texts = [masked_text("a dogs running" * 2, bert, options, masking, random.Random(n)) for n in range(20)]
+    full, short = (collate_masked(texts, bert, each, masking) for each in (options, longest))
+    assert full.masked_positions.shape == full.masked_labels.shape == (20, 11)
+    counts = [len(text.positions) for text in texts]
+    width = max(counts)
+    assert short.masked_positions.shape == (20, width) and width < 11
+    assert torch.equal(full.masked_labels[:, :width], short.masked_labels)
+    assert (short.masked_labels != -100).sum(1).tolist() == counts
+    rows = torch.arange(20)[:, None]
+    valid = short.masked_labels != -100
+    assert torch.equal(short.text_ids[rows, short.masked_positions][valid], short.masked_labels[valid])
+    assert (short.masked_ids[:, 0] == bert.cls_id).all() and (short.masked_ids == bert.mask_id).any()
+    assert torch.equal(short.masked_ids[short.attention_mask == 0], short.text_ids[short.attention_mask == 0])
+
+
+def test_a_batch_without_a_masked_token_has_one_unused_place(bert):
+    masking, options = IndependentMasking(probability=0.0), TextOptions(pad="longest")
+    texts = [masked_text("a dog", bert, options, masking, random.Random(n)) for n in range(2)]
+    batch = collate_masked(texts, bert, options, masking)
+    assert batch.masked_labels.tolist() == [[-100], [-100]] and batch.masked_positions.tolist() == [[0], [0]]
+    assert torch.equal(batch.masked_ids, batch.text_ids)
 
 
 def test_tokenized_captions_are_taken_piece_by_piece(bert):

@@ -1,6 +1,6 @@
 """What a training step gets. `.to(device)` moves every field that is a tensor.
 
-A answers   B texts   N pictures   R image side   L text length   M masked positions   P patches
+A answers   B texts   N pictures   R image side   L text length   K length of the concepts   M masked positions   P patches
 """
 
 from collections.abc import Callable
@@ -30,7 +30,24 @@ class _Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextBatch(_Batch):
+class _PictureBatch(_Batch):
+    concept_ids: Tensor | None = None
+    """[B, K] int64, the concepts of each picture (regions: [N, K]; pairs: of the first pictures); None without concepts."""
+    concept_mask: Tensor | None = None
+    """[B, K] int64, 1 = token, 0 = padding."""
+
+    @property
+    def concepts(self) -> tuple[Tensor, Tensor] | None:
+        """Ids and mask of the concepts, or None."""
+        return _both(self.concept_ids, self.concept_mask)
+
+
+def _both(ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    return None if ids is None or mask is None else (ids, mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextBatch(_PictureBatch):
     """Pictures with one caption each, and the captions masked."""
 
     image: Tensor
@@ -48,7 +65,7 @@ class ImageTextBatch(_Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionBatch(_Batch):
+class RegionBatch(_PictureBatch):
     """(region or whole picture, text) pairs from fewer pictures."""
 
     image: Tensor
@@ -76,7 +93,7 @@ class RegionBatch(_Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalBatch(_Batch):
+class RetrievalBatch(_PictureBatch):
     """Pictures with one caption each, for retrieval training."""
 
     image: Tensor
@@ -90,7 +107,7 @@ class RetrievalBatch(_Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VqaBatch(_Batch):
+class VqaBatch(_PictureBatch):
     """Questions about pictures, and their distinct answers with weights."""
 
     image: Tensor
@@ -110,7 +127,7 @@ class VqaBatch(_Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NlvrBatch(_Batch):
+class NlvrBatch(_PictureBatch):
     """Sentences about two pictures each."""
 
     image: Tensor
@@ -121,10 +138,19 @@ class NlvrBatch(_Batch):
     """[B, L] int64."""
     labels: Tensor
     """[B] int64, 1 = the sentence is true."""
+    second_concept_ids: Tensor | None = None
+    """[B, K'] int64, the concepts of the second pictures, padded by themselves; None without concepts."""
+    second_concept_mask: Tensor | None = None
+    """[B, K'] int64."""
+
+    @property
+    def second_concepts(self) -> tuple[Tensor, Tensor] | None:
+        """Ids and mask of the second pictures' concepts, or None."""
+        return _both(self.second_concept_ids, self.second_concept_mask)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntailmentBatch(_Batch):
+class EntailmentBatch(_PictureBatch):
     """Pictures with a hypothesis each."""
 
     image: Tensor
@@ -138,7 +164,7 @@ class EntailmentBatch(_Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionBatch(_Batch):
+class CaptionBatch(_PictureBatch):
     """Pictures with a caption each, to be written."""
 
     image: Tensor
@@ -162,7 +188,7 @@ class CaptionReferencesBatch(_Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxBatch(_Batch):
+class BoxBatch(_PictureBatch):
     """Pictures with an expression each and the box it refers to."""
 
     image: Tensor

@@ -1,13 +1,13 @@
 """Masking of text for masked language modelling.
 
-Source: X-VLM specification 4.2 (the generator of the official code, reproduced draw by draw).
+Sources: X-VLM specification 4.2 (the generator of the official code, reproduced draw by draw); ViCHA specification 3.4.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
-from vlp_data.options import MaskingOptions
+from vlp_data.options import IndependentMasking, MaskingOptions
 
 
 class Masked(NamedTuple):
@@ -69,4 +69,47 @@ def mask_tokens(
             masked[position] = mask_id
         elif rng.random() < 0.5:
             masked[position] = rng.randint(0, vocabulary - 1)
+    return Masked(masked, positions)
+
+
+class Draws(NamedTuple):
+    """What `mask_independently` goes by, one entry per token of a text."""
+
+    chosen: Sequence[bool]
+    """To be predicted, where the token may be."""
+    to_mask: Sequence[bool]
+    """Becomes the mask token if chosen."""
+    to_random: Sequence[bool]
+    """Becomes the token of `words` if chosen and not masked."""
+    words: Sequence[int]
+
+
+def draw_independently(
+    length: int, options: IndependentMasking, *, vocabulary: int, rng: random.Random
+) -> Draws:
+    """Draws for `length` tokens: chosen with `probability`; of these 80 % masked, half of the rest any id of the vocabulary (special ones
+    included). Four numbers are drawn per token, whatever they decide."""
+    rows = [
+        (
+            rng.random() < options.probability,
+            rng.random() < 0.8,
+            rng.random() < 0.5,
+            rng.randrange(vocabulary),
+        )
+        for _ in range(length)
+    ]
+    return Draws(*map(list, zip(*rows, strict=True)))  # type: ignore[arg-type]  # four columns of the rows above
+
+
+def mask_independently(ids: Sequence[int], draws: Draws, *, mask_id: int, never: Container[int]) -> Masked:
+    """Replace what was drawn, but for ids in `never` ([CLS] and padding); positions ascend and may be none."""
+    masked, positions = list(ids), []
+    for position, number in enumerate(ids):
+        if not draws.chosen[position] or number in never:
+            continue
+        positions.append(position)
+        if draws.to_mask[position]:
+            masked[position] = mask_id
+        elif draws.to_random[position]:
+            masked[position] = draws.words[position]
     return Masked(masked, positions)

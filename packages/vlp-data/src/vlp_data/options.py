@@ -278,7 +278,7 @@ class TextOptions:
     max_tokens: int = 40
     """Ids kept, special tokens included; the rows of the position table where nothing should be cut."""
     separator: bool = False
-    """End with [SEP]: captioning, and ALBEF-type models everywhere; X-VLM otherwise does not."""
+    """End with [SEP]: captioning; otherwise neither X-VLM nor ALBEF and ViCHA do."""
     tokenized: bool = False
     """Captions are word pieces separated by blanks already: no clean-up, no tokenizer."""
     pad: Literal["max", "longest"] = "max"
@@ -293,9 +293,31 @@ class TextOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskingOptions:
-    """Masked language modelling (X-VLM specification 4.2)."""
+class ConceptOptions:
+    """From the concepts of a picture to ids (ViCHA specification 2.3 and 4.2). Concepts are taken as they are, without clean-up."""
 
+    max_tokens: int = 55
+    """Ids kept, [CLS] included; there is no [SEP] at the end."""
+    separator: bool = False
+    """Put [SEP] between concepts (`sep_token`); otherwise a blank."""
+    pad: Literal["longest", "max"] = "longest"
+    """Pad to the longest of the batch, or to `max_tokens`. Padding has an effect: ViCHA's image encoder sees it."""
+    share: float | None = None
+    """Draw this share of the concepts with replacement at every visit, at least one (`randkw_p`; 0.3 of 15 are 4 draws); null takes all
+    in their order."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 2:
+            raise ValueError(f"max_tokens={self.max_tokens} leaves no room for a concept after [CLS]")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} must lie in (0, 1]; share=null takes all concepts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingOptions:
+    """Masked language modelling of X-VLM: a fixed number of tokens, whole words and spans (X-VLM specification 4.2)."""
+
+    kind: Literal["spans"] = "spans"
     probability: float = 0.25
     """Share of the tokens to predict."""
     max_masks: int = 8
@@ -310,6 +332,22 @@ class MaskingOptions:
     def __post_init__(self) -> None:
         _positive(self, "max_masks")
         _fraction(self, "probability", "skipgram_probability")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndependentMasking:
+    """Masked language modelling of BERT, ALBEF and ViCHA: every token by itself (ViCHA specification 3.4)."""
+
+    kind: Literal["independent"] = "independent"
+    probability: float = 0.15
+    """Chance of a token to be predicted; a text may be left without one."""
+
+    def __post_init__(self) -> None:
+        _fraction(self, "probability")
+
+
+Masking: TypeAlias = MaskingOptions | IndependentMasking
+"""What is masked; in a recipe told apart by `kind` where both are allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from vlp_data import randaugment
 from vlp_data.batch import RegionBatch
+from vlp_data.concept_text import collate_concepts
 from vlp_data.errors import BadSample
-from vlp_data.options import MaskingOptions, RegionOptions, TextOptions
+from vlp_data.options import ConceptOptions, Masking, RegionOptions, TextOptions
 from vlp_data.schema import Region, Sample, Text
 from vlp_data.text import MaskedText, Tokenizer, collate_masked, masked_text, names_a_side
 from vlp_data.transforms import augmented, flip, normalise, resize
@@ -41,6 +42,8 @@ class RegionExample(NamedTuple):
     crop: tuple[int, int, int, int]
     """x0, y0, x1, y1 of the crop in the stored picture."""
     flipped: bool
+    concepts: Sequence[int] = ()
+    """Ids of the picture's concepts; `vlp_data.examples.RegionExamples` adds them."""
 
 
 def pick(texts: Sequence[Text], rng: random.Random) -> str:
@@ -96,7 +99,7 @@ def sample_regions(
     *,
     size: int,
     text: TextOptions,
-    masking: MaskingOptions,
+    masking: Masking,
     regions: RegionOptions,
     augment: bool = True,
 ) -> RegionExample:
@@ -122,7 +125,9 @@ def sample_regions(
     flipped = rng.random() < 0.5
     if regions.careful_flip != "off":
         whole_word = regions.careful_flip == "word"
-        flipped = flipped and not any(names_a_side(t.text, whole_word=whole_word) for t in sample.texts)
+        flipped = flipped and not any(
+            names_a_side(t.text, whole_word=whole_word) for t in sample.texts if t.role != "concept"
+        )
     view = resize(flip(picture.crop(crop)) if flipped else picture.crop(crop), size)
     image = augmented(view, randaugment.BOX_OPERATIONS, rng) if augment else normalise(view)
 
@@ -208,9 +213,10 @@ def collate_regions(
     *,
     size: int,
     text: TextOptions,
-    masking: MaskingOptions,
+    masking: Masking,
     batch_texts: int,
     patch_size: int,
+    concepts: ConceptOptions | None = None,
 ) -> RegionBatch:
     """One batch with exactly `batch_texts` pairs. Pictures without a pair are left out; other pictures stay even if none of
     their pairs is chosen. Raises ValueError when there is no pair at all."""
@@ -218,6 +224,8 @@ def collate_regions(
     pairs = [(number, pair) for number, example in enumerate(examples) for pair in example.pairs]
     kept = [pairs[i] for i in choose_pairs(len(pairs), batch_texts, rng)]
     fields = collate_masked([pair.text for _, pair in kept], tokenizer, text, masking)
+    rows = [example.concepts for example in examples]
+    concept_ids, concept_mask = collate_concepts(rows, tokenizer, concepts)
     return RegionBatch(
         keys=tuple(examples[number].key for number, _ in kept),
         image=torch.stack([example.image for example in examples]),
@@ -229,4 +237,6 @@ def collate_regions(
         target_boxes=torch.tensor([target_box(pair.box, size=size) for _, pair in kept], dtype=torch.float32),
         is_image=torch.tensor([int(pair.box is None) for _, pair in kept]),
         padded_pairs=max(0, batch_texts - len(pairs)),
+        concept_ids=concept_ids,
+        concept_mask=concept_mask,
     )

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vlp_data import files
 from vlp_data.errors import BadSample, DataError
-from vlp_data.masking import mask_tokens
-from vlp_data.options import MaskingOptions, TextOptions
+from vlp_data.masking import draw_independently, mask_independently, mask_tokens
+from vlp_data.options import IndependentMasking, Masking, TextOptions
 
 _REMOVED = str.maketrans({**dict.fromkeys(",.'!?\"()*#:;~"), "-": " ", "/": " "})
 _RUN_OF_BLANKS = re.compile(r"\s{2,}")
@@ -296,10 +296,14 @@ class MaskedText(NamedTuple):
 
 
 def masked_text(
-    text: str, tokenizer: Tokenizer, options: TextOptions, masking: MaskingOptions, rng: random.Random
+    text: str, tokenizer: Tokenizer, options: TextOptions, masking: Masking, rng: random.Random
 ) -> MaskedText:
     """Clean, tokenise, frame and mask one text. Raises BadSample ("empty text") when fewer than two ids come out."""
     ids = text_ids(text, tokenizer, options)
+    if isinstance(masking, IndependentMasking):
+        draws = draw_independently(len(ids), masking, vocabulary=tokenizer.vocabulary, rng=rng)
+        never = (tokenizer.cls_id, tokenizer.pad_id)
+        return MaskedText(ids, *mask_independently(ids, draws, mask_id=tokenizer.mask_id, never=never))
     masked = mask_tokens(
         ids,
         tokenizer.continues(ids),
@@ -322,13 +326,23 @@ class MaskedTexts(NamedTuple):
 
 
 def collate_masked(
-    texts: Sequence[MaskedText], tokenizer: Tokenizer, options: TextOptions, masking: MaskingOptions
+    texts: Sequence[MaskedText], tokenizer: Tokenizer, options: TextOptions, masking: Masking
 ) -> MaskedTexts:
-    """Pad texts to tensors: ids with the pad id, positions with 0, labels with -100."""
+    """Pad texts to tensors: ids with the pad id, positions with 0, labels with -100.
+
+    There are as many masked positions as `masking` allows; where it allows any number, as many as a text has tokens after [CLS], or,
+    with `pad` "longest", as the text with most of them has, at least one.
+    """
     ids, attention_mask = collate_ids([text.ids for text in texts], tokenizer, options)
     masked_ids, _ = collate_ids([text.masked_ids for text in texts], tokenizer, options)
-    positions = torch.zeros((len(texts), masking.max_masks), dtype=torch.int64)
-    labels = torch.full((len(texts), masking.max_masks), -100)
+    if not isinstance(masking, IndependentMasking):
+        width = masking.max_masks
+    elif options.pad == "max":
+        width = options.max_tokens - 1
+    else:
+        width = max(1, *(len(text.positions) for text in texts))
+    positions = torch.zeros((len(texts), width), dtype=torch.int64)
+    labels = torch.full((len(texts), width), -100)
     for row, text in enumerate(texts):
         count = len(text.positions)
         positions[row, :count] = torch.tensor(text.positions, dtype=torch.int64)

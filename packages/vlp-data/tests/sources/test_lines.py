@@ -116,6 +116,16 @@ def test_rows_of_region_lines(tmp_path, region_line):
     assert (second.box, second.texts, second.attributes) == ((3, 4, 8, 10), (3,), "bright")
 
 
+def test_lines_may_have_concepts(tmp_path, region_line):
+    (tmp_path / "a").write_text('{"caption": "a", "image_rpath": "a.jpg", "kwords": ["dog", "cat"]}\n')
+    (tmp_path / "b").write_text(region_line(kwords=["dog"]))
+    image = ImageTextLines(files=(str(tmp_path / "a"),)).open()[0]
+    assert [(t.text, t.role) for t in image.texts[1:]] == [("dog", "concept"), ("cat", "concept")]
+    sample = RegionLines(files=(str(tmp_path / "b"),)).open()[0]
+    assert [t.text for t in sample.texts if t.role == "concept"] == ["dog"]
+    assert [sample.texts[n].role for region in sample.regions for n in region.texts] == ["region"] * 4
+
+
 @pytest.mark.parametrize(
     ("line", "cause", "detail"),
     [
@@ -126,6 +136,11 @@ def test_rows_of_region_lines(tmp_path, region_line):
         ('{"image_rpath": "a.jpg"}', "broken line", "none of the fields caption, desc"),
         ('{"caption": 3, "image_rpath": "a.jpg"}', "broken line", "`caption` must be a string or a list"),
         ('{"caption": [], "image_rpath": "a.jpg"}', "broken line", "`caption` must be a string or a list"),
+        (
+            '{"caption": "a", "image_rpath": "a.jpg", "kwords": "b"}',
+            "broken line",
+            "`kwords` must be a list of",
+        ),
         ('{"caption": "a"}', "broken line", "none of the fields binary, image_rpath"),
         ('{"caption": "a", "image_rpath": ""}', "broken line", "`image_rpath` must be a string"),
         ('{"caption": "a", "binary": "%%%"}', "broken base64", "`binary`"),
@@ -152,6 +167,7 @@ def test_faults_of_image_text_lines(tmp_path, line, cause, detail):
         ({"elems": [{"caption": "a", "bb": [1, 2, 3, "4"]}]}, "`elems.0.bb` must be"),
         ({"elems": [{"caption": "a", "bb": [1, 2, 3, float("inf")]}]}, "`elems.0.bb` must be"),
         ({"elems": [{"caption": "a", "bb": [1, 2, 3, 4], "attributes": 5}]}, "`elems.0.attributes` must be"),
+        ({"kwords": [1]}, "`kwords` must be a list of strings, found [1]"),
         ({"caption": None, "binary": None}, "no picture"),
     ],
 )

@@ -67,6 +67,13 @@ def test_expressions_get_their_box(folder, refs):
     assert pickle.loads(pickle.dumps(source))[2] == third
 
 
+def test_expressions_keep_the_concepts_of_their_list(folder):
+    (folder / "list.json").write_text(json.dumps([{**ENTRIES[0], "kwords": ["dog", "red cat"]}, ENTRIES[1]]))
+    with_concepts, without = (options(folder).open()[n] for n in (0, 1))
+    assert [t.text for t in with_concepts.texts if t.role == "concept"] == ["dog", "red cat"]
+    assert [t.role for t in without.texts] == ["expression"]
+
+
 def test_detections_follow_the_box(folder):
     source = options(folder, detections="dets.json", splits=("testA",)).open()
     assert [sample.texts[0].text for sample in (source[0], source[1])] == ["red dog", "the dog"]
@@ -158,6 +165,7 @@ def test_pickles_become_json(folder):
         ("instances.json", {**INSTANCES, "images": []}, r"annotation 50 of picture 7 \(ref_id 5\) is not in"),
         ("dets.json", {}, r"dets\.json: no detections of picture 7, which .*entry 0 needs"),
         ("dets.json", {"7": [[1, 2]]}, r"dets\.json: 7: a box must be \[x, y, w, h\], found \[1, 2\]"),
+        ("list.json", [{**ENTRIES[0], "kwords": "dog"}], r"list\.json: entry 0: `kwords` must be a list of"),
         ("list.json", [], "no expression in .*the lists are empty"),
         ("list.json", [{"image": "a.jpg", "text": "dog"}], "field `ref_id` is missing"),
     ],

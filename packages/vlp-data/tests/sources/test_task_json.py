@@ -93,6 +93,14 @@ def test_entailment_and_expressions(opened):
         ({"image": 3, "caption": "a"}, "`image` must be str, found 3"),
         ({"image": "a", "caption": []}, "`caption` must be a string or a list of strings"),
         (
+            {"image": "a.jpg", "caption": "a", "kwords": "dog"},
+            r"list\.json: entry 0: `kwords` must be a list of strings, found 'dog'",
+        ),
+        (
+            {"images": ["a", "b"], "sentence": "x", "label": "True", "kwords1": ["a"], "kwords2": [3]},
+            r"entry 0: `kwords2` must be a list of strings, found \[3\]",
+        ),
+        (
             {"images": ["a"], "sentence": "x", "label": "maybe"},
             "`label` must be one of False, True, found 'maybe'",
         ),

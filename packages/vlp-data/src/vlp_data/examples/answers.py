@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from vlp_data.batch import VqaBatch
+from vlp_data.concept_text import collate_concepts, sample_concepts
 from vlp_data.errors import BadSample
 from vlp_data.examples.base import Skipped, drawn_text, skipped, views
-from vlp_data.options import ImageOptions, TextOptions
+from vlp_data.options import ConceptOptions, ImageOptions, TextOptions
 from vlp_data.schema import Source
 from vlp_data.text import Encoded, Tokenizer, collate_ids, pre_question, text_ids
 
@@ -31,6 +32,7 @@ class VqaExample(NamedTuple):
     image: Tensor
     ids: list[int]
     answers: tuple[tuple[str, float], ...]
+    concepts: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +44,14 @@ class VqaExamples:
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=TextOptions)
     """Of the questions."""
+    concepts: ConceptOptions | None = None
+    """Read the concepts of the pictures; None leaves them out of the batch."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> VqaExample | Skipped:
-        """Draws: view of the picture."""
+        """Draws: view of the picture, concepts."""
         sample = None
         try:
             sample = self.source[index]
@@ -57,7 +61,8 @@ class VqaExamples:
             question = drawn_text(sample, ("question",), rng)
             (view,) = views(sample, self.image, (question, *(text for text, _ in answers)), rng)
             ids = text_ids(question, self.tokenizer, self.text, clean=pre_question)
-            return VqaExample(sample.key, view, ids, answers)
+            concepts = sample_concepts(sample, self.tokenizer, self.concepts, rng)
+            return VqaExample(sample.key, view, ids, answers, concepts)
         except BadSample as error:
             return skipped(error, sample, index)
 
@@ -66,6 +71,8 @@ class VqaExamples:
         question, mask = collate_ids([example.ids for example in examples], self.tokenizer, self.text)
         answers = [(row, *answer) for row, example in enumerate(examples) for answer in example.answers]
         ids, answer_mask = answer_ids(self.tokenizer, [text for _, text, _ in answers])
+        concepts = [example.concepts for example in examples]
+        concept_ids, concept_mask = collate_concepts(concepts, self.tokenizer, self.concepts)
         return VqaBatch(
             keys=tuple(example.key for example in examples),
             image=torch.stack([example.image for example in examples]),
@@ -75,4 +82,6 @@ class VqaExamples:
             answer_mask=answer_mask,
             answer_weights=torch.tensor([weight for _, _, weight in answers], dtype=torch.float32),
             question_index=torch.tensor([row for row, _, _ in answers]),
+            concept_ids=concept_ids,
+            concept_mask=concept_mask,
         )

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from vlp_data.batch import CaptionBatch, CaptionReferencesBatch
+from vlp_data.concept_text import collate_concepts, sample_concepts
 from vlp_data.errors import BadSample
 from vlp_data.examples.base import Skipped, drawn_text, skipped, views
-from vlp_data.options import ImageOptions, TextOptions
+from vlp_data.options import ConceptOptions, ImageOptions, TextOptions
 from vlp_data.schema import Source
 from vlp_data.text import Tokenizer, collate_ids, text_ids
 
@@ -33,6 +34,7 @@ class CaptionExample(NamedTuple):
     key: str
     image: Tensor
     ids: list[int]
+    concepts: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class CaptionExamples:
     """Words every caption begins with, with the blank after them: "a picture of " in fine-tuning, none in the domain stage."""
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=lambda: TextOptions(separator=True))
+    concepts: ConceptOptions | None = None
+    """Read the concepts of the pictures; None leaves them out of the batch."""
 
     def __post_init__(self) -> None:
         if not self.text.separator:
@@ -59,14 +63,15 @@ class CaptionExamples:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> CaptionExample | Skipped:
-        """Draws: caption, view of the picture."""
+        """Draws: caption, view of the picture, concepts."""
         sample = None
         try:
             sample = self.source[index]
             caption = drawn_text(sample, ("caption",), rng)
             (view,) = views(sample, self.image, (caption,), rng)
             ids = text_ids(caption, self.tokenizer, self.text, prompt=self.prompt)
-            return CaptionExample(sample.key, view, ids)
+            concepts = sample_concepts(sample, self.tokenizer, self.concepts, rng)
+            return CaptionExample(sample.key, view, ids, concepts)
         except BadSample as error:
             return skipped(error, sample, index)
 
@@ -75,12 +80,16 @@ class CaptionExamples:
         ids, mask = collate_ids([example.ids for example in examples], self.tokenizer, self.text)
         labels = ids.masked_fill(mask == 0, IGNORED)
         labels[:, : len(prompt_ids(self.tokenizer, self.prompt))] = IGNORED
+        concepts = [example.concepts for example in examples]
+        concept_ids, concept_mask = collate_concepts(concepts, self.tokenizer, self.concepts)
         return CaptionBatch(
             keys=tuple(example.key for example in examples),
             image=torch.stack([example.image for example in examples]),
             text_ids=ids,
             attention_mask=mask,
             labels=labels,
+            concept_ids=concept_ids,
+            concept_mask=concept_mask,
         )
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from vlp_data import randaugment
 from vlp_data.batch import BoxBatch
+from vlp_data.concept_text import collate_concepts, sample_concepts
 from vlp_data.errors import BadSample
 from vlp_data.examples.base import Skipped, drawn_text, flips, opened, skipped
-from vlp_data.options import ImageOptions, TextOptions
+from vlp_data.options import ConceptOptions, ImageOptions, TextOptions
 from vlp_data.regions import Box, crop_around, inside, target_box
 from vlp_data.schema import Sample, Source
 from vlp_data.text import Tokenizer, collate_ids, text_ids
@@ -29,6 +30,7 @@ class BoxExample(NamedTuple):
     image: Tensor
     ids: list[int]
     box: Box
+    concepts: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +45,14 @@ class BoxExamples:
     tokenizer: Tokenizer
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=TextOptions)
+    concepts: ConceptOptions | None = None
+    """Read the concepts of the pictures; None leaves them out of the batch."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> BoxExample | Skipped:
-        """Draws: crop, flip, RandAugment."""
+        """Draws: crop, flip, RandAugment, concepts."""
         sample = None
         try:
             sample = self.source[index]
@@ -81,19 +85,24 @@ class BoxExamples:
             image = (
                 augmented(view, randaugment.BOX_OPERATIONS, rng) if self.image.augment else normalise(view)
             )
-            return BoxExample(sample.key, image, ids, target_box(seen, size=size))
+            concepts = sample_concepts(sample, self.tokenizer, self.concepts, rng)
+            return BoxExample(sample.key, image, ids, target_box(seen, size=size), concepts)
         except BadSample as error:
             return skipped(error, sample, index)
 
     def collate(self, examples: Sequence[BoxExample], rng: random.Random) -> BoxBatch:
         """Stack and pad; draws nothing."""
         ids, mask = collate_ids([example.ids for example in examples], self.tokenizer, self.text)
+        concepts = [example.concepts for example in examples]
+        concept_ids, concept_mask = collate_concepts(concepts, self.tokenizer, self.concepts)
         return BoxBatch(
             keys=tuple(example.key for example in examples),
             image=torch.stack([example.image for example in examples]),
             text_ids=ids,
             attention_mask=mask,
             target_boxes=torch.tensor([example.box for example in examples], dtype=torch.float32),
+            concept_ids=concept_ids,
+            concept_mask=concept_mask,
         )
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from vlp_data.batch import ImageTextBatch, RegionBatch
+from vlp_data.concept_text import collate_concepts, sample_concepts
 from vlp_data.errors import BadSample
 from vlp_data.examples.base import Skipped, drawn_text, opened, skipped, views
-from vlp_data.options import ImageOptions, MaskingOptions, RegionOptions, TextOptions
+from vlp_data.options import ConceptOptions, ImageOptions, Masking, MaskingOptions, RegionOptions, TextOptions
 from vlp_data.regions import RegionExample, collate_regions, sample_regions
 from vlp_data.schema import Source
 from vlp_data.text import MaskedText, Tokenizer, collate_masked, masked_text
@@ -23,6 +24,7 @@ class ImageTextExample(NamedTuple):
     key: str
     image: Tensor
     text: MaskedText
+    concepts: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,31 +35,37 @@ class ImageTextExamples:
     tokenizer: Tokenizer
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=TextOptions)
-    masking: MaskingOptions = field(default_factory=MaskingOptions)
+    masking: Masking = field(default_factory=MaskingOptions)
+    concepts: ConceptOptions | None = None
+    """Read the concepts of the pictures; None leaves them out of the batch."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> ImageTextExample | Skipped:
-        """Draws: caption, view of the picture, masking."""
+        """Draws: caption, view of the picture, masking, concepts."""
         sample = None
         try:
             sample = self.source[index]
             caption = drawn_text(sample, ("caption",), rng)
             (view,) = views(sample, self.image, (caption,), rng)
-            return ImageTextExample(
-                sample.key, view, masked_text(caption, self.tokenizer, self.text, self.masking, rng)
-            )
+            text = masked_text(caption, self.tokenizer, self.text, self.masking, rng)
+            concepts = sample_concepts(sample, self.tokenizer, self.concepts, rng)
+            return ImageTextExample(sample.key, view, text, concepts)
         except BadSample as error:
             return skipped(error, sample, index)
 
     def collate(self, examples: Sequence[ImageTextExample], rng: random.Random) -> ImageTextBatch:
         """Stack and pad; draws nothing."""
         texts = collate_masked([e.text for e in examples], self.tokenizer, self.text, self.masking)
+        concepts = [example.concepts for example in examples]
+        concept_ids, concept_mask = collate_concepts(concepts, self.tokenizer, self.concepts)
         return ImageTextBatch(
             keys=tuple(example.key for example in examples),
             image=torch.stack([example.image for example in examples]),
             **texts._asdict(),
+            concept_ids=concept_ids,
+            concept_mask=concept_mask,
         )
 
 
@@ -74,8 +82,10 @@ class RegionExamples:
     """Side in pixels of the square that one image token stands for (the encoder's total stride)."""
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=TextOptions)
-    masking: MaskingOptions = field(default_factory=MaskingOptions)
+    masking: Masking = field(default_factory=MaskingOptions)
     regions: RegionOptions = field(default_factory=RegionOptions)
+    concepts: ConceptOptions | None = None
+    """Read the concepts of the pictures; None leaves them out of the batch."""
 
     def __post_init__(self) -> None:
         if self.batch_texts <= 0:
@@ -89,11 +99,11 @@ class RegionExamples:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> RegionExample | Skipped:
-        """Draws as `sample_regions`."""
+        """Draws as `sample_regions`, then concepts."""
         sample = None
         try:
             sample = self.source[index]
-            return sample_regions(
+            example = sample_regions(
                 sample,
                 opened(sample, self.image),
                 self.tokenizer,
@@ -104,6 +114,7 @@ class RegionExamples:
                 regions=self.regions,
                 augment=self.image.augment,
             )
+            return example._replace(concepts=sample_concepts(sample, self.tokenizer, self.concepts, rng))
         except BadSample as error:
             return skipped(error, sample, index)
 
@@ -118,4 +129,5 @@ class RegionExamples:
             masking=self.masking,
             batch_texts=self.batch_texts,
             patch_size=self.patch_size,
+            concepts=self.concepts,
         )

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from vlp_data.batch import EntailmentBatch, NlvrBatch
+from vlp_data.concept_text import collate_concepts, sample_concepts
 from vlp_data.errors import BadSample
 from vlp_data.examples.base import Skipped, drawn_text, skipped, views
-from vlp_data.options import ImageOptions, TextOptions
+from vlp_data.options import ConceptOptions, ImageOptions, TextOptions
 from vlp_data.schema import Role, Source
 from vlp_data.text import Tokenizer, collate_ids, text_ids
 
@@ -26,6 +27,8 @@ class StatementExample(NamedTuple):
     images: list[Tensor]
     ids: list[int]
     label: int
+    concepts: list[list[int]]
+    """Of each picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,23 +39,33 @@ class NlvrExamples:
     tokenizer: Tokenizer
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=TextOptions)
+    concepts: ConceptOptions | None = None
+    """Read the concepts of the pictures; None leaves them out of the batch."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> StatementExample | Skipped:
-        """Draws: view of the first picture, view of the second."""
+        """Draws: view of the first picture, view of the second, concepts of the first, concepts of the second."""
         return _example(self, index, rng, role="sentence", pictures=2)
 
     def collate(self, examples: Sequence[StatementExample], rng: random.Random) -> NlvrBatch:
         """Stack and pad; draws nothing."""
         ids, mask = collate_ids([example.ids for example in examples], self.tokenizer, self.text)
+        sides = [[example.concepts[side] for example in examples] for side in (0, 1)]
+        concept_ids, concept_mask = collate_concepts(sides[0], self.tokenizer, self.concepts)
+        # Padded by themselves: the reference encodes the two sides apart, and the model sees padding.
+        second_ids, second_mask = collate_concepts(sides[1], self.tokenizer, self.concepts)
         return NlvrBatch(
             keys=tuple(example.key for example in examples),
             image=torch.stack([example.images[side] for side in (0, 1) for example in examples]),
             text_ids=ids,
             attention_mask=mask,
             labels=torch.tensor([example.label for example in examples]),
+            concept_ids=concept_ids,
+            concept_mask=concept_mask,
+            second_concept_ids=second_ids,
+            second_concept_mask=second_mask,
         )
 
 
@@ -64,23 +77,29 @@ class EntailmentExamples:
     tokenizer: Tokenizer
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=TextOptions)
+    concepts: ConceptOptions | None = None
+    """Read the concepts of the pictures; None leaves them out of the batch."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> StatementExample | Skipped:
-        """Draws: view of the picture."""
+        """Draws: view of the picture, concepts."""
         return _example(self, index, rng, role="hypothesis", pictures=1)
 
     def collate(self, examples: Sequence[StatementExample], rng: random.Random) -> EntailmentBatch:
         """Stack and pad; draws nothing."""
         ids, mask = collate_ids([example.ids for example in examples], self.tokenizer, self.text)
+        concepts = [example.concepts[0] for example in examples]
+        concept_ids, concept_mask = collate_concepts(concepts, self.tokenizer, self.concepts)
         return EntailmentBatch(
             keys=tuple(example.key for example in examples),
             image=torch.stack([example.images[0] for example in examples]),
             text_ids=ids,
             attention_mask=mask,
             labels=torch.tensor([example.label for example in examples]),
+            concept_ids=concept_ids,
+            concept_mask=concept_mask,
         )
 
 
@@ -95,6 +114,10 @@ def _example(
         text = drawn_text(sample, (role,), rng)
         images = views(sample, options.image, (text,), rng, count=pictures)
         ids = text_ids(text, options.tokenizer, options.text)
-        return StatementExample(sample.key, images, ids, sample.target.label)
+        concepts = [
+            sample_concepts(sample, options.tokenizer, options.concepts, rng, image=number)
+            for number in range(pictures)
+        ]
+        return StatementExample(sample.key, images, ids, sample.target.label, concepts)
     except BadSample as error:
         return skipped(error, sample, index)

@@ -24,6 +24,7 @@ from vlp_data.errors import BadSample, DataError
 from vlp_data.options import ImageTextLines, RegionLines
 from vlp_data.order import Runs
 from vlp_data.schema import Image, Region, Sample, Text
+from vlp_data.sources.rows import concepts
 
 _CHUNK_BYTES = 16 * 2**20
 
@@ -257,7 +258,7 @@ def parse_image_text(line: bytes | str, path: str, number: int, options: ImageTe
     return Sample(
         key=key,
         images=(_image(entry, key, options),),
-        texts=_texts(entry[caption_key], "caption", key, caption_key),
+        texts=_texts(entry[caption_key], "caption", key, caption_key) + _concepts(entry, key),
         meta={"file": path, "line": number},
     )
 
@@ -293,7 +294,7 @@ def parse_regions(line: bytes | str, path: str, number: int, options: RegionLine
     return Sample(
         key=key,
         images=(_image(entry, key, options),),
-        texts=tuple(texts),
+        texts=(*texts, *_concepts(entry, key)),
         regions=tuple(regions),
         meta={"file": path, "line": number},
     )
@@ -322,6 +323,14 @@ def _texts(value: Any, role: Any, key: str, name: str) -> tuple[Text, ...]:
             "broken line", key, f"`{name}` must be a string or a list of strings, found {value!r}"[:200]
         )
     return tuple(Text(text=text, role=role, listed=isinstance(value, list)) for text in alternatives)
+
+
+def _concepts(entry: dict[str, Any], key: str) -> tuple[Text, ...]:
+    """Words for the picture in `kwords`, as ViCHA's lists have them; X-VLM's own lines have none."""
+    try:
+        return concepts(entry, "kwords", key)
+    except DataError as error:
+        raise BadSample("broken line", key, str(error)) from error
 
 
 def _attributes(value: Any, key: str, name: str) -> str | tuple[str, ...]:

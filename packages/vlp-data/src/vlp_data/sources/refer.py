@@ -17,7 +17,7 @@ from vlp_data import files
 from vlp_data.errors import DataError
 from vlp_data.options import Refer
 from vlp_data.schema import Image, Region, Sample, Target, Text
-from vlp_data.sources.rows import Rows, field, read_json
+from vlp_data.sources.rows import Rows, concepts, field, read_json
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -90,7 +90,10 @@ class ReferSource:
                     id=row["image_id"],
                 ),
             ),
-            texts=(Text(text=row["text"], role="expression", id=row["ref_id"]),),
+            texts=(
+                Text(text=row["text"], role="expression", id=row["ref_id"]),
+                *concepts(row, "kwords", row["key"]),
+            ),
             regions=tuple(
                 Region(box=(x, y, x + w, y + h), category=None if number else row["category"])
                 for number, (x, y, w, h) in enumerate(boxes)
@@ -135,7 +138,8 @@ def open_refer(options: Refer) -> ReferSource:
                 boxes = [_box(box, f"{options.detections}: {name}") for box in detections[name]]
                 found["detections"] = [box for box in boxes if _has_area(box)]
                 notes["detections without area"] += len(boxes) - len(found["detections"])
-            rows.append({**found, "key": f"{path}:{number}", "file": path, "row": number})
+            words = [text.text for text in concepts(entry, "kwords", where)]
+            rows.append({**found, "kwords": words, "key": f"{path}:{number}", "file": path, "row": number})
     if not rows:
         raise DataError(
             f"no expression in {', '.join(options.files)} ({dict(notes) or 'the lists are empty'})"

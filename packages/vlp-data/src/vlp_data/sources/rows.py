@@ -12,6 +12,7 @@ import numpy as np
 
 from vlp_data import files
 from vlp_data.errors import DataError
+from vlp_data.schema import Text
 
 
 class Rows:
@@ -58,3 +59,11 @@ def field(row: dict[str, Any], name: str, kind: type | tuple[type, ...], where: 
             f"{where}: `{name}` must be {' or '.join(k.__name__ for k in kinds)}, found {value!r}"[:300]
         )
     return value
+
+
+def concepts(row: dict[str, Any], name: str, where: str, *, image: int = 0) -> tuple[Text, ...]:
+    """The concepts of a picture in `row[name]`; none if there is no such field. Raises DataError naming the row and the field."""
+    words = row.get(name, [])
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise DataError(f"{where}: `{name}` must be a list of strings, found {words!r}"[:300])
+    return tuple(Text(text=word, role="concept", image=image) for word in words)

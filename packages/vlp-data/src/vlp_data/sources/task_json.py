@@ -21,7 +21,7 @@ from vlp_data.errors import BadSample, DataError
 from vlp_data.options import TaskJson
 from vlp_data.paths import rebase
 from vlp_data.schema import Image, Role, Sample, Target, Text
-from vlp_data.sources.rows import Rows, field, read_json
+from vlp_data.sources.rows import Rows, concepts, field, read_json
 
 NLVR_LABELS = {"False": 0, "True": 1}
 ENTAILMENT_LABELS = {"contradiction": 0, "neutral": 1, "entailment": 2}
@@ -131,9 +131,9 @@ def parse_entry(entry: dict[str, Any], path: str, row: int, options: TaskJson) -
         for name in names
     )
     texts, target = _content(entry, kind, where)
-    texts += tuple(Text(text=word, role="concept") for word in entry.get("kwords", ()))
+    texts += concepts(entry, "kwords", where)
     for image, name in enumerate(("kwords1", "kwords2")):
-        texts += tuple(Text(text=word, role="concept", image=image) for word in entry.get(name, ()))
+        texts += concepts(entry, name, where, image=image)
     known = {
         "image",
         "images",
