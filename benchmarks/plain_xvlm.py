@@ -3,25 +3,24 @@
 Written from the description of the method, for Swin and BERT, on the official parameter names. Plain means:
 
 - Swin rolls and cuts the picture in every block, looks its bias up by index and softmaxes written-out scores;
-- every attention has three projections, written-out scores, an added mask and a softmax;
 - positives and negatives of image-text matching are two passes of the fusion layers, masked tokens a third one from the first layer on, boxes a fourth;
   each projects its images to keys and values again;
 - negatives are drawn one at a time in a Python loop with `.item()`;
 - the language head runs over all positions (`all_positions=False`: at the masked ones only);
-- the optimizer loops over parameters.
+- text layers and optimizer are those of `plain_text.py`.
 
 Source: arXiv 2111.08276. Shape letters: B texts, N images, L patches, T tokens, D image width, W text width.
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from plain_text import PlainText
 from torch import Tensor
 
 
-class PlainXvlm:
+class PlainXvlm(PlainText):
     """Losses of a batch on a dict of official parameters; dropout and stochastic depth are off."""
 
     def __init__(
@@ -37,16 +36,13 @@ class PlainXvlm:
         all_positions: bool,
     ) -> None:
         tied = ("text_encoder.cls.predictions.decoder.weight", "text_encoder.cls.predictions.decoder.bias")
-        self.p = {
+        parameters = {
             name: tensor.detach().clone().requires_grad_()
             for name, tensor in state.items()
             if tensor.is_floating_point() and name not in tied and not name.endswith("attn_mask")
         }
-        self.text_heads, self.fusion_layer, self.text_eps = text_heads, fusion_layer, text_eps
+        super().__init__(parameters, text_heads=text_heads, fusion_layer=fusion_layer, text_eps=text_eps)
         self.all_positions = all_positions
-        self.text_layers = 1 + max(
-            int(name.split(".")[4]) for name in self.p if name.startswith("text_encoder.bert.encoder")
-        )
         self.heads = heads
         self.stages = []
         for stage in range(len(heads)):
@@ -159,22 +155,8 @@ class PlainXvlm:
 
     # ---- parts
 
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        return F.linear(x, self.p[f"{name}.weight"], self.p[f"{name}.bias"])
-
-    def norm(self, name: str, x: Tensor, eps: float) -> Tensor:
-        weight = self.p[f"{name}.weight"]
-        return F.layer_norm(x, weight.shape, weight, self.p[f"{name}.bias"], eps)
-
     def head(self, name: str, x: Tensor) -> Tensor:
         return self.linear(f"{name}.3", F.gelu(self.norm(f"{name}.1", self.linear(f"{name}.0", x), 1e-5)))
-
-    def language_head(self, x: Tensor) -> Tensor:
-        head, words = "text_encoder.cls.predictions", "text_encoder.bert.embeddings.word_embeddings.weight"
-        x = self.norm(
-            f"{head}.transform.LayerNorm", F.gelu(self.linear(f"{head}.transform.dense", x)), self.text_eps
-        )
-        return F.linear(x, self.p[words], self.p[f"{head}.bias"])
 
     def swin(self, image: Tensor) -> Tensor:
         p, root = self.p, "vision_encoder"
@@ -216,44 +198,6 @@ class PlainXvlm:
         mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(windows, tokens, width)
         return self.linear(f"{name}.attn.proj", mixed)
 
-    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        root = "text_encoder.bert.embeddings"
-        x = F.embedding(ids, self.p[f"{root}.word_embeddings.weight"], padding_idx=0)
-        x = x + F.embedding(torch.zeros_like(ids), self.p[f"{root}.token_type_embeddings.weight"])
-        x = x + F.embedding(torch.arange(ids.shape[1])[None], self.p[f"{root}.position_embeddings.weight"])
-        x = self.norm(f"{root}.LayerNorm", x, self.text_eps)
-        for number in range(self.fusion_layer):
-            x = self.bert_layer(number, x, mask, None, None)
-        return x
-
-    def fuse(self, x: Tensor, mask: Tensor, image: Tensor, image_mask: Tensor) -> Tensor:
-        for number in range(self.fusion_layer, self.text_layers):
-            x = self.bert_layer(number, x, mask, image, image_mask)
-        return x
-
-    def bert_layer(
-        self, number: int, x: Tensor, mask: Tensor, image: Tensor | None, image_mask: Tensor | None
-    ) -> Tensor:
-        name = f"text_encoder.bert.encoder.layer.{number}"
-        x = self.attention(f"{name}.attention", x, x, (1 - mask.float()) * -10000.0)
-        if image is not None:
-            x = self.attention(f"{name}.crossattention", x, image, (1 - image_mask.float()) * -1e9)
-        y = self.linear(f"{name}.output.dense", F.gelu(self.linear(f"{name}.intermediate.dense", x)))
-        return self.norm(f"{name}.output.LayerNorm", x + y, self.text_eps)
-
-    def attention(self, name: str, x: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
-        def split(y: Tensor) -> Tensor:
-            return y.view(*y.shape[:2], self.text_heads, -1).permute(0, 2, 1, 3)
-
-        q = split(self.linear(f"{name}.self.query", x))
-        k = split(self.linear(f"{name}.self.key", seen))
-        v = split(self.linear(f"{name}.self.value", seen))
-        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + mask[:, None, None, :]
-        mixed = (scores.softmax(-1) @ v).permute(0, 2, 1, 3).reshape(x.shape)
-        return self.norm(
-            f"{name}.output.LayerNorm", x + self.linear(f"{name}.output.dense", mixed), self.text_eps
-        )
-
 
 def cut_windows(x: Tensor, cut: int) -> Tensor:
     batch, side, _, width = x.shape
@@ -281,30 +225,3 @@ def shifted_mask(side: int, cut: int, shift: int) -> Tensor:
         area[:, rows, columns] = number
     area = cut_windows(area, cut).squeeze(-1)
     return (area[:, None, :] != area[:, :, None]) * -100.0
-
-
-class PlainAdamW:
-    """The update of AdamW, parameter by parameter; `decayed` names those with weight decay."""
-
-    def __init__(
-        self, parameters: Mapping[str, Tensor], *, lr: float, weight_decay: float, eps: float = 1e-8
-    ) -> None:
-        self.parameters, self.lr, self.weight_decay, self.eps = parameters, lr, weight_decay, eps
-        self.state: dict[str, tuple[int, Tensor, Tensor]] = {}
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for name, parameter in self.parameters.items():
-            if parameter.grad is None:
-                continue
-            step, mean, square = self.state.get(name) or (
-                0,
-                torch.zeros_like(parameter),
-                torch.zeros_like(parameter),
-            )
-            mean.mul_(0.9).add_(parameter.grad, alpha=0.1)
-            square.mul_(0.999).addcmul_(parameter.grad, parameter.grad, value=0.001)
-            self.state[name] = (step := step + 1, mean, square)
-            size = self.lr * math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
-            parameter.addcdiv_(mean, square.sqrt().add_(self.eps), value=-size)
-            parameter.add_(parameter, alpha=-self.lr * self.weight_decay)

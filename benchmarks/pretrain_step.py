@@ -18,7 +18,8 @@ from unittest import mock
 
 import torch
 from common import interleaved, machine, median, ratio, save, spread, table
-from plain_xvlm import PlainAdamW, PlainXvlm
+from plain_text import PlainAdamW
+from plain_xvlm import PlainXvlm
 from torch import Tensor
 from vlp_core import models
 from vlp_core.losses.matching import Negatives
