@@ -1,8 +1,11 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from vlp_core import models
-from vlp_core.explain import attention_heat, detection_scores
+from vlp_core.concepts import Concepts
+from vlp_core.explain import attention_heat, detection_scores, similarity_heat
+from vlp_core.weights import vicha
 
 VISION = {"kind": "vit", "image_size": 48, "patch": 16, "width": 8, "depth": 1, "heads": 2, "local_depth": 0}
 TEXT = {
@@ -104,6 +107,193 @@ def test_misuse_is_refused():
         attention_heat(model, image[:, :9], ids, mask, layer=3)
     with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
         attention_heat(model.train(), image, ids, mask, layer=3)
+
+
+WITH_CONCEPTS = {"layers": 1, "place": "first"}
+
+
+def concept_model(visible_padding: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    model = models.create(
+        "vicha",
+        vision=VISION | {"depth": 3},
+        text=TEXT,
+        concepts=WITH_CONCEPTS | {"visible_padding": visible_padding},
+        embed_width=6,
+        heads=["contrast", "match"],
+    ).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def concept_inputs() -> tuple[torch.Tensor, Concepts, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    _, ids, mask = inputs()
+    seen = torch.ones(2, 5, dtype=torch.long)
+    seen[0, 3:] = 0
+    concepts = Concepts(torch.randint(2, 20, (2, 5), generator=generator), seen)
+    return torch.randn(2, 3, 48, 48, generator=generator), concepts, ids, mask
+
+
+def test_tokens_behind_the_patches_take_attention_but_have_no_heat():
+    model, (picture, concepts, ids, mask) = concept_model(), concept_inputs()
+    image = model.encode_image(picture, concepts).embeds
+    assert image.shape[1] == 1 + 9 + 5 and model.vision.tokens == 10
+    heat = attention_heat(model, image, ids, mask, layer=3, tokens=10)
+    assert heat.words.shape == (2, 6, 3, 3)
+    without = attention_heat(model, image[:, :10], ids, mask, layer=3)
+    assert not torch.allclose(heat.mean, without.mean)
+    hidden = torch.zeros(2, 15)
+    hidden[:, :10] = 1
+    masked = attention_heat(model, image, ids, mask, layer=3, tokens=10, image_mask_BS=hidden)
+    torch.testing.assert_close(masked.words, without.words)
+    with pytest.raises(ValueError, match="15 image tokens are not one and a square of patches"):
+        attention_heat(model, image, ids, mask, layer=3)
+    with pytest.raises(ValueError, match="tokens=17, but there are 15"):
+        attention_heat(model, image, ids, mask, layer=3, tokens=17)
+
+
+@pytest.mark.parametrize("visible_padding", [True, False])
+@pytest.mark.parametrize("block", [1, 2])
+def test_heat_of_similarity_is_its_slope(block, visible_padding):
+    """A*G by definition: nudge one attention weight at a time and look at the similarity."""
+    model, (picture, concepts, ids, mask) = concept_model(visible_padding).double(), concept_inputs()
+    picture = picture.double()
+    heat = similarity_heat(model, picture, ids, mask, block=block, concepts=concepts)
+    assert heat.shape == (2, 3, 3)
+    attention, plain = model.vision.encoder.blocks[block].attention, []
+
+    def similarity(row: int, change=None) -> torch.Tensor:
+        def explicit(x, bias=None):
+            def watch(weights):
+                plain.append(weights.detach())
+                return weights if change is None else weights + change
+
+            return attention.weighted(x, bias, watch=watch)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "forward", explicit)
+            image = model.encode_image(picture, concepts).embeds
+        text = model.encode_text(ids, mask).embeds
+        # The model's own projections are rounded to fp32, too coarse for a slope.
+        left, right = (
+            F.normalize(to(x[:, 0]), dim=-1)
+            for to, x in ((model.vision_proj, image), (model.text_proj, text))
+        )
+        return ((left * right).sum(-1) / model.temperature)[row].detach()
+
+    for row, patch_number in ((0, 1), (0, 7), (1, 9), (1, 4)):
+        total = 0.0
+        for head in range(2):
+            change = torch.zeros(2, 2, 15, 15, dtype=torch.float64)
+            change[row, head, 0, patch_number] = 1e-5
+            slope = (similarity(row, change) - similarity(row, -change)) / 2e-5
+            total += plain[-1][row, head, 0, patch_number] * slope.clamp(min=0)
+        place = divmod(patch_number - 1, 3)
+        assert heat[row][place].item() == pytest.approx(float(total) / 2, rel=1e-3, abs=1e-9)
+    assert (heat > 0).any()
+
+
+@pytest.mark.parametrize("visible", [None, "some"])
+def test_explicit_weights_of_an_image_block_give_its_output(visible):
+    attention = concept_model().vision.encoder.blocks[0].attention
+    x = torch.randn(2, 15, 8, generator=torch.Generator().manual_seed(3))
+    bias = None
+    if visible:
+        bias = torch.zeros(2, 1, 1, 15)
+        bias[..., 12:] = -10000.0
+    seen = []
+
+    def watch(weights):
+        seen.append(weights)
+        return weights
+
+    torch.testing.assert_close(attention.weighted(x, bias, watch=watch), attention(x, bias))
+    torch.testing.assert_close(seen[0].sum(-1), torch.ones(2, 2, 15))
+
+
+def test_heat_of_similarity_leaves_the_model_as_it_was():
+    model, (picture, concepts, ids, mask) = concept_model(), concept_inputs()
+    before = model.encode_image(picture, concepts).projection
+    grown = torch.is_grad_enabled()
+    with torch.inference_mode():
+        first = similarity_heat(model, picture, ids, mask, block=1, concepts=concepts)
+        assert not torch.is_grad_enabled()
+    assert torch.is_grad_enabled() == grown
+    again = similarity_heat(model, picture, ids, mask, block=1, concepts=concepts)
+    torch.testing.assert_close(first, again)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(not module._forward_hooks for module in model.modules())
+    torch.testing.assert_close(model.encode_image(picture, concepts).projection, before)
+
+
+def test_heat_of_similarity_needs_a_vit_and_a_block_of_it():
+    model, (picture, concepts, ids, mask) = concept_model(), concept_inputs()
+    with pytest.raises(ValueError, match=r"block=3 is none of the image encoder; choose among 0\.\.2"):
+        similarity_heat(model, picture, ids, mask, block=3, concepts=concepts)
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        similarity_heat(model.train(), picture, ids, mask, block=1, concepts=concepts)
+    swin = {"kind": "swin", "image_size": 64, "window": 2, "width": 8, "depths": [1, 1], "heads": [1, 2]}
+    other = models.create("xvlm", vision=swin, text=TEXT, embed_width=6, heads=["contrast", "match"]).eval()
+    with pytest.raises(ValueError, match="SwinTransformer has no class token that attends to all patches"):
+        similarity_heat(other, torch.zeros(1, 3, 64, 64), ids[:1], mask[:1], block=0)
+
+
+def has_heat(case):
+    return {"gradcam_itc", "gradcam_itm", "gradcam_itm_per_token"} <= case.tensor_names("outputs")
+
+
+def reference_model(case):
+    """A model with the weights of a case; the momentum copies and queues are left out."""
+    config, bert = case.config, case.config["bert"]
+    text = {
+        "vocabulary": bert["vocab_size"],
+        "width": bert["hidden_size"],
+        "layers": bert["num_hidden_layers"],
+        "heads": bert["num_attention_heads"],
+        "hidden": bert["intermediate_size"],
+        "positions": bert["max_position_embeddings"],
+        "fusion_layer": bert["fusion_layer"],
+    }
+    vision = {
+        "kind": "vit",
+        "image_size": config["image_res"],
+        "patch": config["patch_size"],
+        "width": config["vision_width"],
+        "depth": config["vit_depth"],
+        "heads": config["vit_heads"],
+        "local_depth": 0,
+    }
+    model = models.create(
+        "vicha",
+        vision=vision,
+        text=text,
+        concepts={"layers": config["num_hidden_layers_kw"]},
+        embed_width=config["embed_dim"],
+        heads=["contrast", "match"],
+    )
+    own = vicha.split(case.tensors("weights")).model
+    model.load_state_dict(vicha.vicha_adapter(model).to_ours(own))
+    return model.eval()
+
+
+@pytest.mark.golden("vicha", has_heat)
+def test_heat_of_both_kinds_equals_vicha(case):
+    model, inputs, outputs = reference_model(case), case.tensors("inputs"), case.tensors("outputs")
+    concepts = Concepts(inputs["kw_ids"], inputs["kw_mask"])
+    ids, mask = inputs["text_ids"], inputs["text_mask"]
+    with torch.no_grad():
+        image = model.encode_image(inputs["image"], concepts)
+    heat = attention_heat(
+        model, image.embeds, ids, mask, layer=case.config["block_num_itm"], tokens=model.vision.tokens
+    )
+    torch.testing.assert_close(heat.mean, outputs["gradcam_itm"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(heat.words, outputs["gradcam_itm_per_token"], rtol=1e-4, atol=1e-5)
+    similar = similarity_heat(
+        model, inputs["image"], ids, mask, block=case.config["block_num_itc"], concepts=concepts
+    )
+    torch.testing.assert_close(similar, outputs["gradcam_itc"], rtol=1e-4, atol=1e-5)
 
 
 def test_the_box_around_the_heat_wins():

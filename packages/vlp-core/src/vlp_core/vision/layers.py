@@ -128,6 +128,17 @@ class SelfAttention(nn.Module):
         x_BHTK = vlp_ops.attention(q, k, v, bias=bias_B11T)
         return self.out(x_BHTK.transpose(1, 2).flatten(2))
 
+    def weighted(
+        self, x_BTD: Tensor, bias_B11T: Tensor | None = None, *, watch: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """As `forward`, by explicit weights [B, H, T, T] that go through `watch` (explanations)."""
+        q, k, v = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+        if bias_B11T is not None:
+            scores = scores + bias_B11T
+        x_BHTK = watch(scores.softmax(-1)) @ v
+        return self.out(x_BHTK.transpose(1, 2).flatten(2))
+
 
 class Block(nn.Module):
     """Pre-norm transformer block: x + attention(norm(x)), then x + feed-forward(norm(x))."""
