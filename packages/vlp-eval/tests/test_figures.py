@@ -153,7 +153,7 @@ def test_heat_of_each_word_is_drawn_where_it_is():
     left, nothing = np.zeros((2, 4, 4), np.float32)
     left[:, 0] = 1
     maps = [("all words", left), ("red", left), ("the", nothing)]
-    page = figures.grounding_figure(expressions(None), Pictures(1), heat=lambda picture, text: maps)
+    page = figures.grounding_figure(expressions(None), Pictures(1), heat=lambda picture, text, words: maps)
 
     def redness(word):
         at = figures.MARGIN + figures.TEXT_WIDTH + figures.GAP + word * (figures.THUMB + figures.GAP)

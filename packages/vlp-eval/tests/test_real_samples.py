@@ -17,6 +17,7 @@ from vlp_eval import (
     evaluate_vqa,
     predictions,
 )
+from vlp_eval.inference import RowOptions
 from vlp_eval.vqa import read_annotations, read_candidates
 
 VIEW = partial(eval_view, size=64)
@@ -68,7 +69,7 @@ def test_questions(chosen, shared_data, tokenizer, make, tmp_path):
         make("vqa"),
         source,
         tokenizer,
-        view=VIEW,
+        RowOptions(view=VIEW),
         candidates=candidates if chosen else None,
         k=5,
         annotations=annotations,
@@ -85,7 +86,9 @@ def test_questions(chosen, shared_data, tokenizer, make, tmp_path):
 def test_training_questions_bring_their_answers(shared_data, tokenizer, make):
     file = shared_data / "formats" / "albef_json" / "vqa_train.json"
     source = TaskJson(files=(str(file),), root=str(shared_data / "coco-mini")).open()
-    scores = evaluate_vqa(make("vqa"), source, tokenizer, view=VIEW, candidates=["wood", "yes"], k=2)
+    scores = evaluate_vqa(
+        make("vqa"), source, tokenizer, RowOptions(view=VIEW), candidates=["wood", "yes"], k=2
+    )
     assert all(len(one["answers"]) == 10 for one in scores.samples["questions"])
 
 
@@ -94,7 +97,7 @@ def test_sentences_about_two_pictures(shared_data, tokenizer, make, tmp_path):
     rows = json.loads(file.read_text())
     stand_ins(tmp_path, sorted({name for row in rows for name in row["images"]}))
     source = TaskJson(files=(str(file),), root=str(tmp_path)).open()
-    scores = evaluate_nlvr(make("nlvr", layers=6), source, tokenizer, view=VIEW)
+    scores = evaluate_nlvr(make("nlvr", layers=6), source, tokenizer, RowOptions(view=VIEW))
     assert [one["label"] for one in scores.samples["statements"]] == [row["label"] for row in rows]
     assert "consistency" not in scores.metrics  # these lists carry no identifiers, and the report says so
     assert any("no consistency" in note for note in scores.notes)
@@ -120,7 +123,7 @@ def test_referring_expressions(by, layer, shared_data, tokenizer, make, tmp_path
         root=str(tmp_path),
     ).open()
     model = make("xvlm", heads=["boxes"] if by == "boxes" else ["contrast", "match"])
-    scores = evaluate_grounding(model, source, tokenizer, view=VIEW, by=by, layer=layer)
+    scores = evaluate_grounding(model, source, tokenizer, RowOptions(view=VIEW), by=by, layer=layer)
     assert scores.counts["expressions"] == len(rows)
     assert set(scores.metrics) == {"accuracy", "testB"}
     if by == "heat":
@@ -135,7 +138,7 @@ def test_captions(shared_data, tokenizer, make, tmp_path):
         annotations=str(folder / "annotations" / "captions.json"), images=str(folder / "images")
     ).open()
     scores = evaluate_captioning(
-        make("captioning"), source, tokenizer, view=VIEW, limit=6, max_tokens=10, beams=2
+        make("captioning"), source, tokenizer, RowOptions(view=VIEW, limit=6), max_tokens=10, beams=2
     )
     known = {
         one["id"] for one in json.loads((folder / "annotations" / "captions.json").read_text())["images"]

@@ -5,6 +5,8 @@ import json
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import normalize
+from vlp_core.concepts import Concepts
+from vlp_data.errors import DataError
+from vlp_data.options import ConceptOptions, TaskJson
 from vlp_eval.gallery import Gallery
 from vlp_eval.metrics import retrieval as metric
 from vlp_eval.report import Scores
@@ -63,7 +68,42 @@ class Toy(nn.Module):
         return ((image.embeds.mean(1)[image_index] * words @ self.mix).sin()).sum(1)
 
 
+class Seeing(Toy):
+    """Also sees the words attached to a picture, as tokens behind the patches whose padding counts; hides some of its tokens."""
+
+    class Features(NamedTuple):
+        embeds: torch.Tensor
+        projection: torch.Tensor
+        attention_mask: torch.Tensor | None = None
+
+    def __init__(self, mask=False):
+        super().__init__()
+        self.vision = nn.Module()
+        self.vision.concepts = nn.Identity()
+        self.mask = mask
+        self.padded = set()
+
+    def encode_image(self, image, concepts):
+        self.padded.add(concepts.ids.shape[1])
+        patches = super().encode_image(image)
+        embeds = torch.cat([patches.embeds, self.words[concepts.ids]], 1)
+        mask = torch.ones(embeds.shape[:2]) if self.mask else None
+        return self.Features(embeds, normalize(embeds.mean(1), dim=-1), mask)
+
+
 class Words:
+    pad_id, cls_id = 0, 1
+
+    def token_ids(self, text):
+        return [1 + zlib.crc32(word.encode()) % 49 for word in text.split()]
+
+    def frame(self, ids, *, max_tokens, separator):
+        return [self.cls_id, *ids][:max_tokens]
+
+    def pad(self, rows, length):
+        ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
+        return ids, (ids > 0).long()
+
     def encode(self, texts, *, max_tokens, separator, pad):
         rows = [[1 + zlib.crc32(word.encode()) % 49 for word in text.split()][:max_tokens] for text in texts]
         longest = max_tokens if pad == "max" else max(map(len, rows))
@@ -93,6 +133,7 @@ def gallery():
         texts=tuple(texts),
         text_ids=tuple(f"text{j}" for j in range(len(texts))),
         image_of_text=tuple(image_of_text),
+        concepts=tuple(tuple(f"c{n}" for n in range(i, 2 * i % 7 + i + 1)) for i in range(IMAGES)),
     )
 
 
@@ -199,6 +240,64 @@ def test_rerank_of_chosen_candidates_and_pairs():
         left, right = rerank(model, image, text, of_image, of_text, pair_batch=5)
     torch.testing.assert_close(left, direct.gather(1, of_image))
     torch.testing.assert_close(right, direct.T.gather(1, of_text))
+
+
+CONCEPTS = ConceptOptions(max_tokens=6, pad="max")
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_pictures_are_compared_with_their_concepts(mask):
+    own, model = gallery(), Seeing(mask)
+    found = evaluate(model, concepts=CONCEPTS, rerank=4, image_batch=3, workers=1)
+    assert model.padded == {6} and found.settings["concepts"]["max_tokens"] == 6
+    model = Seeing(mask).eval()
+    words = Words()
+    with torch.no_grad():
+        ids = [words.frame(words.token_ids(" ".join(c)), max_tokens=6, separator=False) for c in own.concepts]
+        image = model.encode_image(
+            torch.stack([own.image(i) for i in range(IMAGES)]), Concepts(*words.pad(ids, 6))
+        )
+        text = model.encode_text(*words.encode(own.texts, max_tokens=40, separator=False, pad="longest"))
+        similarity = image.projection @ text.projection.T
+        of_image, of_text = metric.top(similarity, 4), metric.top(similarity.T, 4)
+        left, right = rerank(model, image, text, of_image, of_text)
+    of = torch.tensor(own.image_of_text)
+    text_ranks, _ = metric.candidate_text_ranks(of_image, left, of)
+    image_ranks, _ = metric.candidate_image_ranks(of_text, right, of, images=IMAGES)
+    assert ranks_of(found, "reranked") == [text_ranks.tolist(), image_ranks.tolist()]
+    assert ranks_of(found, "dual")[0] == metric.text_ranks(similarity, of).tolist()
+    assert ranks_of(found, "dual") != ranks_of(evaluate(Toy()), "dual")
+
+
+def test_concepts_of_a_gallery_are_complete_and_padded_alike():
+    own = gallery()
+    with pytest.raises(ValueError, match=r"concepts\.pad=longest: .* give pad=max"):
+        evaluate(Seeing(), concepts=ConceptOptions(pad="longest"))
+    with pytest.raises(ValueError, match="sees the words attached to each picture; give concepts"):
+        evaluate(Seeing())
+    with pytest.raises(ValueError, match="has no concept encoder; leave concepts out"):
+        evaluate(Toy(), concepts=CONCEPTS)
+    run = partial(evaluate_retrieval, Seeing(), tokenizer=Words(), view=as_is, concepts=CONCEPTS)
+    with pytest.raises(ValueError, match="the pictures of the gallery have no concepts"):
+        run(replace(own, concepts=()))
+    with pytest.raises(ValueError, match="picture 'picture2' of the gallery has no concepts, others have"):
+        run(replace(own, concepts=(*own.concepts[:2], (), *own.concepts[3:])))
+    with pytest.raises(ValueError, match="11 pictures and the concepts of 2"):
+        replace(own, concepts=own.concepts[:2])
+
+
+def test_a_gallery_takes_the_concepts_of_its_rows(tmp_path):
+    def source(*words):
+        rows = [{"image": "a.png", "caption": f"text {n}", "kwords": own} for n, own in enumerate(words)]
+        rows.append({"image": "b.png", "caption": ["text"], "kwords": ["tree"]})
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        return TaskJson(files=(str(tmp_path / "rows.json"),)).open()
+
+    own = Gallery.from_source(source(["cat", "big dog"], ["cat", "big dog"]))
+    assert own.concepts == (("cat", "big dog"), ("tree",)) and len(own.texts) == 3
+    assert own.first_texts(1).map_texts(str.upper).concepts == own.concepts
+    with pytest.raises(DataError, match=r"the concepts of a\.png differ from those of"):
+        Gallery.from_source(source(["cat"], ["dog"]))
 
 
 def test_samples_name_the_best_five_in_order():
@@ -355,6 +454,8 @@ def test_three_ranks_give_the_result_of_one(tmp_path):
     alone = Toy()
     evaluate(alone, rerank=5)
     assert sum(one["pairs"] for one in found) == alone.pairs
+    seeing = evaluate(Seeing(True), rerank=5, concepts=CONCEPTS).json()
+    assert all(one["seeing"] == seeing for one in found)
 
 
 def _one_rank(folder, rank, world):
@@ -366,6 +467,7 @@ def _one_rank(folder, rank, world):
         "images": len(model.images),
         "texts": len(model.texts),
         "pairs": model.pairs,
+        "seeing": evaluate(Seeing(True), rerank=5, concepts=CONCEPTS, image_batch=2).json(),
     }
     (Path(folder) / f"{rank}.json").write_text(json.dumps(done))
     dist.barrier()

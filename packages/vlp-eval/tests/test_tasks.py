@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,11 @@ import torch.distributed as dist
 from PIL import Image
 from torch import nn
 from vlp_core import models
+from vlp_core.concepts import Concepts
 from vlp_core.explain import HeatMaps
 from vlp_data import shapes
 from vlp_data.errors import DataError
-from vlp_data.options import Refer, TaskJson
+from vlp_data.options import ConceptOptions, Refer, TaskJson
 from vlp_data.text import Tokenizer
 from vlp_data.transforms import eval_view
 from vlp_eval import (
@@ -34,8 +36,10 @@ from vlp_eval import (
     predictions,
 )
 from vlp_eval.cli import main
+from vlp_eval.inference import RowOptions
 
 VIEW = partial(eval_view, size=64)
+ROWS = RowOptions(view=VIEW)
 
 
 def vision(image_size=64):
@@ -193,13 +197,15 @@ class Boxes(Toy):
         return torch.stack([torch.full((4,), 0.5), torch.tensor([0.25, 0.25, 0.5, 0.5])])[image.long()]
 
 
-class Captions(Toy):
-    def vision(self, image):
-        return self.look(image)
-
+class Writing(Toy):
     def generate(self, embeds, prompt, *, beams, max_tokens, min_tokens, length_penalty, end_id, pad_id):
         word = embeds.long()[:, None]
         return SimpleNamespace(ids=torch.cat([prompt, word, torch.full_like(word, end_id)], 1))
+
+
+class Captions(Writing):
+    def vision(self, image):
+        return self.look(image)
 
 
 def vqa_toy(world, wrong=()):
@@ -216,7 +222,7 @@ def vqa_toy(world, wrong=()):
 def test_chosen_answers_are_those_of_the_model_and_are_judged(world, tokenizer):
     source, answers, known = vqa_toy(world)
     model = Answers(known).train()
-    scores = evaluate_vqa(model, source, tokenizer, view=VIEW, candidates=answers, k=2, image_batch=7)
+    scores = evaluate_vqa(model, source, tokenizer, replace(ROWS, image_batch=7), candidates=answers, k=2)
     assert model.training and model.dropout.training
     assert sorted(model.seen) == sorted(keys_of(source))
     samples = scores.samples["questions"]
@@ -233,21 +239,21 @@ def test_answers_by_type_need_the_annotations_of_vqa(world, tokenizer):
     source, answers, known = vqa_toy(world)
     rows = json.loads((world / "vqa_annotations_val.json").read_text())["annotations"]
     annotations = {one["question_id"]: one for one in rows}
-    run = partial(evaluate_vqa, Answers(known), source, tokenizer, view=VIEW, candidates=answers, k=1)
+    run = partial(evaluate_vqa, Answers(known), source, tokenizer, ROWS, candidates=answers, k=1)
     found, plain = run(annotations=annotations), run()
     assert found.metrics["accuracy"] == plain.metrics["accuracy"]
     assert {"yes/no", "number", "other"} == set(found.metrics) - {"accuracy"}
     with pytest.raises(ValueError, match="questions have no annotation, the first is"):
         run(annotations=dict(list(annotations.items())[1:]))
     with pytest.raises(ValueError, match=r"k=9999 must lie in 1\.\."):
-        evaluate_vqa(Answers(known), source, tokenizer, view=VIEW, candidates=answers, k=9999)
+        evaluate_vqa(Answers(known), source, tokenizer, ROWS, candidates=answers, k=9999)
 
 
 def test_written_answers_are_decoded(world, tokenizer):
     source = task_json(world, "vqa_val")
     word = tokenizer.token_ids("red")[0]
     model = Answers(dict.fromkeys(keys_of(source), word))
-    scores = evaluate_vqa(model, source, tokenizer, view=VIEW, candidates=None, limit=5)
+    scores = evaluate_vqa(model, source, tokenizer, replace(ROWS, limit=5), candidates=None)
     assert [one["answer"] for one in scores.samples["questions"]] == ["red"] * 5
     assert list(scores.stages) == ["written"]
 
@@ -259,7 +265,7 @@ def test_questions_without_answers_give_the_file_for_the_server(world, tokenizer
         json.dumps([{k: v for k, v in row.items() if k != "answer"} for row in rows])
     )
     bare = TaskJson(files=(str(tmp_path / "bare.json"),), root=str(world)).open()
-    scores = evaluate_vqa(Answers(known), bare, tokenizer, view=VIEW, candidates=answers, k=1)
+    scores = evaluate_vqa(Answers(known), bare, tokenizer, ROWS, candidates=answers, k=1)
     assert scores.metrics == {} and "without answers" in scores.table()
     path = predictions.write(scores, tmp_path)
     assert path.name == "vqa_result.json"
@@ -271,7 +277,7 @@ def test_questions_without_answers_give_the_file_for_the_server(world, tokenizer
 def test_a_question_id_that_occurs_twice_is_refused(world, tokenizer):
     source = TaskJson(files=(f"{world}/vqa_val.json",) * 2, root=str(world)).open()
     with pytest.raises(DataError, match="occurs 2 times in the source"):
-        evaluate_vqa(Answers({}), source, tokenizer, view=VIEW, candidates=["a"], k=1)
+        evaluate_vqa(Answers({}), source, tokenizer, ROWS, candidates=["a"], k=1)
 
 
 def nlvr_toy(world):
@@ -283,7 +289,7 @@ def nlvr_toy(world):
 
 def test_statements_about_two_pictures(world, tokenizer, tmp_path):
     source, known = nlvr_toy(world)
-    scores = evaluate_nlvr(Pairs(known), source, tokenizer, view=VIEW, image_batch=3)
+    scores = evaluate_nlvr(Pairs(known), source, tokenizer, replace(ROWS, image_batch=3))
     samples = scores.samples["statements"]
     expected = [known[key] for key in keys_of(source)]
     assert [one["predicted"] for one in samples] == [("False", "True")[label] for label in expected]
@@ -299,18 +305,18 @@ def test_statements_about_two_pictures(world, tokenizer, tmp_path):
 def test_hypotheses_about_one_picture(world, tokenizer):
     source = task_json(world, "ve_test")
     keys = keys_of(source)
-    scores = evaluate_entailment(Single(dict.fromkeys(keys, 2)), source, tokenizer, view=VIEW)
+    scores = evaluate_entailment(Single(dict.fromkeys(keys, 2)), source, tokenizer, ROWS)
     truth = [source[row].target.label for row in range(len(source))]
     assert scores.metrics["accuracy"] == pytest.approx(100 * truth.count(2) / len(truth))
     assert scores.metrics["entailment"] == 100 and scores.metrics["neutral"] == 0
     assert scores.chance["accuracy"] >= 100 / 3
     with pytest.raises(DataError, match=r"nlvr needs rows of 2 picture\(s\) with one sentence"):
-        evaluate_nlvr(Single({}), source, tokenizer, view=VIEW)
+        evaluate_nlvr(Single({}), source, tokenizer, ROWS)
 
 
 def test_boxes_are_judged_in_pixels_and_by_split(world, tokenizer, tmp_path):
     source = refer(world)
-    scores = evaluate_grounding(Boxes(dict.fromkeys(keys_of(source), 1)), source, tokenizer, view=VIEW)
+    scores = evaluate_grounding(Boxes(dict.fromkeys(keys_of(source), 1)), source, tokenizer, ROWS)
     samples = scores.samples["expressions"]
     for row, one in enumerate(samples):
         width, height = opened(source[row]).size
@@ -332,14 +338,14 @@ def test_heat_chooses_among_the_detections(world, tokenizer, monkeypatch):
         def encode_image(self, image):
             return SimpleNamespace(embeds=image)
 
-    def heat_at_the_left(model, embeds, ids, mask, *, layer):
-        assert layer == 3
+    def heat_at_the_left(model, embeds, ids, mask, *, layer, tokens, image_mask_BS):
+        assert (layer, tokens, image_mask_BS) == (3, None, None)
         maps = torch.zeros(len(ids), 4, 4)
         maps[:, :, 0] = 1
         return HeatMaps(maps[:, None], maps)
 
     monkeypatch.setattr(grounding, "attention_heat", heat_at_the_left)
-    scores = evaluate_grounding(Heat(), source, tokenizer, view=VIEW, by="heat", layer=3, alpha=1.0)
+    scores = evaluate_grounding(Heat(), source, tokenizer, ROWS, by="heat", layer=3, alpha=1.0)
     for row, one in enumerate(scores.samples["expressions"]):
         boxes = [list(region.box) for region in source[row].regions[1:]]
         x, y, w, h = one["predicted"]
@@ -348,15 +354,29 @@ def test_heat_chooses_among_the_detections(world, tokenizer, monkeypatch):
             x <= min(box[0] for box in boxes) + 12
         )  # with the mean heat, one that touches the left edge wins
     assert 0 < scores.chance["accuracy"] < 100
+    monkeypatch.setattr(
+        grounding,
+        "attention_heat",
+        lambda model, embeds, ids, mask, **_: HeatMaps(
+            torch.zeros(len(ids), 1, 4, 4), torch.zeros(len(ids), 4, 4)
+        ),
+    )
+    blind = evaluate_grounding(Heat(), source, tokenizer, ROWS, by="heat", layer=3)
+    assert {one["predicted"] for one in blind.samples["expressions"]} == {None} and blind.metrics[
+        "accuracy"
+    ] == 0
+    assert any("no detection with heat" in note for note in blind.notes)
     with pytest.raises(ValueError, match="by=heat needs the layer"):
-        evaluate_grounding(Heat(), source, tokenizer, view=VIEW, by="heat")
+        evaluate_grounding(Heat(), source, tokenizer, ROWS, by="heat")
     with pytest.raises(ValueError, match="the model has no locate"):
-        evaluate_grounding(Heat(), source, tokenizer, view=VIEW)
+        evaluate_grounding(Heat(), source, tokenizer, ROWS)
+    with pytest.raises(ValueError, match="the model has no vision_proj"):
+        evaluate_grounding(Heat(), source, tokenizer, ROWS, by="heat", mode="itc", layer=3)
 
 
 def test_expressions_without_boxes_are_refused(world, tokenizer):
     with pytest.raises(DataError, match=r"data\.format=refer joins lists"):
-        evaluate_grounding(Boxes({}), task_json(world, "refcoco_test"), tokenizer, view=VIEW)
+        evaluate_grounding(Boxes({}), task_json(world, "refcoco_test"), tokenizer, ROWS)
 
 
 def caption_toy(world, tokenizer):
@@ -367,7 +387,7 @@ def caption_toy(world, tokenizer):
 
 def test_captions_are_cut_after_the_prompt_and_judged(world, tokenizer, tmp_path):
     source, known = caption_toy(world, tokenizer)
-    scores = evaluate_captioning(Captions(known), source, tokenizer, view=VIEW, prompt="a picture of ")
+    scores = evaluate_captioning(Captions(known), source, tokenizer, ROWS, prompt="a picture of ")
     sent = json.loads(predictions.write(scores, tmp_path).read_text())
     expected = [tokenizer.decode([known[key]]) for key in keys_of(source)]
     assert [one["caption"] for one in sent] == expected
@@ -376,20 +396,159 @@ def test_captions_are_cut_after_the_prompt_and_judged(world, tokenizer, tmp_path
     references = {}
     for one in gt["annotations"]:
         references.setdefault(one["image_id"], []).append(one["caption"])
-    again = evaluate_captioning(Captions(known), source, tokenizer, view=VIEW, references=references)
+    again = evaluate_captioning(Captions(known), source, tokenizer, ROWS, references=references)
     assert again.stages == scores.stages
     assert 0 < scores.metrics["bleu_1"] < 100 and scores.counts["references"] > scores.counts["pictures"]
     assert any("meteor and spice" in note for note in scores.notes)
     with pytest.raises(ValueError, match="pictures have no references, the first is"):
-        evaluate_captioning(Captions(known), source, tokenizer, view=VIEW, references={1: ["a"]})
+        evaluate_captioning(Captions(known), source, tokenizer, ROWS, references={1: ["a"]})
 
 
 def test_rows_of_one_picture_are_one_caption(world, tokenizer):
     source = task_json(world, "shapes_train")
     model = Captions(dict.fromkeys(keys_of(source), tokenizer.token_ids("red")[0]))
-    scores = evaluate_captioning(model, source, tokenizer, view=VIEW, limit=7)
+    scores = evaluate_captioning(model, source, tokenizer, replace(ROWS, limit=7))
     assert len(model.seen) == scores.counts["pictures"] < 7
     assert scores.counts["references"] == 7
+
+
+# ---------------------------------------------------------------------------------------------- concepts
+
+
+class Seeing(Toy):
+    """Keeps what it is told of each picture: the words of its concepts, and how many tokens they are padded to."""
+
+    def __init__(self, known, tokenizer):
+        super().__init__(known)
+        self.vision = nn.Module()
+        self.vision.concepts = nn.Identity()
+        self.tokenizer, self.words, self.padded = tokenizer, [], set()
+
+    def take(self, image, concepts):
+        assert isinstance(concepts, Concepts) and len(image) == len(concepts.ids)
+        for one, ids, mask in zip(image, *concepts, strict=True):
+            assert ids[0] == self.tokenizer.cls_id and not ids[mask == 0].any()
+            self.words.append((key_of(one), self.tokenizer.decode(ids[mask == 1].tolist())))
+        self.padded.add(concepts.ids.shape[1])
+
+
+class SeeingAnswers(Seeing, Answers):
+    def ask(self, image, ids, mask, concepts):
+        self.take(image, concepts)
+        return super().ask(image, ids, mask)
+
+
+class SeeingPairs(Seeing, Pairs):
+    def __call__(self, image, first, second, ids, mask, concepts):
+        for rows, own in zip((first, second), concepts, strict=True):
+            self.take(image[rows], own)
+        return super().__call__(image, first, second, ids, mask)
+
+
+class SeeingSingle(Seeing, Single):
+    def __call__(self, image, ids, mask, concepts):
+        self.take(image, concepts)
+        return super().__call__(image, ids, mask)
+
+
+class SeeingBoxes(Seeing, Boxes):
+    def encode_image(self, image, concepts):
+        self.take(image, concepts)
+        return super().encode_image(image)
+
+
+class SeeingCaptions(Seeing, Writing):
+    def __init__(self, known, tokenizer):
+        super().__init__(known, tokenizer)
+        self.vision.forward = self.see
+
+    def see(self, image, concepts):
+        self.take(image, concepts)
+        return self.look(image)
+
+
+SEEN = {"vqa": "vqa_val", "nlvr": "nlvr_test", "entailment": "ve_test", "captioning": "captions_test"}
+
+
+def with_concepts(world, folder, name):
+    """The list with words attached to its pictures: number n of a list has n % 4 + 1 of them; and these words by row."""
+    rows = json.loads((world / f"{name}.json").read_text())
+    colours, things = ["red", "blue", "green", "a"], ["circle", "square", "red", "blue"]
+    words = []
+    for number, row in enumerate(rows):
+        first, second = colours[: number % 4 + 1], things[: (number + 1) % 4 + 1]
+        if "images" in row:
+            row["kwords1"], row["kwords2"] = first, second
+        else:
+            row["kwords"] = first
+        words.append((first, second))
+    (folder / f"{name}.json").write_text(json.dumps(rows))
+    return TaskJson(files=(str(folder / f"{name}.json"),), root=str(world)), words
+
+
+def seeing(task, source, tokenizer):
+    """A toy that sees concepts, and its evaluation."""
+    known = dict.fromkeys(keys_of(source), 1)
+    if task == "nlvr":
+        known |= dict.fromkeys(keys_of(source, 1), 0)
+    model, run = {
+        "vqa": (SeeingAnswers, partial(evaluate_vqa, candidates=["a", "b"], k=1)),
+        "nlvr": (SeeingPairs, evaluate_nlvr),
+        "entailment": (SeeingSingle, evaluate_entailment),
+        "captioning": (SeeingCaptions, evaluate_captioning),
+    }[task]
+    return model(known, tokenizer), run
+
+
+@pytest.mark.parametrize("task", list(SEEN))
+def test_each_picture_comes_with_its_own_words(task, world, tokenizer, tmp_path):
+    options, words = with_concepts(world, tmp_path, SEEN[task])
+    source = options.open()
+    model, run = seeing(task, source, tokenizer)
+    how = ConceptOptions(max_tokens=7, pad="longest")
+    scores = run(model, source, tokenizer, replace(ROWS, concepts=how, image_batch=3, workers=1))
+    assert scores.settings["concepts"] == {
+        "max_tokens": 7,
+        "separator": False,
+        "pad": "longest",
+        "share": None,
+    }
+    expected = [
+        (key, " ".join(own[place]))
+        for place in range(2 if task == "nlvr" else 1)
+        for key, own in zip(keys_of(source, place), words, strict=True)
+    ]
+    assert sorted(model.words) == sorted(expected) and model.padded <= set(range(2, 6))
+
+
+def test_padding_of_concepts_is_of_the_batch_or_of_all(world, tokenizer, tmp_path):
+    options, _ = with_concepts(world, tmp_path, "ve_test")
+    source = options.open()
+    padded = []
+    for pad in ("longest", "max"):
+        model, run = seeing("entailment", source, tokenizer)
+        rows = replace(ROWS, concepts=ConceptOptions(max_tokens=9, pad=pad), image_batch=2)
+        run(model, source, tokenizer, rows)
+        padded.append(model.padded)
+    assert padded == [{3, 5}, {9}]  # the longest of two rows in turn; all
+
+
+def test_concepts_and_model_must_fit(world, tokenizer, tmp_path):
+    options, _ = with_concepts(world, tmp_path, "ve_test")
+    source, how = options.open(), ConceptOptions()
+    seeing_model, run = seeing("entailment", source, tokenizer)
+    with pytest.raises(ValueError, match="sees the words attached to each picture; give concepts"):
+        run(seeing_model, source, tokenizer, ROWS)
+    with pytest.raises(ValueError, match="has no concept encoder; leave concepts out"):
+        run(Single({}), source, tokenizer, replace(ROWS, concepts=how))
+    with pytest.raises(
+        DataError, match=r"has no concepts, which this model reads; .* an evaluation needs every row"
+    ):
+        run(seeing_model, task_json(world, "ve_test"), tokenizer, replace(ROWS, concepts=how))
+    with pytest.raises(ValueError, match=r"share=0\.3 draws words at random"):
+        run(seeing_model, source, tokenizer, replace(ROWS, concepts=replace(how, share=0.3)))
+    with pytest.raises(ValueError, match="has no concept encoder; leave concepts out"):
+        evaluate_grounding(Boxes({}), refer(world), tokenizer, replace(ROWS, concepts=how))
 
 
 def test_a_broken_picture_is_named(world, tokenizer, tmp_path):
@@ -398,7 +557,7 @@ def test_a_broken_picture_is_named(world, tokenizer, tmp_path):
     source = TaskJson(files=(str(tmp_path / "rows.json"),), root=str(world)).open()
     model = Answers(dict.fromkeys(keys_of(task_json(world, "vqa_val")), 0))
     with pytest.raises(ValueError, match=r"nowhere\.png"):
-        evaluate_vqa(model, source, tokenizer, view=VIEW, candidates=["a"], k=1)
+        evaluate_vqa(model, source, tokenizer, ROWS, candidates=["a"], k=1)
 
 
 # ---------------------------------------------------------------------------------------------- ranks
@@ -417,7 +576,7 @@ def everything(world, tokenizer):
         "captioning": (Captions(words), evaluate_captioning, captions),
     }
     return {
-        name: (run(model, own, tokenizer, view=VIEW, image_batch=2).json(), model.seen)
+        name: (run(model, own, tokenizer, replace(ROWS, image_batch=2)).json(), model.seen)
         for name, (model, run, own) in runs.items()
     }
 
@@ -447,7 +606,7 @@ def one_rank(world, folder, rank, ranks):
     model = Answers(dict.fromkeys(keys_of(task_json(world, "vqa_val")), 0))
     source = TaskJson(files=(str(own),), root=str(world)).open()
     try:
-        evaluate_vqa(model, source, tokenizer, view=VIEW, candidates=["a"], k=1)
+        evaluate_vqa(model, source, tokenizer, ROWS, candidates=["a"], k=1)
     except ValueError as problem:
         done["broken"] = str(problem)
     (folder / f"{rank}.json").write_text(json.dumps(done))
@@ -532,6 +691,7 @@ def test_a_model_of_another_task_is_refused_with_the_way_out(world, exports, tmp
         (["vqa", "EXPORT"], "data.files: required"),
         (["grounding", "EXPORT", "DATA", "by=heat"], "by=heat needs layer=N"),
         (["grounding", "EXPORT", "DATA", "layer=3"], "layer=3 has no effect with by=boxes"),
+        (["grounding", "EXPORT", "DATA", "mode=itc"], "mode=itc has no effect with by=boxes"),
         (["captioning", "EXPORT", "data.format=task_json", "DATA", "java=[bleu]"], "java"),
         (["vqa", "EXPORT", "DATA", "answer_tokens=1"], "answer_tokens=1 must be at least 2"),
         (["vqa", "EXPORT", "data.files=[${env:NOT_SET_HERE}/a.json]"], "NOT_SET_HERE is not set"),

@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from vlp_eval.captioning import evaluate_captioning
     from vlp_eval.gallery import Gallery
     from vlp_eval.grounding import evaluate_grounding
+    from vlp_eval.inference import Reading, RowOptions
     from vlp_eval.protocol import DualEncoder, RetrievalModel
     from vlp_eval.report import Scores
     from vlp_eval.retrieval import evaluate_retrieval
@@ -16,7 +17,9 @@ __version__ = "0.1.0"
 __all__ = [
     "DualEncoder",
     "Gallery",
+    "Reading",
     "RetrievalModel",
+    "RowOptions",
     "Scores",
     "evaluate_captioning",
     "evaluate_entailment",
@@ -29,7 +32,9 @@ __all__ = [
 _MODULES = {
     "DualEncoder": "protocol",
     "Gallery": "gallery",
+    "Reading": "inference",
     "RetrievalModel": "protocol",
+    "RowOptions": "inference",
     "Scores": "report",
     "evaluate_captioning": "captioning",
     "evaluate_entailment": "statements",

@@ -14,19 +14,8 @@ from vlp_data.schema import Identifier, Sample, Source
 from vlp_data.sources.rows import read_json
 from vlp_data.text import Tokenizer
 
-from vlp_eval.inference import (
-    PictureBatch,
-    Precision,
-    Progress,
-    View,
-    autocast,
-    device_of,
-    evaluate_rows,
-    evaluating,
-    read,
-    require_unique,
-    speaker,
-)
+from vlp_eval.concepts import require_fit
+from vlp_eval.inference import PictureBatch, RowOptions, evaluate_rows, read, require_unique
 from vlp_eval.metrics import captioning as metric
 from vlp_eval.protocol import Captioner
 from vlp_eval.report import Scores
@@ -65,8 +54,8 @@ def evaluate_captioning(
     model: Captioner,
     source: Source,
     tokenizer: Tokenizer,
+    options: RowOptions,
     *,
-    view: View,
     prompt: str = PROMPT,
     beams: int = 3,
     max_tokens: int = 20,
@@ -74,12 +63,6 @@ def evaluate_captioning(
     length_penalty: float = 1.0,
     references: Mapping[Identifier, Sequence[str]] | None = None,
     java: Sequence[JavaMetric] = (),
-    limit: int | None = None,
-    image_batch: int = 32,
-    workers: int = 0,
-    device: torch.device | str | None = None,
-    precision: Precision = "fp32",
-    progress: Progress | None = None,
 ) -> Scores:
     """Write one caption for every picture of a source, and judge it by BLEU, ROUGE-L and CIDEr.
 
@@ -87,7 +70,7 @@ def evaluate_captioning(
         model: Writes captions.
         source: Rows of one picture; rows of one picture file are one picture.
         tokenizer: The model's.
-        view: From a picture to the model's input.
+        options: How rows are read. CIDEr depends on which pictures are judged together, so on `limit`.
         prompt: What a caption begins with; not part of the result.
         beams: Of the search.
         max_tokens: Longest caption in tokens, the prompt's included.
@@ -96,20 +79,18 @@ def evaluate_captioning(
         references: What people wrote, by picture id (the number in the file name where the source gives none); None takes the captions of the rows.
             Where there are none, the result has no numbers.
         java: Metrics besides that need Java and the extra `vlp-eval[caption-java]`.
-        limit: First so many rows only. CIDEr depends on which pictures are judged together.
-        image_batch, workers, device, precision, progress: As in `evaluate_retrieval`.
 
     Raises:
         DataError: A row without picture, or two pictures with one id; ValueError: settings that cannot take effect, a picture that cannot
             be opened, references missing.
     """
-    rows = read(source, _picture, limit=limit)
+    require_fit(model, options.concepts)
+    rows = read(source, _picture, options)
     pictures = _grouped(rows)
     require_unique((one.id for one in pictures.values()), "picture")
     truth = _references(list(pictures.values()), references)
     if java and truth is None:
         raise ValueError(f"java={list(java)} has no effect without references")
-    device = device_of(model) if device is None else torch.device(device)
     start = prompt_ids(tokenizer, prompt)
     if max_tokens <= len(start):
         raise ValueError(
@@ -117,10 +98,9 @@ def evaluate_captioning(
         )
 
     def run(chosen: Sequence[int], batch: PictureBatch) -> list[str]:
-        given = torch.tensor([start] * len(chosen), device=device)
         written = model.generate(
-            model.vision(batch.image.squeeze(1)),
-            given,
+            model.vision(batch.image.squeeze(1), *batch.given),
+            torch.tensor([start] * len(chosen), device=batch.image.device),
             beams=beams,
             max_tokens=max_tokens,
             min_tokens=min_tokens,
@@ -133,18 +113,15 @@ def evaluate_captioning(
     first: dict[str, int] = {}
     for number, row in enumerate(rows):
         first.setdefault(row.name, number)
-    with evaluating(model), autocast(device, precision):
-        captions = evaluate_rows(
-            _Chosen(source, tuple(first.values())),
-            len(first),
-            run,
-            view=view,
-            batch=image_batch,
-            workers=workers,
-            device=device,
-            say=speaker(progress),
-            what="captions",
-        )
+    captions = evaluate_rows(
+        model,
+        _Chosen(source, tuple(first.values())),
+        len(first),
+        run,
+        options,
+        tokenizer=tokenizer,
+        what="captions",
+    )
     written = {one.id: text for one, text in zip(pictures.values(), captions, strict=True)}
     settings = {
         "prompt": prompt,
@@ -152,7 +129,7 @@ def evaluate_captioning(
         "max_tokens": max_tokens,
         "min_tokens": min_tokens,
         "length_penalty": length_penalty,
-        "precision": precision,
+        **options.settings(),
     }
     return _scores(written, truth, java, settings)
 

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vlp_data.images import open_image
 from vlp_data.schema import Source
 
+from vlp_eval.concepts import words_of
 from vlp_eval.gallery import Gallery
 from vlp_eval.report import Scores
 
@@ -16,8 +17,8 @@ SHOWN = 5
 BEST_WIDTH = SHOWN * (THUMB + GAP) - GAP
 WIDTH = 2 * MARGIN + TEXT_WIDTH + GAP + BEST_WIDTH
 INK, FAINT, RIGHT, WRONG, PAPER, PANEL = "#1b1f24", "#6a737d", "#1a7f37", "#c62828", "#ffffff", "#eef1f4"
-Heat = Callable[[Image.Image, str], Sequence[tuple[str, np.ndarray]]]
-"""From a picture and a text to (word, heat [P,P]), such as `vlp_eval.grounding.word_heat` with its first arguments filled in."""
+Heat = Callable[[Image.Image, str, Sequence[str]], Sequence[tuple[str, np.ndarray]]]
+"""From a picture, a text and the words attached to the picture to (word, heat [P,P]), such as `vlp_eval.grounding.word_heat` with its first arguments filled in."""
 
 
 def retrieval_figure(scores: Scores, gallery: Gallery, *, queries: int = 4) -> Image.Image:
@@ -64,8 +65,9 @@ def grounding_figure(
     samples = scores.samples["expressions"]
     blocks = [_heading(f"{scores.benchmark}: {len(samples)} expressions, true box green, predicted box red")]
     for n in _spread(len(samples), queries):
-        picture = open_image(source[n].images[0])
-        maps = heat(picture, samples[n]["text"]) if heat is not None else ()
+        row = source[n]
+        picture = open_image(row.images[0])
+        maps = () if heat is None else heat(picture, samples[n]["text"], words_of(row))
         blocks.append(_grounding_row(samples[n], picture, maps))
     return _page(blocks)
 

@@ -9,12 +9,15 @@ from vlp_data.errors import BadSample, DataError
 from vlp_data.images import open_image
 from vlp_data.schema import Source
 
+from vlp_eval.concepts import words_of
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
     """N pictures and M texts; text j describes picture `image_of_text[j]`, every picture has at least one text.
 
-    `image(i)` decodes picture i. It must be picklable when worker processes are used.
+    `image(i)` decodes picture i. It must be picklable when worker processes are used. `concepts[i]` are the words attached to picture i; empty where
+    nothing is known of any picture.
     """
 
     image: Callable[[int], Any]
@@ -22,12 +25,15 @@ class Gallery:
     texts: tuple[str, ...]
     text_ids: tuple[str, ...]
     image_of_text: tuple[int, ...]
+    concepts: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.texts) == len(self.text_ids) == len(self.image_of_text):
             raise ValueError(
                 f"{len(self.texts)} texts, {len(self.text_ids)} text ids and {len(self.image_of_text)} pictures of texts"
             )
+        if self.concepts and len(self.concepts) != len(self.image_ids):
+            raise ValueError(f"{len(self.image_ids)} pictures and the concepts of {len(self.concepts)}")
         for name, ids in (("image", self.image_ids), ("text", self.text_ids)):
             if len(set(ids)) < len(ids):
                 double = Counter(ids).most_common(1)[0][0]
@@ -42,12 +48,14 @@ class Gallery:
         """All pictures of a source with their captions, or the first `limit` pictures; rows of one picture file are taken together.
 
         Pictures are named by the key of their (first) row, texts by that key and a number. Raises `DataError` for a row that
-        cannot be read, or that has no caption or several pictures: leaving it out would change the result.
+        cannot be read, or that has no caption or several pictures (leaving it out would change the result), and for a picture that has
+        concepts in one row and others or none in another.
         """
         rows: list[int] = []
         image_ids: list[str] = []
         known: dict[str, int] = {}
         captions: list[list[str]] = []
+        concepts: list[tuple[str, ...]] = []
         for number in range(len(source)):
             try:
                 sample = source[number]
@@ -64,6 +72,11 @@ class Gallery:
                 rows.append(number)
                 image_ids.append(sample.key)
                 captions.append([])
+                concepts.append(words_of(sample))
+            elif concepts[known[name]] != words_of(sample):
+                raise DataError(
+                    f"{sample.key}: the concepts of {name} differ from those of {image_ids[known[name]]}"
+                )
             captions[known[name]] += own
         return cls(
             image=_SourceImages(source, tuple(rows)),
@@ -73,6 +86,7 @@ class Gallery:
                 f"{name}#{n}" for name, own in zip(image_ids, captions, strict=True) for n in range(len(own))
             ),
             image_of_text=tuple(i for i, own in enumerate(captions) for _ in own),
+            concepts=tuple(concepts) if any(concepts) else (),
         )
 
     def map_texts(self, clean: Callable[[str], str]) -> "Gallery":

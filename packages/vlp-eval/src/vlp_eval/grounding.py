@@ -1,40 +1,44 @@
 """Referring expressions: the box that a text means, told by a box head, or chosen among detections by where the model looks.
 
 With "boxes" the model tells (cx, cy, w, h) of the squashed picture, which are fractions of the stored one too. With "heat" nothing was trained on boxes:
-the heat of the cross-attention (`vlp_core.explain`) decides among the detections of the picture, so accuracy is bounded by them.
+the heat of attention (`vlp_core.explain`) decides among the detections of the picture, so accuracy is bounded by them. It is the heat of the match logit
+by cross-attention (mode "itm"), or that of the similarity of image and text by a block of the image encoder ("itc").
 A prediction is right if it overlaps the annotated box by at least one half.
 
-Source: RefCOCO+; X-VLM `Grounding_bbox.py`, `Grounding.py`, specification 6.4 and 6.5.
+Source: RefCOCO+; X-VLM `Grounding_bbox.py`, `Grounding.py`, specification 6.4 and 6.5; ViCHA specification 6.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from vlp_core.explain import attention_heat, detection_scores
+from vlp_core.explain import attention_heat, detection_scores, similarity_heat
 from vlp_data.errors import DataError
+from vlp_data.options import ConceptOptions
 from vlp_data.schema import Sample, Source
-from vlp_data.text import Tokenizer, pre_caption
+from vlp_data.text import Tokenizer
 
+from vlp_eval.concepts import ConceptReader, require_fit
 from vlp_eval.inference import (
+    READING,
     PictureBatch,
-    Precision,
-    Progress,
+    Reading,
+    RowOptions,
     View,
-    autocast,
     device_of,
     evaluate_rows,
     evaluating,
     read,
     require_unique,
-    speaker,
 )
 from vlp_eval.metrics import grounding as metric
 from vlp_eval.protocol import Grounder, HeatMapper
 from vlp_eval.report import Scores
 
 By = Literal["boxes", "heat"]
+Mode = Literal["itm", "itc"]
 Box = tuple[float, float, float, float]
 """x, y, w, h in pixels of the stored picture."""
 
@@ -57,87 +61,68 @@ def evaluate_grounding(
     model: Grounder | HeatMapper,
     source: Source,
     tokenizer: Tokenizer,
+    options: RowOptions,
     *,
-    view: View,
+    reading: Reading = READING,
     by: By = "boxes",
+    mode: Mode = "itm",
     layer: int | None = None,
     alpha: float = 0.5,
-    max_words: int = 30,
-    max_tokens: int | None = None,
-    separator: bool = False,
-    limit: int | None = None,
-    image_batch: int = 32,
-    workers: int = 0,
-    device: torch.device | str | None = None,
-    precision: Precision = "fp32",
-    progress: Progress | None = None,
 ) -> Scores:
     """The box of every expression of a source.
 
     Args:
-        model: With a box head (`locate`), or for "heat" one whose cross-attention can be read.
+        model: With a box head (`locate`), or for "heat" one with a match head ("itm"), or with projections and a ViT ("itc").
         source: Rows of a picture with an expression and the box it means (`vlp_data.options.Refer`); regions after it are detections.
         tokenizer: The model's.
-        view: From a picture to the model's input; must squash the whole picture, as `vlp_data.transforms.eval_view` does.
+        options: How rows are read; the view must squash the whole picture, as `vlp_data.transforms.eval_view` does. ViCHA pads concepts to
+            `max_tokens` here.
+        reading: How expressions become ids.
         by: What decides, see above.
-        layer: Layer whose cross-attention is read, counted over all layers of the text encoder; needed for "heat" (X-VLM 9, ALBEF 8).
+        mode: "heat": whose heat it is.
+        layer: "heat": layer whose attention is read, of the text encoder ("itm": X-VLM 9, ALBEF and ViCHA 8) or of the image encoder ("itc"), counted
+            over all its layers.
         alpha: "heat": a detection's heat is divided by its area to this power.
-        max_words, max_tokens, separator, limit, image_batch, workers, device, precision, progress: As in `evaluate_vqa`.
 
-    `accuracy` is over all expressions, besides it that of each split (val, testA, testB) where the rows tell it. `chance`: the whole picture as box, or a
+    A detection counts only if its heat is above 0, as in the reference; without one there is no box, which is wrong (the reference takes the box of the
+    sample before). `accuracy` is over all expressions, besides it that of each split (val, testA, testB) where the rows tell it. `chance`: the whole picture as box, or a
     detection drawn at random.
 
     Raises:
         DataError: A row without expression, picture or box; ValueError: settings that cannot take effect, a picture that cannot be opened.
     """
-    _check(model, by, layer)
-    expressions = read(source, _expression, limit=limit)
+    _check(model, by, mode, layer)
+    require_fit(model, options.concepts)
+    expressions = read(source, _expression, options)
     require_unique((one.id for one in expressions), "expression")
-    device = device_of(model) if device is None else torch.device(device)
 
     def run(rows: Sequence[int], pictures: PictureBatch) -> list[_Found]:
-        texts = [pre_caption(expressions[row].text, max_words) for row in rows]
-        ids, mask = (
-            x.to(device) for x in tokenizer.encode(texts, max_tokens=max_tokens, separator=separator)
-        )
+        device = pictures.image.device
+        ids, mask = reading.encode(tokenizer, [expressions[row].text for row in rows], device)
         sizes = [own[0] for own in pictures.sizes]
-        image: Any = model.encode_image(pictures.image.squeeze(1))
+        image = pictures.image.squeeze(1)
         if by == "boxes":
             index = torch.arange(len(rows), device=device)
             grounder = cast(Grounder, model)
-            told = grounder.locate(image, grounder.encode_text(ids, mask), index, index).float().cpu().numpy()
+            features = grounder.encode_image(image, *pictures.given)
+            text = grounder.encode_text(ids, mask)
+            told = grounder.locate(features, text, index, index).float().cpu().numpy()
             if np.isnan(told).any():
                 raise ValueError("a predicted box is NaN")
             boxes = metric.pixel_boxes(told, sizes)
             return [_Found(_box(box), size) for box, size in zip(boxes, sizes, strict=True)]
-        looked = attention_heat(cast(HeatMapper, model), image.embeds, ids, mask, layer=cast(int, layer))
-        heat = looked.mean.cpu()
+        heat = _heat(model, image, ids, mask, mode, cast(int, layer), pictures.given).mean.cpu()
         return [
             _Found(_chosen(one, expressions[row].detections, size, alpha), size)
             for row, one, size in zip(rows, heat, sizes, strict=True)
         ]
 
-    with evaluating(model), autocast(device, precision):
-        found = evaluate_rows(
-            source,
-            len(expressions),
-            run,
-            view=view,
-            batch=image_batch,
-            workers=workers,
-            device=device,
-            say=speaker(progress),
-            what="expressions",
-        )
-    settings = {
-        "by": by,
-        "max_words": max_words,
-        "max_tokens": max_tokens,
-        "separator": separator,
-        "precision": precision,
-    }
+    found = evaluate_rows(
+        model, source, len(expressions), run, options, tokenizer=tokenizer, what="expressions"
+    )
+    settings = {"by": by, **asdict(reading), **options.settings()}
     if by == "heat":
-        settings |= {"layer": layer, "alpha": alpha}
+        settings |= {"mode": mode, "layer": layer, "alpha": alpha}
     return _scores(expressions, found, by, settings)
 
 
@@ -147,45 +132,90 @@ def word_heat(
     tokenizer: Tokenizer,
     picture: Any,
     text: str,
+    words: Sequence[str] = (),
     *,
     view: View,
     layer: int,
-    max_words: int = 30,
-    max_tokens: int | None = None,
-    separator: bool = False,
+    mode: Mode = "itm",
+    reading: Reading = READING,
+    concepts: ConceptOptions | None = None,
 ) -> list[tuple[str, np.ndarray]]:
     """Where the model looks in a picture for each word of a text: (word, heat [P,P] float32) in order, pieces of a word averaged.
 
-    The mean over all tokens, of which `evaluate_grounding` takes the best detection, comes first as "all words". Arguments as there.
+    The mean over all tokens, of which `evaluate_grounding` takes the best detection, comes first as "all words"; with mode "itc" it is all there is.
+    `words` are the concepts of the picture. Other arguments as there.
     """
+    require_fit(model, concepts)
     device = device_of(model)
-    encoded = tokenizer.encode([pre_caption(text, max_words)], max_tokens=max_tokens, separator=separator)
-    ids, mask = (x.to(device) for x in encoded)
+    ids, mask = reading.encode(tokenizer, [text], device)
+    given = ()
+    if concepts is not None:
+        reader = ConceptReader(tokenizer, concepts)
+        read_words = reader.collate([reader.ids(words)])
+        given = (read_words._make(x.to(device) for x in read_words),)
     with evaluating(model):
-        image = model.encode_image(view(picture)[None].to(device))
-        heat = attention_heat(model, image.embeds, ids, mask, layer=layer)
+        heat = _heat(model, view(picture)[None].to(device), ids, mask, mode, layer, given)
+    found = [("all words", heat.mean[0].cpu().numpy())]
+    if heat.words is None:
+        return found
     tokens = ids[0].tolist()
-    words: list[list[int]] = []
+    places: list[list[int]] = []
     for place, goes_on in enumerate(tokenizer.continues(tokens)):
         if tokens[place] in (tokenizer.cls_id, tokenizer.sep_id):
             continue
-        if goes_on and words:
-            words[-1].append(place)
+        if goes_on and places:
+            places[-1].append(place)
         else:
-            words.append([place])
+            places.append([place])
     maps = heat.words[0].cpu().numpy()
-    found = [("all words", heat.mean[0].cpu().numpy())]
-    return found + [(tokenizer.decode([tokens[n] for n in own]).strip(), maps[own].mean(0)) for own in words]
+    return found + [(tokenizer.decode([tokens[n] for n in own]).strip(), maps[own].mean(0)) for own in places]
 
 
-def _check(model: Any, by: By, layer: int | None) -> None:
+class _Heat(NamedTuple):
+    """`mean` [B,P,P], and `words` [B,T,P,P] where each token has a map of its own."""
+
+    mean: torch.Tensor
+    words: torch.Tensor | None
+
+
+def _heat(
+    model: Any,
+    image: torch.Tensor,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    mode: Mode,
+    layer: int,
+    given: tuple[Any, ...],
+) -> _Heat:
+    if mode == "itc":
+        return _Heat(
+            similarity_heat(model, image, ids, mask, block=layer, concepts=given[0] if given else None), None
+        )
+    features = model.encode_image(image, *given)
+    heat = attention_heat(
+        model,
+        features.embeds,
+        ids,
+        mask,
+        layer=layer,
+        tokens=model.vision.tokens if given else None,
+        image_mask_BS=getattr(features, "attention_mask", None),
+    )
+    return _Heat(heat.mean, heat.words)
+
+
+def _check(model: Any, by: By, mode: Mode, layer: int | None) -> None:
     if by not in ("boxes", "heat"):
         raise ValueError(f"by={by!r} is not known; choose boxes or heat")
-    if by == "boxes" and layer is not None:
-        raise ValueError(f"layer={layer} has no effect with by=boxes; leave it out")
+    if mode not in ("itm", "itc"):
+        raise ValueError(f"mode={mode!r} is not known; choose itm or itc")
+    if by == "boxes" and (layer is not None or mode != "itm"):
+        raise ValueError(f"layer={layer} and mode={mode} have no effect with by=boxes; leave them out")
     if by == "heat" and layer is None:
-        raise ValueError("by=heat needs the layer whose cross-attention is read (X-VLM takes 9 of its 12)")
-    needed = "locate" if by == "boxes" else "itm_head"
+        raise ValueError(
+            "by=heat needs the layer whose attention is read (X-VLM takes 9 of its 12, ALBEF and ViCHA 8)"
+        )
+    needed = "locate" if by == "boxes" else "itm_head" if mode == "itm" else "vision_proj"
     if not hasattr(model, needed):
         other = "by=heat" if by == "boxes" else "by=boxes"
         raise ValueError(f"by={by}: the model has no {needed}; use {other}, or a model trained for it")
@@ -239,6 +269,11 @@ def _scores(
     notes = []
     if by == "heat" and (bare := sum(not one.detections for one in expressions)):
         notes.append(f"{bare} expressions have no detection to choose from and count as wrong")
+    cold = sum(
+        given.box is None and bool(one.detections) for one, given in zip(expressions, found, strict=True)
+    )
+    if cold:
+        notes.append(f"{cold} expressions have no detection with heat above 0 and count as wrong")
     return Scores(
         benchmark="grounding",
         settings={

@@ -1,5 +1,8 @@
 """What all evaluations share: the model's mode, device and precision, pictures in batches, and samples shared out among ranks.
 
+Evaluations of rows (everything but retrieval, whose pictures and texts are no pairs) take one value for what they have in common, `RowOptions`, and
+those with a text in each row another, `Reading`.
+
 Rank r of w takes the samples r, r + w, ...; none is evaluated twice when their number does not divide, unlike with a sampler that pads. Every
 rank gets all results, in order of the samples.
 """
@@ -7,15 +10,22 @@ rank gets all results, in order of the samples.
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from vlp_core import distributed
+from vlp_core.concepts import Concepts
+from vlp_data.concept_text import concept_words
 from vlp_data.errors import BadSample, DataError
 from vlp_data.images import open_image
+from vlp_data.options import ConceptOptions
 from vlp_data.schema import Sample, Source
+from vlp_data.text import Encoded, Tokenizer, pre_caption
+
+from vlp_eval.concepts import ConceptReader, words_of
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Progress = Callable[[str, int, int], None]
@@ -24,6 +34,64 @@ View = Callable[[Any], Tensor]
 """From a picture to the model's input [3,H,W]; picklable when worker processes are used."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowOptions:
+    """How the rows of a source are read and pass through a model; what every evaluation of rows takes."""
+
+    view: View
+    """From a picture to the model's input [3,H,W]."""
+    concepts: ConceptOptions | None = None
+    """How the words attached to each picture are read; needed by a model with a concept encoder and refused by any other. Padding of concepts is
+    visible to such models: with `pad="longest"` the result depends on which rows share a batch (as in the reference for questions,
+    NLVR2 and entailment), with `pad="max"` it does not (as in the reference for grounding)."""
+    limit: int | None = None
+    """First so many rows only."""
+    image_batch: int = 32
+    """Rows taken together."""
+    workers: int = 0
+    """Processes that decode pictures; 0 decodes in this one."""
+    device: torch.device | str | None = None
+    """Where pictures and texts go; None: where the model is. The model is not moved."""
+    precision: Precision = "fp32"
+    """Below fp32 the model runs in autocast."""
+    progress: Progress | None = None
+    """Told how many rows of how many are done."""
+
+    def settings(self) -> dict[str, Any]:
+        """What a report says of them: that which changes numbers."""
+        concepts = {} if self.concepts is None else {"concepts": asdict(self.concepts)}
+        return {"precision": self.precision, **concepts}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the text of a row becomes ids."""
+
+    max_words: int = 30
+    """Words kept."""
+    max_tokens: int | None = None
+    """Tokens kept; None keeps all."""
+    separator: bool = False
+    """End texts with [SEP], as ALBEF does; X-VLM and ViCHA do not."""
+
+    def encode(
+        self,
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        device: torch.device,
+        *,
+        clean: Callable[[str, int], str] = pre_caption,
+    ) -> Encoded:
+        """Cleaned texts as ids and mask, padded to the longest."""
+        cleaned = [clean(text, self.max_words) for text in texts]
+        encoded = tokenizer.encode(cleaned, max_tokens=self.max_tokens, separator=self.separator)
+        return Encoded(*(x.to(device) for x in encoded))
+
+
+READING = Reading()
+"""How captions, sentences, hypotheses and expressions are read where nothing else is said."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -61,39 +129,72 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
-class Pictures(Dataset):
-    """Views of the pictures of a row, stacked [I,3,H,W], with their sizes, and what is wrong with them.
+class Picture(NamedTuple):
+    """A decoded picture, and the words attached to it."""
 
-    An exception would reach the user wrapped in the tracebacks of worker processes, so a fault is returned as a sentence.
+    image: Any
+    words: tuple[str, ...] = ()
+
+
+class _Views(NamedTuple):
+    """What a worker makes of a row: views [I,3,H,W] and sizes of its pictures, ids of their concepts; or what is wrong with them."""
+
+    image: Tensor | None
+    sizes: list[tuple[int, int]]
+    concepts: list[list[int]]
+    problem: str = ""
+
+
+class Pictures(Dataset):
+    """Views of the pictures of a row with their sizes and concepts, or what is wrong with them.
+
+    An exception would reach the user wrapped in the tracebacks of worker processes, so a fault is returned as a sentence. Without `concepts` the words
+    attached to pictures are not looked at.
     """
 
     def __init__(
         self,
-        pictures: Callable[[int], Sequence[Any]],
+        pictures: Callable[[int], Sequence[Picture]],
         rows: Sequence[int],
         view: View,
         name: Callable[[int], str],
+        concepts: ConceptReader | None = None,
     ) -> None:
-        self.pictures, self.rows, self.view, self.name = pictures, rows, view, name
+        self.pictures, self.rows, self.view, self.name, self.concepts = pictures, rows, view, name, concepts
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> tuple[Tensor | None, list[tuple[int, int]], str]:
+    def __getitem__(self, place: int) -> _Views:
         row = self.rows[place]
         try:
             pictures = self.pictures(row)
-            sizes = [getattr(picture, "size", (0, 0)) for picture in pictures]
-            return torch.stack([self.view(picture) for picture in pictures]), sizes, ""
+            sizes = [getattr(one.image, "size", (0, 0)) for one in pictures]
+            words = [] if self.concepts is None else [self.concepts.ids(one.words) for one in pictures]
+            return _Views(torch.stack([self.view(one.image) for one in pictures]), sizes, words)
         except Exception as problem:  # whatever a decoder raises: a missing picture would change the result
-            return None, [], f"{self.name(row)}: {problem}"
+            return _Views(None, [], [], f"{self.name(row)}: {problem}")
 
 
 class PictureBatch(NamedTuple):
-    """Views [B,I,3,H,W] of the I pictures of B rows, and the pictures' (width, height) as stored."""
+    """Views [B,I,3,H,W] of the I pictures of B rows, the pictures' (width, height) as stored, and with a concept reader the concepts of
+    the first pictures, of the second ones and so on."""
 
     image: Tensor
     sizes: list[list[tuple[int, int]]]
+    concepts: tuple[Concepts, ...] = ()
+
+    def to(self, device: torch.device) -> "PictureBatch":
+        """The same on a device."""
+        concepts = tuple(Concepts(*(x.to(device) for x in one)) for one in self.concepts)
+        return self._replace(image=self.image.to(device), concepts=concepts)
+
+    @property
+    def given(self) -> tuple[Any, ...]:
+        """What a model is given last: nothing, the concepts of the one picture of each row, or a pair of concepts."""
+        if not self.concepts:
+            return ()
+        return (self.concepts[0] if len(self.concepts) == 1 else self.concepts,)
 
 
 def picture_batches(pictures: Pictures, *, batch: int, workers: int) -> Iterator[PictureBatch]:
@@ -102,19 +203,22 @@ def picture_batches(pictures: Pictures, *, batch: int, workers: int) -> Iterator
     loader = DataLoader(
         pictures, batch_size=batch, num_workers=workers, collate_fn=_stack, generator=torch.Generator()
     )
-    for image, sizes, problem in loader:
+    reader = pictures.concepts
+    for image, sizes, words, problem in loader:
         if problem:
             raise ValueError(problem)
-        yield PictureBatch(image, sizes)
+        concepts = () if reader is None else tuple(reader.collate(own) for own in zip(*words, strict=True))
+        yield PictureBatch(image, sizes, concepts)
 
 
 def _stack(
-    rows: Sequence[tuple[Tensor | None, list[tuple[int, int]], str]],
-) -> tuple[Tensor | None, list[list[tuple[int, int]]], str]:
-    problem = next((problem for _, _, problem in rows if problem), "")
+    rows: Sequence[_Views],
+) -> tuple[Tensor | None, list[list[tuple[int, int]]], list[list[list[int]]], str]:
+    problem = next((row.problem for row in rows if row.problem), "")
     if problem:
-        return None, [], problem
-    return torch.stack([cast(Tensor, views) for views, _, _ in rows]), [sizes for _, sizes, _ in rows], ""
+        return None, [], [], problem
+    views = torch.stack([cast(Tensor, row.image) for row in rows])
+    return views, [row.sizes for row in rows], [row.concepts for row in rows], ""
 
 
 class SourcePictures:
@@ -123,9 +227,12 @@ class SourcePictures:
     def __init__(self, source: Source) -> None:
         self.source = source
 
-    def __call__(self, row: int) -> list[Any]:
+    def __call__(self, row: int) -> list[Picture]:
         sample = self.source[row]
-        return [open_image(image, sample.key) for image in sample.images]
+        return [
+            Picture(open_image(image, sample.key), words_of(sample, number))
+            for number, image in enumerate(sample.images)
+        ]
 
 
 def _row(row: int) -> str:
@@ -133,14 +240,21 @@ def _row(row: int) -> str:
     return f"row {row} of the source"
 
 
-def read(source: Source, parse: Callable[[Sample], T], *, limit: int | None = None) -> list[T]:
-    """What `parse` makes of each row, or of the first `limit`. Raises DataError for a row that cannot be read: leaving it out would change
-    the result."""
-    total = len(source) if limit is None else min(limit, len(source))
+def read(source: Source, parse: Callable[[Sample], T], options: RowOptions) -> list[T]:
+    """What `parse` makes of each row that the options name. Raises DataError for a row that cannot be read, or that lacks the concepts of a
+    picture where they are wanted: leaving it out would change the result."""
+    total = len(source) if options.limit is None else min(options.limit, len(source))
     if not total:
         raise DataError("the source has no rows to evaluate")
+
+    def one(sample: Sample) -> T:
+        if options.concepts is not None:
+            for number in range(len(sample.images)):
+                concept_words(sample, image=number)
+        return parse(sample)
+
     try:
-        return [parse(source[row]) for row in range(total)]
+        return [one(source[row]) for row in range(total)]
     except BadSample as problem:
         raise DataError(f"{problem}; an evaluation needs every row") from problem
 
@@ -153,32 +267,34 @@ def require_unique(ids: Iterable[Hashable], what: str) -> None:
 
 
 def evaluate_rows(
+    model: Any,
     source: Source,
     rows: int,
     run: Callable[[Sequence[int], PictureBatch], Sequence[T]],
+    options: RowOptions,
     *,
-    view: View,
-    batch: int,
-    workers: int,
-    device: torch.device,
-    say: Progress,
+    tokenizer: Tokenizer,
     what: str,
 ) -> list[T]:
     """Results of the first `rows` rows of a source, each evaluated by exactly one rank, in order of the rows on every rank.
 
-    `run(rows, pictures)` returns one picklable result for each of the rows of a batch. A picture that cannot be used is a ValueError on
-    all ranks.
+    `run(rows, pictures)` returns one picklable result for each of the rows of a batch; the model is in evaluation mode meanwhile. `tokenizer` reads
+    concepts. A picture that cannot be used is a ValueError on all ranks.
     """
     own = range(distributed.rank(), rows, distributed.world_size())
+    device = device_of(model) if options.device is None else torch.device(options.device)
+    reader = None if options.concepts is None else ConceptReader(tokenizer, options.concepts)
+    say = speaker(options.progress)
     found: dict[int, T] = {}
     problem = ""
-    pictures = Pictures(SourcePictures(source), own, view, _row)
+    pictures = Pictures(SourcePictures(source), own, options.view, _row, reader)
     try:
-        for part in picture_batches(pictures, batch=batch, workers=workers):
-            chosen = own[len(found) : len(found) + len(part.image)]
-            results = run(chosen, PictureBatch(part.image.to(device), part.sizes))
-            found |= dict(zip(chosen, results, strict=True))
-            say(what, len(found), len(own))
+        with evaluating(model), autocast(device, options.precision):
+            for part in picture_batches(pictures, batch=options.image_batch, workers=options.workers):
+                chosen = own[len(found) : len(found) + len(part.image)]
+                results = run(chosen, part.to(device))
+                found |= dict(zip(chosen, results, strict=True))
+                say(what, len(found), len(own))
     except ValueError as error:
         if distributed.world_size() == 1:
             raise

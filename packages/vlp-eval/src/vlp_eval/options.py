@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vlp_core.recipe import PathText
-from vlp_data.options import CocoCaptions, ImageTextLines, Karpathy, Refer, TaskJson
+from vlp_data.options import CocoCaptions, ConceptOptions, ImageTextLines, Karpathy, Refer, TaskJson
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,9 @@ class Evaluation:
     """Processes that decode pictures; 0 decodes in the main process."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    concepts: ConceptOptions | None = None
+    """How the words attached to a picture (kwords) are read, for a model with a concept encoder; null takes the checkpoint's, padded to
+    max_tokens in retrieval and grounding, as the reference evaluates."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the model; scores are compared in fp32."""
     figures: int = 4
@@ -116,19 +119,33 @@ class Vqa(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nlvr(Evaluation):
-    """NLVR2: is a sentence about two pictures true?"""
+class _Statements(Evaluation):
+    """Statements about pictures."""
 
-    data: TaskJson
-    """Sentences with two pictures and a label."""
     max_words: int | None = None
-    """Words kept of a sentence; null takes the checkpoint's, or 30 where it says nothing."""
+    """Words kept of a statement; null takes the checkpoint's, or 30 where it says nothing."""
     max_tokens: int | None = None
-    """Tokens kept of a sentence; null keeps all."""
+    """Tokens kept of a statement; null keeps all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, 1, "max_words", "max_tokens", null=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nlvr(_Statements):
+    """NLVR2: is a sentence about two pictures true?"""
+
+    data: TaskJson
+    """Sentences with two pictures and a label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entailment(_Statements):
+    """SNLI-VE: does a hypothesis follow from a picture?"""
+
+    data: TaskJson
+    """Hypotheses with a picture and a label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +156,10 @@ class Grounding(Evaluation):
     """Expressions with the box they mean, and detections to choose from (by=heat)."""
     by: Literal["boxes", "heat"] = "boxes"
     """The model tells the box, or the heat of its attention chooses among the detections (weakly supervised)."""
+    mode: Literal["itm", "itc"] = "itm"
+    """by=heat: of the match logit by cross-attention (itm), or of the similarity of image and text by a ViT's attention (itc)."""
     layer: int | None = None
-    """by=heat: layer whose cross-attention is read, counted over all layers of the text encoder; X-VLM 9, ALBEF 8."""
+    """by=heat: layer whose attention is read, counted over all layers of the text encoder (itm: X-VLM 9, ALBEF and ViCHA 8) or of the ViT (itc)."""
     alpha: float = 0.5
     """by=heat: a detection's heat is divided by its area to this power."""
     max_words: int | None = None
@@ -153,9 +172,11 @@ class Grounding(Evaluation):
         at_least(self, 1, "max_words", "max_tokens", null=True)
         if self.by == "boxes" and self.layer is not None:
             raise ValueError(f"layer={self.layer} has no effect with by=boxes; leave it out, or give by=heat")
+        if self.by == "boxes" and self.mode != "itm":
+            raise ValueError(f"mode={self.mode} has no effect with by=boxes; leave it out, or give by=heat")
         if self.by == "heat" and self.layer is None:
             raise ValueError(
-                "by=heat needs layer=N, the layer whose cross-attention is read (X-VLM takes 9 of its 12)"
+                "by=heat needs layer=N, the layer whose attention is read (X-VLM takes 9 of its 12, ALBEF and ViCHA 8)"
             )
         if self.by == "heat" and not self.data.detections and self.data.refs:
             raise ValueError("by=heat needs data.detections=dets.json, the boxes to choose from")

@@ -3,6 +3,11 @@
 Features are NamedTuples of tensors whose first axis counts the pictures or texts, so that an evaluation can cut, gather and select
 them without knowing the model.
 
+A model whose image encoder sees words attached to the pictures (`vision.concepts` is its encoder of them, as in `vlp_core.concepts.ConceptVision`)
+takes them last wherever it takes pictures: `encode_image(image, concepts)`, `ask(image, ids, mask, concepts)` and so on, `concepts` a
+`vlp_core.concepts.Concepts`; for two pictures a pair of these. Its `embeds` may be longer than the patches (`vision.tokens` is 1 and the number of these),
+and its image features may have an `attention_mask` [B,N] beside them. Fields of features may be None.
+
 Letters: B pictures or texts, N image tokens, T text tokens, E shared embedding, D / W widths, R pairs, C answers to choose from,
 L answer tokens, K classes.
 """

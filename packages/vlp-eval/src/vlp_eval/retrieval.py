@@ -16,6 +16,7 @@ Letters: N pictures, M texts, K candidates, P pairs, T tokens, E shared embeddin
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -23,9 +24,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from vlp_core import distributed
+from vlp_data.options import ConceptOptions
 
+from vlp_eval.concepts import ConceptReader, require_fit
 from vlp_eval.gallery import Gallery
 from vlp_eval.inference import (
+    Picture,
     Pictures,
     Precision,
     Progress,
@@ -62,6 +66,7 @@ def evaluate_retrieval(
     tokenizer: Tokenizer,
     *,
     view: View,
+    concepts: ConceptOptions | None = None,
     max_tokens: int = 40,
     separator: bool = False,
     rerank: int = 0,
@@ -77,7 +82,9 @@ def evaluate_retrieval(
 ) -> Scores:
     """Retrieval in both directions, by similarity and, with `rerank`, by the fusion encoder.
 
-    `view` makes the model's input [3,H,W] from what `gallery.image` returns. `rerank` is K, the number of candidates of each query
+    `view` makes the model's input [3,H,W] from what `gallery.image` returns. `concepts` says how the words attached to the pictures
+    (`gallery.concepts`) are read, which a model with a concept encoder needs and any other refuses; their padding is visible to it, so it must
+    be the same for all pictures (`pad="max"`, as in the reference). `rerank` is K, the number of candidates of each query
     that `model.match` scores; 0 leaves the second stage out, and a K above the size of the gallery scores all pairs and
     says so in the notes. `fold_size` adds the stage "dual, folds of ...": the mean over folds of that many pictures ("COCO 1k": 1000).
     Batch sizes, workers and the number of ranks change nothing but rounding. `device` defaults to where the model is; pictures and
@@ -102,6 +109,8 @@ def evaluate_retrieval(
         raise ValueError(
             f"{images} pictures and {texts} texts cannot be shared by {world} ranks; start fewer"
         )
+    require_fit(model, concepts)
+    reader = None if concepts is None else _reader(gallery, tokenizer, concepts)
     device = device_of(model) if device is None else torch.device(device)
     say = speaker(progress)
     image_of_text = torch.tensor(gallery.image_of_text)
@@ -109,7 +118,7 @@ def evaluate_retrieval(
 
     with evaluating(model), autocast(device, precision):
         image = _encode_images(
-            model, gallery, range(rank, images, world), view, image_batch, workers, device, say
+            model, gallery, range(rank, images, world), view, reader, image_batch, workers, device, say
         )
         text = _encode_texts(
             model,
@@ -122,7 +131,9 @@ def evaluate_retrieval(
             device,
             say,
         )
-        text = cast(Any, text)._make(_everyone(share, texts) for share in cast(Any, text))
+        text = cast(Any, text)._make(
+            None if share is None else _everyone(share, texts) for share in cast(Any, text)
+        )
         similarity_NM = _everyone(image.projection, images).float() @ text.projection.float().T
         with _caught(result.notes):
             result.add(
@@ -159,13 +170,15 @@ def evaluate_retrieval(
                 of_image.gather(1, best_in_order(scores_NK, SHOWN)),
                 of_text.gather(1, best_in_order(scores_MK, SHOWN)),
             )
-    settings = {
+    settings: dict[str, Any] = {
         "max_tokens": max_tokens,
         "separator": separator,
         "rerank": rerank,
         "ties": ties,
         "precision": precision,
     }
+    if concepts is not None:
+        settings["concepts"] = asdict(concepts)
     return result.scores(settings)
 
 
@@ -277,14 +290,32 @@ def _rerank(
     return scores[: of_image.numel()].view_as(of_image), scores[of_image.numel() :].view_as(of_text)
 
 
+def _reader(gallery: Gallery, tokenizer: Any, concepts: ConceptOptions) -> ConceptReader:
+    """What reads the gallery's concepts. Raises ValueError where there are none, or their padding would differ between batches."""
+    if concepts.pad != "max":
+        raise ValueError(
+            f"concepts.pad={concepts.pad}: the features of a picture would depend on its batch, and all pictures of a gallery are compared; "
+            "give pad=max"
+        )
+    if not gallery.concepts:
+        raise ValueError(
+            "the pictures of the gallery have no concepts; `vlp-data concepts assign` writes lists with them"
+        )
+    for name, words in zip(gallery.image_ids, gallery.concepts, strict=True):
+        if not words:
+            raise ValueError(f"picture {name!r} of the gallery has no concepts, others have")
+    return ConceptReader(tokenizer, concepts)
+
+
 class _GalleryPictures:
     """Picture i of a gallery, and its name; picklable."""
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
 
-    def __call__(self, i: int) -> list[Any]:
-        return [self.gallery.image(i)]
+    def __call__(self, i: int) -> list[Picture]:
+        words = self.gallery.concepts[i] if self.gallery.concepts else ()
+        return [Picture(self.gallery.image(i), words)]
 
     def name(self, i: int) -> str:
         return f"picture {self.gallery.image_ids[i]!r} of the gallery"
@@ -295,6 +326,7 @@ def _encode_images(
     gallery: Gallery,
     indices: Sequence[int],
     view: View,
+    reader: ConceptReader | None,
     batch: int,
     workers: int,
     device: torch.device,
@@ -302,10 +334,11 @@ def _encode_images(
 ) -> ImageFeatures:
     pictures = _GalleryPictures(gallery)
     parts = []
-    for image, _ in picture_batches(
-        Pictures(pictures, indices, view, pictures.name), batch=batch, workers=workers
+    for part in picture_batches(
+        Pictures(pictures, indices, view, pictures.name, reader), batch=batch, workers=workers
     ):
-        parts.append(model.encode_image(image.squeeze(1).to(device)))
+        part = part.to(device)
+        parts.append(model.encode_image(part.image.squeeze(1), *part.given))
         if parts[0].projection is None:
             raise ValueError(
                 f"{type(model).__name__} has no projection into a shared space; it cannot retrieve"
@@ -427,11 +460,13 @@ class _Result:
 
 
 def _rows(features: Any, index: Tensor) -> Any:
-    return features._make(field[index] for field in features)
+    return features._make(None if field is None else field[index] for field in features)
 
 
 def _join(parts: Sequence[Any]) -> Any:
-    return parts[0]._make(torch.cat(fields) for fields in zip(*parts, strict=True))
+    return parts[0]._make(
+        None if fields[0] is None else torch.cat(fields) for fields in zip(*parts, strict=True)
+    )
 
 
 def _everyone(share: Tensor, total: int) -> Tensor:

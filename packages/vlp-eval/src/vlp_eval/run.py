@@ -16,18 +16,20 @@ import torch
 import torch.distributed as dist
 from PIL.Image import Image
 from vlp_core import distributed, models, recipe
+from vlp_data.options import ConceptOptions
 from vlp_data.text import Tokenizer, pre_caption
 from vlp_data.transforms import eval_view
 
 from vlp_eval import figures, predictions
 from vlp_eval.captioning import PROMPT, evaluate_captioning, read_references
+from vlp_eval.concepts import as_evaluated, reads_concepts
 from vlp_eval.gallery import Gallery
 from vlp_eval.grounding import evaluate_grounding, word_heat
-from vlp_eval.inference import View
-from vlp_eval.options import Captioning, Evaluation, Grounding, Nlvr, Retrieval, Vqa
+from vlp_eval.inference import Reading, RowOptions
+from vlp_eval.options import Captioning, Entailment, Evaluation, Grounding, Nlvr, Retrieval, Vqa
 from vlp_eval.report import Scores
 from vlp_eval.retrieval import evaluate_retrieval
-from vlp_eval.statements import evaluate_nlvr
+from vlp_eval.statements import evaluate_entailment, evaluate_nlvr
 from vlp_eval.vqa import evaluate_vqa, read_annotations, read_candidates
 
 
@@ -47,7 +49,8 @@ def retrieval(checkpoint: str, options: Retrieval) -> Scores:
             setup.model,
             gallery,
             setup.tokenizer,
-            view=setup.view,
+            view=setup.rows.view,
+            concepts=setup.rows.concepts,
             max_tokens=options.max_tokens or text.get("max_tokens", 40),
             separator=text.get("separator", False),
             rerank=options.rerank,
@@ -76,17 +79,15 @@ def vqa(checkpoint: str, options: Vqa) -> Scores:
             setup.model,
             source,
             setup.tokenizer,
-            view=setup.view,
+            setup.rows,
             candidates=candidates,
             k=options.k if candidates is None else min(options.k, len(candidates)),
             annotations=annotations,
             variant=options.rule,
-            max_words=options.max_words,
-            max_tokens=options.max_tokens,
+            reading=setup.reading(options.max_words, options.max_tokens),
             answer_tokens=options.answer_tokens,
             beams=options.beams,
             pairs=options.pairs,
-            **setup.shared,
         )
         return session.finish(
             scores, lambda scores: figures.samples_figure(scores, source, queries=options.figures)
@@ -95,17 +96,29 @@ def vqa(checkpoint: str, options: Vqa) -> Scores:
 
 def nlvr(checkpoint: str, options: Nlvr) -> Scores:
     """`vlp-eval nlvr`."""
+    return _statements("nlvr", evaluate_nlvr, checkpoint, options)
+
+
+def entailment(checkpoint: str, options: Entailment) -> Scores:
+    """`vlp-eval entailment`."""
+    return _statements(cast(models.Task, "entailment"), evaluate_entailment, checkpoint, options)
+
+
+def _statements(
+    task: models.Task,
+    evaluate: Callable[..., Scores],
+    checkpoint: str,
+    options: Nlvr | Entailment,
+) -> Scores:
     with _session(checkpoint, options) as session:
         source = options.data.open()
-        setup = session.load("nlvr")
-        scores = evaluate_nlvr(
+        setup = session.load(task)
+        scores = evaluate(
             setup.model,
             source,
             setup.tokenizer,
-            view=setup.view,
-            max_words=options.max_words or setup.max_words,
-            max_tokens=options.max_tokens,
-            **setup.shared,
+            setup.rows,
+            reading=setup.reading(options.max_words, options.max_tokens),
         )
         return session.finish(
             scores, lambda scores: figures.samples_figure(scores, source, queries=options.figures)
@@ -117,17 +130,17 @@ def grounding(checkpoint: str, options: Grounding) -> Scores:
     with _session(checkpoint, options) as session:
         source = options.data.open()
         setup = session.load("boxes" if options.by == "boxes" else "weak_grounding")
+        reading = setup.reading(options.max_words, options.max_tokens)
         scores = evaluate_grounding(
             setup.model,
             source,
             setup.tokenizer,
-            view=setup.view,
+            setup.rows,
+            reading=reading,
             by=options.by,
+            mode=options.mode,
             layer=options.layer,
             alpha=options.alpha,
-            max_words=options.max_words or setup.max_words,
-            max_tokens=options.max_tokens,
-            **setup.shared,
         )
         heat = None
         if options.layer is not None:
@@ -135,11 +148,11 @@ def grounding(checkpoint: str, options: Grounding) -> Scores:
                 word_heat,
                 setup.model,
                 setup.tokenizer,
-                view=setup.view,
+                view=setup.rows.view,
+                concepts=setup.rows.concepts,
+                reading=reading,
+                mode=options.mode,
                 layer=options.layer,
-                max_words=options.max_words or setup.max_words,
-                max_tokens=options.max_tokens,
-                separator=setup.shared["separator"],
             )
         return session.finish(
             scores,
@@ -153,12 +166,11 @@ def captioning(checkpoint: str, options: Captioning) -> Scores:
         source = options.data.open()
         references = read_references(options.references) if options.references else None
         setup = session.load("captioning")
-        shared = {key: value for key, value in setup.shared.items() if key != "separator"}
         scores = evaluate_captioning(
             setup.model,
             source,
             setup.tokenizer,
-            view=setup.view,
+            setup.rows,
             prompt=setup.settings.get("prompt", PROMPT) if options.prompt is None else options.prompt,
             beams=options.beams,
             max_tokens=options.max_tokens,
@@ -166,7 +178,6 @@ def captioning(checkpoint: str, options: Captioning) -> Scores:
             length_penalty=options.length_penalty,
             references=references,
             java=options.java,
-            **shared,
         )
         return session.finish(
             scores, lambda scores: figures.samples_figure(scores, source, queries=options.figures)
@@ -209,13 +220,19 @@ class _Setup:
 
     model: Any
     tokenizer: Tokenizer
-    view: View
     settings: Mapping[str, Any]
     """What the checkpoint says of itself."""
-    max_words: int
-    """Words of a text that the checkpoint was trained with; 30 where it does not say."""
-    shared: dict[str, Any]
-    """Arguments that all evaluations of rows take."""
+    rows: RowOptions
+
+    @property
+    def max_words(self) -> int:
+        """Words of a text that the checkpoint was trained with; 30 where it does not say."""
+        return self.settings.get("text", {}).get("max_words", 30)
+
+    def reading(self, max_words: int | None, max_tokens: int | None) -> Reading:
+        """How texts are read: as the options say, else as in training."""
+        separator = self.settings.get("text", {}).get("separator", False)
+        return Reading(max_words=max_words or self.max_words, max_tokens=max_tokens, separator=separator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,23 +255,27 @@ class _Session:
             raise ValueError(
                 f"the tokenizer has {words.vocabulary} tokens, {self.checkpoint} was trained with {known}: another vocabulary"
             )
-        shared = {
-            "separator": text.get("separator", False),
-            "limit": self.options.limit,
-            "image_batch": self.options.image_batch,
-            "workers": self.options.workers,
-            "precision": self.options.precision,
-            "progress": _progress(),
-        }
-        view = partial(eval_view, size=loaded.settings["image_size"])
         return _Setup(
             model=loaded.model.to(self.device),
             tokenizer=words,
-            view=view,
             settings=loaded.settings,
-            max_words=text.get("max_words", 30),
-            shared=shared,
+            rows=RowOptions(
+                view=partial(eval_view, size=loaded.settings["image_size"]),
+                concepts=self._concepts(task, loaded.model, loaded.settings),
+                limit=self.options.limit,
+                image_batch=self.options.image_batch,
+                workers=self.options.workers,
+                precision=self.options.precision,
+                progress=_progress(),
+            ),
         )
+
+    def _concepts(self, task: models.Task, model: Any, settings: Mapping[str, Any]) -> ConceptOptions | None:
+        """How concepts are read: as the options say, else as in training, with the padding and without the draws of the reference's evaluation."""
+        if self.options.concepts is not None or not reads_concepts(model):
+            return self.options.concepts
+        trained = ConceptOptions(**settings.get("concepts", {}))
+        return as_evaluated(trained, alike=task in ("retrieval", "weak_grounding", "boxes"))
 
     def finish(self, scores: Scores, figure: Callable[[Scores], Image]) -> Scores:
         """Write and print, on rank 0; returns the scores with what they were made by."""

@@ -5,6 +5,7 @@ Source: NLVR2, arXiv 1811.00491; SNLI-VE, arXiv 1901.06706; evaluation of ALBEF 
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -12,21 +13,10 @@ from torch import Tensor
 from vlp_data.errors import DataError
 from vlp_data.schema import Role, Sample, Source
 from vlp_data.sources.task_json import ENTAILMENT_LABELS, NLVR_LABELS
-from vlp_data.text import Tokenizer, pre_caption
+from vlp_data.text import Tokenizer
 
-from vlp_eval.inference import (
-    PictureBatch,
-    Precision,
-    Progress,
-    View,
-    autocast,
-    device_of,
-    evaluate_rows,
-    evaluating,
-    read,
-    require_unique,
-    speaker,
-)
+from vlp_eval.concepts import require_fit
+from vlp_eval.inference import READING, PictureBatch, Reading, RowOptions, evaluate_rows, read, require_unique
 from vlp_eval.metrics import labels as metric
 from vlp_eval.protocol import Classifier, PairClassifier
 from vlp_eval.report import Scores
@@ -42,27 +32,22 @@ def evaluate_nlvr(
     model: PairClassifier,
     source: Source,
     tokenizer: Tokenizer,
+    options: RowOptions,
     *,
-    view: View,
-    max_words: int = 30,
-    max_tokens: int | None = None,
-    separator: bool = False,
-    limit: int | None = None,
-    image_batch: int = 32,
-    workers: int = 0,
-    device: torch.device | str | None = None,
-    precision: Precision = "fp32",
-    progress: Progress | None = None,
+    reading: Reading = READING,
 ) -> Scores:
     """Whether sentences about two pictures are true: accuracy, and consistency where the rows carry NLVR2 identifiers.
 
     Consistency is the share of sentences that are right with all of their image pairs; only a whole split makes it meaningful. `chance`
-    is the share of the more frequent label. `image_batch` counts sentences. Other arguments and errors as in `evaluate_vqa`.
+    is the share of the more frequent label. The model gets the concepts of the first pictures and of the second ones as a pair. Other arguments and
+    errors as in `evaluate_vqa`.
     """
 
-    def logits(image_BI3HW: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    def logits(pictures: PictureBatch, ids: Tensor, mask: Tensor) -> Tensor:
+        image_BI3HW = pictures.image
         rows = torch.arange(len(image_BI3HW), device=image_BI3HW.device)
-        return model(image_BI3HW.transpose(0, 1).flatten(0, 1), rows, rows + len(rows), ids, mask)
+        images = image_BI3HW.transpose(0, 1).flatten(0, 1)
+        return model(images, rows, rows + len(rows), ids, mask, *pictures.given)
 
     return _evaluate(
         "nlvr",
@@ -70,19 +55,11 @@ def evaluate_nlvr(
         logits,
         source,
         tokenizer,
+        options,
+        reading,
         role="sentence",
         images=2,
         names=NLVR_LABELS,
-        view=view,
-        max_words=max_words,
-        max_tokens=max_tokens,
-        separator=separator,
-        limit=limit,
-        image_batch=image_batch,
-        workers=workers,
-        device=device,
-        precision=precision,
-        progress=progress,
     )
 
 
@@ -90,25 +67,17 @@ def evaluate_entailment(
     model: Classifier,
     source: Source,
     tokenizer: Tokenizer,
+    options: RowOptions,
     *,
-    view: View,
-    max_words: int = 30,
-    max_tokens: int | None = None,
-    separator: bool = False,
-    limit: int | None = None,
-    image_batch: int = 32,
-    workers: int = 0,
-    device: torch.device | str | None = None,
-    precision: Precision = "fp32",
-    progress: Progress | None = None,
+    reading: Reading = READING,
 ) -> Scores:
     """Whether hypotheses follow from a picture (contradiction, neutral, entailment): accuracy on the original labels, and of each label.
 
     `chance` is the share of the most frequent label. Other arguments and errors as in `evaluate_vqa`.
     """
 
-    def logits(image_BI3HW: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        return model(image_BI3HW.squeeze(1), ids, mask)
+    def logits(pictures: PictureBatch, ids: Tensor, mask: Tensor) -> Tensor:
+        return model(pictures.image.squeeze(1), ids, mask, *pictures.given)
 
     return _evaluate(
         "entailment",
@@ -116,19 +85,11 @@ def evaluate_entailment(
         logits,
         source,
         tokenizer,
+        options,
+        reading,
         role="hypothesis",
         images=1,
         names=ENTAILMENT_LABELS,
-        view=view,
-        max_words=max_words,
-        max_tokens=max_tokens,
-        separator=separator,
-        limit=limit,
-        image_batch=image_batch,
-        workers=workers,
-        device=device,
-        precision=precision,
-        progress=progress,
     )
 
 
@@ -136,23 +97,15 @@ def evaluate_entailment(
 def _evaluate(
     benchmark: str,
     model: Any,
-    logits: Callable[[Tensor, Tensor, Tensor], Tensor],
+    logits: Callable[[PictureBatch, Tensor, Tensor], Tensor],
     source: Source,
     tokenizer: Tokenizer,
+    options: RowOptions,
+    reading: Reading,
     *,
     role: Role,
     images: int,
     names: dict[str, int],
-    view: View,
-    max_words: int,
-    max_tokens: int | None,
-    separator: bool,
-    limit: int | None,
-    image_batch: int,
-    workers: int,
-    device: torch.device | str | None,
-    precision: Precision,
-    progress: Progress | None,
 ) -> Scores:
     def parse(sample: Sample) -> _Statement:
         texts = [text.text for text in sample.texts if text.role == role]
@@ -163,16 +116,13 @@ def _evaluate(
             )
         return _Statement(str(sample.meta.get("identifier", sample.key)), texts[0], label)
 
-    statements = read(source, parse, limit=limit)
+    require_fit(model, options.concepts)
+    statements = read(source, parse, options)
     require_unique((one.id for one in statements), "statement")
-    device = device_of(model) if device is None else torch.device(device)
 
     def run(rows: Sequence[int], pictures: PictureBatch) -> list[int]:
-        texts = [pre_caption(statements[row].text, max_words) for row in rows]
-        ids, mask = (
-            x.to(device) for x in tokenizer.encode(texts, max_tokens=max_tokens, separator=separator)
-        )
-        found = logits(pictures.image, ids, mask)
+        ids, mask = reading.encode(tokenizer, [statements[row].text for row in rows], pictures.image.device)
+        found = logits(pictures, ids, mask)
         if found.shape != (len(rows), len(names)):
             raise ValueError(
                 f"the model gives logits of shape {tuple(found.shape)} for {len(rows)} statements of {len(names)} labels"
@@ -181,18 +131,9 @@ def _evaluate(
             raise ValueError("a logit is NaN")
         return found.argmax(1).tolist()
 
-    with evaluating(model), autocast(device, precision):
-        given = evaluate_rows(
-            source,
-            len(statements),
-            run,
-            view=view,
-            batch=image_batch,
-            workers=workers,
-            device=device,
-            say=speaker(progress),
-            what="statements",
-        )
+    given = evaluate_rows(
+        model, source, len(statements), run, options, tokenizer=tokenizer, what="statements"
+    )
     predictions = {one.id: label for one, label in zip(statements, given, strict=True)}
     truth = {one.id: one.label for one in statements}
     found = metric.accuracy(predictions, truth)
@@ -212,10 +153,8 @@ def _evaluate(
     return Scores(
         benchmark=benchmark,
         settings={
-            "max_words": max_words,
-            "max_tokens": max_tokens,
-            "separator": separator,
-            "precision": precision,
+            **asdict(reading),
+            **options.settings(),
             "chance": "always the most frequent label",
         },
         counts=counts,

@@ -7,6 +7,7 @@ has one answer (VLUE) it is the share of answers that equal it.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,22 +18,14 @@ from vlp_data.schema import Identifier, Sample, Source
 from vlp_data.sources.rows import read_json
 from vlp_data.text import Tokenizer, pre_question
 
-from vlp_eval.inference import (
-    PictureBatch,
-    Precision,
-    Progress,
-    View,
-    autocast,
-    device_of,
-    evaluate_rows,
-    evaluating,
-    read,
-    require_unique,
-    speaker,
-)
+from vlp_eval.concepts import require_fit
+from vlp_eval.inference import PictureBatch, Reading, RowOptions, evaluate_rows, read, require_unique
 from vlp_eval.metrics import vqa as metric
 from vlp_eval.protocol import QuestionAnswering
 from vlp_eval.report import Scores
+
+READING = Reading(max_words=50)
+"""How questions are read where nothing else is said."""
 
 
 class _Question(NamedTuple):
@@ -46,24 +39,16 @@ def evaluate_vqa(
     model: QuestionAnswering,
     source: Source,
     tokenizer: Tokenizer,
+    options: RowOptions,
     *,
-    view: View,
     candidates: Sequence[str] | None,
     k: int = 128,
     annotations: Mapping[Identifier, Mapping[str, Any]] | None = None,
     variant: metric.Variant = "official",
-    max_words: int = 50,
-    max_tokens: int | None = None,
-    separator: bool = False,
+    reading: Reading = READING,
     answer_tokens: int = 10,
     beams: int = 3,
     pairs: int = 1024,
-    limit: int | None = None,
-    image_batch: int = 32,
-    workers: int = 0,
-    device: torch.device | str | None = None,
-    precision: Precision = "fp32",
-    progress: Progress | None = None,
 ) -> Scores:
     """Answer every question of a source.
 
@@ -71,45 +56,41 @@ def evaluate_vqa(
         model: Made for questions; in evaluation mode meanwhile.
         source: Rows of a picture with a question; `question_id`, or the key of the row, names it.
         tokenizer: The model's.
-        view: From a picture to the model's input.
+        options: How rows are read; with `concepts` the model is given those of each picture.
         candidates: The answers to choose from; None lets the model write.
         k: So many candidates are scored to the end.
         annotations: What people answered, by question id, as in the `annotations` of VQA v2 files: gives accuracies per answer type too.
             None takes the answers of the rows; where they have none the result has no accuracy.
         variant: "official", or "albef" for comparing with logs of the ALBEF family.
-        max_words: Words kept of a question.
-        max_tokens: Tokens kept of a question; None keeps all.
-        separator: End questions with [SEP], as ALBEF does; X-VLM does not.
+        reading: How questions become ids.
         answer_tokens: Longest answer that is written, the start token included.
         beams: Of the search, where answers are written.
         pairs: Candidates scored at a time.
-        limit: First so many rows only.
-        image_batch, workers, device, precision, progress: As in `evaluate_retrieval`.
 
     Raises:
-        DataError: A row without question or picture, or an id that occurs twice; ValueError: settings that cannot take effect, a picture
-            that cannot be opened, annotations of other questions.
+        DataError: A row without question or picture, a picture without concepts where they are wanted, or an id that occurs twice; ValueError:
+            settings that cannot take effect, concepts for a model that reads none or none for one that does, a picture that cannot be
+            opened, annotations of other questions.
     """
-    questions = read(source, _question, limit=limit)
+    require_fit(model, options.concepts)
+    questions = read(source, _question, options)
     require_unique((one.id for one in questions), "question")
     if candidates is not None and not 1 <= k <= len(candidates):
         raise ValueError(f"k={k} must lie in 1..{len(candidates)}, the number of answers to choose from")
     answers = _answers(questions, annotations)
-    device = device_of(model) if device is None else torch.device(device)
     choices = None if candidates is None else answer_ids(tokenizer, candidates)
-    if choices is not None:
-        choices = choices._make(x.to(device) for x in choices)
 
     def run(rows: Sequence[int], pictures: PictureBatch) -> list[str]:
-        texts = [pre_question(questions[row].text, max_words) for row in rows]
-        ids, mask = (
-            x.to(device) for x in tokenizer.encode(texts, max_tokens=max_tokens, separator=separator)
+        device = pictures.image.device
+        ids, mask = reading.encode(
+            tokenizer, [questions[row].text for row in rows], device, clean=pre_question
         )
-        states = model.ask(pictures.image.squeeze(1), ids, mask)
+        states = model.ask(pictures.image.squeeze(1), ids, mask, *pictures.given)
         if candidates is not None and choices is not None:
-            best = model.rank_answers(
-                states, mask, choices.ids, choices.attention_mask, k, pairs=pairs
-            ).indices[:, 0]
+            ranked = model.rank_answers(
+                states, mask, choices.ids.to(device), choices.attention_mask.to(device), k, pairs=pairs
+            )
+            best = ranked.indices[:, 0]
             return [candidates[place] for place in best.tolist()]
         written = model.generate_answers(
             states,
@@ -122,25 +103,9 @@ def evaluate_vqa(
         )
         return [tokenizer.decode(row) for row in written.ids.tolist()]
 
-    with evaluating(model), autocast(device, precision):
-        given = evaluate_rows(
-            source,
-            len(questions),
-            run,
-            view=view,
-            batch=image_batch,
-            workers=workers,
-            device=device,
-            say=speaker(progress),
-            what="questions",
-        )
+    given = evaluate_rows(model, source, len(questions), run, options, tokenizer=tokenizer, what="questions")
     settings = {"k": k, "candidates": len(candidates)} if candidates is not None else {"beams": beams}
-    settings |= {
-        "max_words": max_words,
-        "max_tokens": max_tokens,
-        "separator": separator,
-        "precision": precision,
-    }
+    settings |= {**asdict(reading), **options.settings()}
     return _scores(
         questions, given, answers, annotations, variant, "chosen" if candidates else "written", settings
     )

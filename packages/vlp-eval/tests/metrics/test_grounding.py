@@ -88,11 +88,39 @@ def test_best_detection_equals_x_vlm(case):
     assert found == outputs["best_det"].tolist()
 
 
-def test_best_detection_may_have_a_score_below_zero_and_the_first_of_equal_ones_wins():
-    assert grounding.best_detection([-3.0, -1.0, -1.0]) == 1
+def test_only_detections_with_heat_are_chosen_and_the_first_of_equal_ones_wins():
+    assert grounding.best_detection([-3.0, 1.0, 1.0]) == 1
+    assert grounding.best_detection([-3.0, -1.0, 0.0]) is None
     assert grounding.best_detection([]) is None
     with pytest.raises(ValueError, match="NaN"):
         grounding.best_detection([1.0, np.nan])
+
+
+@pytest.mark.golden(
+    "vicha",
+    lambda case: (
+        {"gradcam_itm", "chosen_box", "iou", "heatmap_ref0_full_size"} <= case.tensor_names("outputs")
+    ),
+)
+def test_detections_are_chosen_and_judged_as_by_vicha(case):
+    outputs, given = case.tensors("outputs"), case.config["grounding_eval"]
+    references = case.tensors("inputs")["ref_id"].tolist()
+    chosen, truth, splits, overlaps = {}, {}, {}, []
+    for row, number in enumerate(references):
+        reference = given["Refs"][str(number)]
+        image = str(reference["image_id"])
+        size = (given["Imgs"][image]["width"], given["Imgs"][image]["height"])
+        boxes = torch.tensor(given["dets"][image])[:, :4]
+        best = grounding.best_detection(detection_scores(outputs["gradcam_itm"][row], boxes, size).numpy())
+        chosen[row], splits[row] = boxes[best].tolist(), reference["split"]
+        truth[row] = given["refToAnn"][str(number)]["bbox"]
+        overlaps.append(grounding.iou([chosen[row]], [truth[row]], rule="inclusive")[0])
+    np.testing.assert_allclose(list(chosen.values()), outputs["chosen_box"].numpy(), rtol=1e-6)
+    np.testing.assert_allclose(overlaps, outputs["iou"].numpy(), rtol=1e-4, atol=1e-5)
+    found = grounding.accuracy(chosen, truth, splits)
+    assert {f"{split}_d": one.accuracy / 100 for split, one in found.items()} == case.config[
+        "grounding_accuracy"
+    ]
 
 
 def test_overlap_of_one_half_is_right_and_no_detection_is_wrong():

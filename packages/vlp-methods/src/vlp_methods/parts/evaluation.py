@@ -22,6 +22,7 @@ from vlp_eval import figures, predictions
 from vlp_eval.captioning import evaluate_captioning
 from vlp_eval.gallery import Gallery
 from vlp_eval.grounding import evaluate_grounding, word_heat
+from vlp_eval.inference import Reading, RowOptions
 from vlp_eval.report import Scores
 from vlp_eval.retrieval import evaluate_retrieval
 from vlp_eval.statements import evaluate_nlvr
@@ -153,8 +154,7 @@ def answers(
             data,
             tokenizer,
             options,
-            max_words=options.max_words,
-            separator=data.text.separator,
+            reading=Reading(max_words=options.max_words, separator=data.text.separator),
             annotations=read_annotations(questions.annotations) if questions.annotations else None,
             **chosen,
         )
@@ -165,7 +165,7 @@ def answers(
 
 def sentence_labels(recipe: Training, data: Data, tokenizer: Tokenizer, options: LabelTest) -> Measure:
     """Sentences about two pictures."""
-    return _rows(evaluate_nlvr, recipe, data, tokenizer, options, **_encoded(data))
+    return _rows(evaluate_nlvr, recipe, data, tokenizer, options, reading=_reading(data))
 
 
 def boxes(recipe: Training, data: Data, tokenizer: Tokenizer, options: BoxTest) -> Measure:
@@ -175,13 +175,13 @@ def boxes(recipe: Training, data: Data, tokenizer: Tokenizer, options: BoxTest) 
         return figures.grounding_figure(scores, source, queries=options.figures)
 
     return _rows(
-        evaluate_grounding, recipe, data, tokenizer, options, by="boxes", draw=draw, **_encoded(data)
+        evaluate_grounding, recipe, data, tokenizer, options, by="boxes", draw=draw, reading=_reading(data)
     )
 
 
 def heat(recipe: Training, data: Data, tokenizer: Tokenizer, options: HeatTest) -> Measure:
     """Referring expressions located among detections by heat maps; the picture shows the heat of every word."""
-    encoded = {"layer": options.layer, **_encoded(data)}
+    encoded = {"layer": options.layer, "reading": _reading(data)}
 
     def draw(model: nn.Module, scores: Scores, source: Source) -> Image:
         words = partial(word_heat, model, tokenizer, view=partial(eval_view, size=data.view.size), **encoded)
@@ -208,12 +208,10 @@ def captions(
     )
 
 
-def _encoded(data: Data) -> dict[str, Any]:
-    return {
-        "max_words": data.text.max_words,
-        "max_tokens": data.text.max_tokens,
-        "separator": data.text.separator,
-    }
+def _reading(data: Data) -> Reading:
+    return Reading(
+        max_words=data.text.max_words, max_tokens=data.text.max_tokens, separator=data.text.separator
+    )
 
 
 def _rows(
@@ -234,9 +232,11 @@ def _rows(
             model,
             opened,
             tokenizer,
-            view=partial(eval_view, size=data.view.size),
-            image_batch=common.image_batch,
-            workers=recipe.workers,
+            RowOptions(
+                view=partial(eval_view, size=data.view.size),
+                image_batch=common.image_batch,
+                workers=recipe.workers,
+            ),
             **arguments,
         )
         record(scores, folder)
