@@ -150,9 +150,9 @@ def test_true_and_predicted_boxes_have_their_colours():
 
 
 def test_heat_of_each_word_is_drawn_where_it_is():
-    left, nothing = np.zeros((2, 4, 4), np.float32)
-    left[:, 0] = 1
-    maps = [("all words", left), ("red", left), ("the", nothing)]
+    left, nothing = np.zeros((2, 23, 23), np.float32)
+    left[:, :8] = 1
+    maps = [("all words", left), ("red", left / 1000), ("the", nothing)]
     page = figures.grounding_figure(expressions(None), Pictures(1), heat=lambda picture, text, words: maps)
 
     def redness(word):
@@ -165,6 +165,34 @@ def test_heat_of_each_word_is_drawn_where_it_is():
     for word, hot in ((0, True), (1, True), (2, False)):
         there, elsewhere = redness(word)
         assert (there > 60) == hot and elsewhere < 20
+
+
+def test_heat_has_the_colours_and_weights_of_the_notebook():
+    picture = Image.new("RGB", (60, 40), (100, 100, 100))
+    heat = np.zeros((4, 6), np.float32)
+    assert np.array_equal(figures.heated(picture, heat + 3), picture)
+    heat[1, 4] = 0.2
+    shown = np.asarray(figures.heated(picture, heat)).astype(int)
+    # At the peak, the middle of the cell, all is colour: dark red, the last of jet.
+    far = abs(shown - [128, 0, 0]).sum(-1)
+    row, column = np.unravel_index(far.argmin(), far.shape)
+    assert abs(row - 14.5) <= 1 and abs(column - 44.5) <= 1 and far.min() <= 3
+    np.testing.assert_allclose(
+        [[np.interp(x, *points) for points in figures._JET] for x in (0, 0.2, 0.5, 1)],
+        [[0, 0, 0.5], [0, 0.3, 1], [0.484, 1, 0.484], [0.5, 0, 0]],
+        atol=0.001,
+    )
+
+
+def test_blur_spreads_a_point_as_a_gaussian_and_keeps_its_sum():
+    point = np.zeros((41, 61))
+    point[20, 30] = 1
+    found = figures._smooth(point, 3.0)
+    assert found.shape == point.shape and found.sum() == pytest.approx(1, abs=1e-6)
+    rows, columns = np.mgrid[:41, :61]
+    expected = np.exp(-((rows - 20) ** 2 + (columns - 30) ** 2) / 18) / (18 * np.pi)
+    assert abs(found - expected).max() < 1e-5
+    assert figures._smooth(np.ones((5, 7)), 4.0) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -141,23 +141,60 @@ def _grounding_row(
     _paragraph(
         draw, (int(TEXT_WIDTH + GAP + end), 0), sample["text"], int(BEST_WIDTH - end), _font(20), INK, lines=1
     )
-    # One scale for all words, so that a word the model hardly looks for stays pale; the mean has its own.
-    top = max((float(heat.max()) for _, heat in maps[1:]), default=0.0)
     for n, (word, heat) in enumerate(maps):
         at = (TEXT_WIDTH + GAP + n % SHOWN * (THUMB + GAP), 40 + n // SHOWN * (THUMB + 26))
-        shown = _heated(picture, heat, float(heat.max()) if n == 0 else top)
-        _thumb(block, draw, at, shown, right=False)
+        _thumb(block, draw, at, heated(_shrunk(picture, THUMB), heat), right=False)
         _paragraph(draw, (at[0], at[1] + THUMB + 2), word, THUMB, _font(15), FAINT, lines=1)
     return block
 
 
-def _heated(picture: Image.Image, heat: np.ndarray, top: float) -> Image.Image:
-    """The picture, grey, with red where the heat is; as red as can be at `top`."""
-    share = np.clip(heat / top if top > 0 else np.zeros_like(heat), 0, 1)
-    mask = Image.fromarray((255 * share).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
-    return Image.composite(
-        Image.new("RGB", picture.size, "#ff2a00"), picture.convert("L").convert("RGB"), mask
-    )
+def heated(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    """The picture with the colours of heat [P,P] over it: from blue, where there is little, to red, where there is most; plain without heat.
+
+    Each map has a scale of its own, from its least to its most, as in ALBEF's notebook: it says where the model looks for a word, not how much.
+    The map is resized (bicubic), smoothed (Gaussian, 0.02 of the longer side) and laid over the picture with weight heat ** 0.7.
+    """
+    share = _unit(heat)
+    share = np.asarray(Image.fromarray(share).resize(picture.size, Image.Resampling.BICUBIC))
+    share = _unit(_smooth(share, 0.02 * max(picture.size)))
+    colour = 255 * np.stack([np.interp(share, *points) for points in _JET], axis=-1)
+    weight = share[..., None] ** 0.7
+    mixed = (1 - weight) * np.asarray(picture.convert("RGB")) + weight * colour
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+_JET = (
+    ((0, 0.35, 0.66, 0.89, 1), (0, 0, 1, 1, 0.5)),
+    ((0, 0.125, 0.375, 0.64, 0.91, 1), (0, 0, 1, 1, 0, 0)),
+    ((0, 0.11, 0.34, 0.65, 1), (0.5, 1, 1, 0, 0)),
+)
+"""Matplotlib's colours "jet": where red, green and blue bend, and their values there."""
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    """From 0, the least, to 1, the most; 0 everywhere where all are equal."""
+    x = x.astype(np.float32)
+    x = x - x.min()
+    most = x.max()
+    return x / most if most > 0 else x
+
+
+def _smooth(x: np.ndarray, deviation: float) -> np.ndarray:
+    """Gaussian blur with mirrored borders; the kernel ends after four deviations."""
+    reach = int(4 * deviation + 0.5)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
+    kernel /= kernel.sum()
+    for _ in range(2):
+        padded = np.pad(x, ((reach, reach), (0, 0)), mode="symmetric")
+        x = (np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=0) @ kernel).T
+    return x
+
+
+def _shrunk(picture: Image.Image, side: int) -> Image.Image:
+    """The picture in a square of `side`, where it is larger."""
+    scale = min(1.0, side / max(picture.size))
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _spread(total: int, count: int) -> list[int]:
