@@ -445,7 +445,7 @@ def test_three_ranks_give_the_result_of_one(tmp_path):
         subprocess.Popen([sys.executable, __file__, str(tmp_path), str(rank), "3"], stderr=subprocess.PIPE)
         for rank in range(3)
     ]
-    errors = [rank.communicate(timeout=120)[1].decode() for rank in ranks]
+    errors = [rank.communicate(timeout=240)[1].decode() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0, 0], errors
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
     assert found[0]["scores"] == found[1]["scores"] == found[2]["scores"] == evaluate(Toy(), rerank=5).json()

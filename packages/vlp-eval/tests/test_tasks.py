@@ -563,31 +563,47 @@ def test_a_broken_picture_is_named(world, tokenizer, tmp_path):
 # ---------------------------------------------------------------------------------------------- ranks
 
 
-def everything(world, tokenizer):
-    """All evaluations on toys, and what the toys saw."""
+class Judging(SeeingSingle):
+    """Judges by the number of words that come with a picture."""
+
+    def __call__(self, image, ids, mask, concepts):
+        self.take(image, concepts)
+        self.look(image)
+        return nn.functional.one_hot(concepts.attention_mask.sum(1) % 3, 3).float()
+
+
+def everything(world, tokenizer, folder):
+    """All evaluations on toys, and what the toys saw; `folder` has hypotheses about pictures with concepts."""
     source, answers, known = vqa_toy(world)
     pairs, true = nlvr_toy(world)
     boxes = refer(world)
     captions, words = caption_toy(world, tokenizer)
+    hypotheses = TaskJson(files=(f"{folder}/ve_test.json",), root=str(world)).open()
+    judging = partial(
+        evaluate_entailment, options=replace(ROWS, image_batch=2, concepts=ConceptOptions(max_tokens=6))
+    )
     runs = {
         "vqa": (Answers(known), partial(evaluate_vqa, candidates=answers, k=1), source),
         "nlvr": (Pairs(true), evaluate_nlvr, pairs),
         "grounding": (Boxes(dict.fromkeys(keys_of(boxes), 0)), evaluate_grounding, boxes),
         "captioning": (Captions(words), evaluate_captioning, captions),
     }
-    return {
+    done = {
         name: (run(model, own, tokenizer, replace(ROWS, image_batch=2)).json(), model.seen)
         for name, (model, run, own) in runs.items()
     }
+    model = Judging(dict.fromkeys(keys_of(hypotheses), 0), tokenizer)
+    return done | {"entailment": (judging(model, hypotheses, tokenizer).json(), model.seen)}
 
 
 def test_two_ranks_give_the_result_of_one_and_see_each_sample_once(world, tokenizer, tmp_path):
+    with_concepts(world, tmp_path, "ve_test")
     command = [sys.executable, __file__, str(world), str(tmp_path)]
     ranks = [subprocess.Popen([*command, str(rank), "2"], stderr=subprocess.PIPE) for rank in range(2)]
     errors = [rank.communicate(timeout=240)[1].decode() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], errors
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    for name, (scores, seen) in everything(world, tokenizer).items():
+    for name, (scores, seen) in everything(world, tokenizer, tmp_path).items():
         assert found[0][name][0] == found[1][name][0] == scores
         assert sorted(found[0][name][1] + found[1][name][1]) == sorted(seen)
         assert len(found[0][name][1]) < len(seen)
@@ -599,7 +615,7 @@ def one_rank(world, folder, rank, ranks):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
     tokenizer = Tokenizer.wordpiece(world / "vocab.txt")
-    done = everything(world, tokenizer)
+    done = everything(world, tokenizer, folder)
     rows = json.loads((world / "vqa_val.json").read_text())[:3]
     own = folder / f"rows{rank}.json"
     own.write_text(json.dumps([*rows[:2], {**rows[2], "image": "nowhere.png"}]))
