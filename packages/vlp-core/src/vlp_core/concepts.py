@@ -15,6 +15,7 @@ Source: ViCHA, arXiv 2208.13628 section 3.3; `models/vit.py`, `models/model_pret
 Shape letters: N images, K concept tokens, L patches, D image width, B texts.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -153,6 +154,46 @@ def see(vision: nn.Module, image_NCHW: Tensor, concepts: Concepts | None) -> Ten
         ValueError: Concepts for an encoder without them, or none for one with them.
     """
     return vision(image_NCHW) if not takes_concepts(vision, concepts) else vision(image_NCHW, concepts)
+
+
+def see_groups(
+    vision: nn.Module, image_NCHW: Tensor, groups: Concepts | Sequence[Concepts] | None
+) -> tuple[Tensor, Tensor | None]:
+    """As `see` and `visible_tokens` in one, for pictures whose concepts come in groups, each padded to a length of its own.
+
+    Padding is visible, so a group must not be padded to the length of another: such groups pass the encoder one after the other, and are
+    filled up behind their last token to one pool, where nothing attends to the filling.
+
+    Args:
+        vision: Image encoder.
+        image_NCHW: The pictures of all groups, one group after the other.
+        groups: Concepts of the pictures, in one group or several (NLVR2: of the left and the right pictures); None for an encoder without.
+
+    Returns:
+        [N, S, D] with the S of the longest list, and its mask [N, S] bool, or None where everything is visible.
+
+    Raises:
+        ValueError: Groups that do not add up to the pictures; see also `see`.
+    """
+    if groups is None or isinstance(groups, Concepts):
+        return see(vision, image_NCHW, groups), visible_tokens(vision, groups)
+    sizes = [len(group.ids) for group in groups]
+    if sum(sizes) != len(image_NCHW):
+        raise ValueError(f"{len(image_NCHW)} pictures came with concepts of {' + '.join(map(str, sizes))}")
+    if len({group.ids.shape[1] for group in groups}) == 1:
+        joined = Concepts(*(torch.cat(parts) for parts in zip(*groups, strict=True)))
+        return see(vision, image_NCHW, joined), visible_tokens(vision, joined)
+    seen = [see(vision, images, group) for images, group in zip(image_NCHW.split(sizes), groups, strict=True)]
+    longest = max(embeds.shape[1] for embeds in seen)
+    pool, masks = [], []
+    for embeds, group in zip(seen, groups, strict=True):
+        visible = visible_tokens(vision, group)
+        if visible is None:
+            visible = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        beyond = longest - embeds.shape[1]
+        pool.append(F.pad(embeds, (0, 0, 0, beyond)))
+        masks.append(F.pad(visible, (0, beyond)))
+    return torch.cat(pool), torch.cat(masks)
 
 
 def takes_concepts(vision: nn.Module, concepts: Concepts | None) -> bool:

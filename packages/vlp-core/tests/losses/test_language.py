@@ -1,6 +1,12 @@
 import pytest
 import torch
-from vlp_core.losses import answer_loss, language_loss, mean_of_others, self_critical_loss
+from vlp_core.losses import (
+    answer_loss,
+    distilled_language_loss,
+    language_loss,
+    mean_of_others,
+    self_critical_loss,
+)
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,3 +104,26 @@ def test_baseline_of_a_sample_leaves_itself_out():
     for rewards, samples in ((4, 1), (5, 2)):
         with pytest.raises(ValueError, match="at least 2 samples per image are needed"):
             mean_of_others(torch.zeros(rewards), samples)
+
+
+def test_a_teacher_has_its_share_in_the_loss_of_each_text():
+    generator = torch.Generator().manual_seed(0)
+    logits, taught = (torch.randn(3, 5, 7, generator=generator) for _ in range(2))
+    labels = torch.randint(7, (3, 5), generator=generator)
+    labels[1, 3:] = -100
+    hard = language_loss(logits, labels, reduction="row")
+    torch.testing.assert_close(distilled_language_loss(logits, labels, None, alpha=0.4), hard)
+    torch.testing.assert_close(distilled_language_loss(logits, labels, taught, alpha=0.0), hard)
+    soft = -(taught[:, :-1].softmax(-1) * logits[:, :-1].log_softmax(-1)).sum(-1)
+    soft = (soft * (labels[:, 1:] != -100)).sum(1)
+    found = distilled_language_loss(logits, labels, taught.requires_grad_(), alpha=0.4)
+    torch.testing.assert_close(found, 0.6 * hard + 0.4 * soft)
+    assert not found.requires_grad
+
+
+def test_distilled_losses_refuse_what_does_not_belong_together():
+    logits, labels = torch.randn(3, 5, 7), torch.zeros(3, 5, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"labels of \[3, 4\] places do not belong to logits of \[3, 5\]"):
+        distilled_language_loss(logits, labels[:, 1:], None, alpha=0.0)
+    with pytest.raises(ValueError, match=r"teacher_logits of \[2, 5\] places do not belong"):
+        distilled_language_loss(logits, labels, logits[:2], alpha=0.4)

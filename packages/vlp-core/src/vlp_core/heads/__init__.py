@@ -2,6 +2,13 @@
 
 from vlp_core.heads.masked_image import MaskedImageDecoder
 from vlp_core.heads.masked_language import MaskedLanguageHead
-from vlp_core.heads.mlp import mlp_head
+from vlp_core.heads.mlp import ClassHead, class_head, mlp_head, relu_head
 
-__all__ = ["MaskedImageDecoder", "MaskedLanguageHead", "mlp_head"]
+__all__ = [
+    "ClassHead",
+    "MaskedImageDecoder",
+    "MaskedLanguageHead",
+    "class_head",
+    "mlp_head",
+    "relu_head",
+]

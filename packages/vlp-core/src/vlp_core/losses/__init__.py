@@ -9,7 +9,11 @@ from vlp_core.losses.boxes import (
     xyxy_to_cxcywh,
 )
 from vlp_core.losses.contrastive import ContrastiveLoss, info_nce
-from vlp_core.losses.distillation import distilled_cross_entropy, momentum_targets
+from vlp_core.losses.distillation import (
+    distilled_cross_entropy,
+    distilled_language_loss,
+    momentum_targets,
+)
 from vlp_core.losses.language import answer_loss, language_loss, mean_of_others, self_critical_loss
 from vlp_core.losses.masked_image import masked_image_loss, patch_targets
 from vlp_core.losses.masked_language import masked_language_loss
@@ -25,6 +29,7 @@ __all__ = [
     "box_losses",
     "cxcywh_to_xyxy",
     "distilled_cross_entropy",
+    "distilled_language_loss",
     "info_nce",
     "language_loss",
     "masked_image_loss",

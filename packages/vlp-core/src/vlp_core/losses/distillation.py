@@ -29,6 +29,36 @@ def distilled_cross_entropy(
     return (1 - alpha) * hard + alpha * soft
 
 
+def distilled_language_loss(
+    logits_RTV: Tensor, labels_RT: Tensor, teacher_logits_RTV: Tensor | None, *, alpha: Tensor | float
+) -> Tensor:
+    """`distilled_cross_entropy` of the next token, summed over each text, [R]; the teacher wrote at the same places.
+
+    Labels as in `vlp_core.losses.language_loss`: the ids of the text, -100 where nothing is to be predicted; place 0 never counts. With
+    `teacher_logits` None or `alpha` 0 this is `language_loss(..., reduction="row")`, which is what the released VQA fine-tuning of ALBEF
+    and ViCHA optimises, for its alpha never reaches the decoder (ALBEF issue 90).
+
+    Raises:
+        ValueError: Shapes that do not belong together.
+    """
+    shapes = {"labels": labels_RT.shape}
+    if teacher_logits_RTV is not None:
+        shapes["teacher_logits"] = teacher_logits_RTV.shape[:2]
+    for name, shape in shapes.items():
+        if shape != logits_RTV.shape[:2]:
+            raise ValueError(
+                f"{name} of {list(shape)} places do not belong to logits of {list(logits_RTV.shape[:2])}"
+            )
+    with torch.autocast(logits_RTV.device.type, enabled=False):
+        each = distilled_cross_entropy(
+            logits_RTV[:, :-1].flatten(0, 1),
+            labels_RT[:, 1:].flatten(),
+            None if teacher_logits_RTV is None else teacher_logits_RTV[:, :-1].flatten(0, 1),
+            alpha=alpha,
+        )
+    return each.view(len(labels_RT), -1).sum(1)
+
+
 def momentum_targets(
     teacher_BE: Tensor,
     teacher_keys_ME: Tensor,

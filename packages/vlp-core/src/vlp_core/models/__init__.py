@@ -19,6 +19,7 @@ from vlp_core.concepts import ConceptEncoder, ConceptVision, image_encoder
 from vlp_core.heads import MaskedImageDecoder
 from vlp_core.models import stages
 from vlp_core.models.captioning import CaptionModel
+from vlp_core.models.entailment import EntailmentModel
 from vlp_core.models.nlvr import NlvrModel
 from vlp_core.models.stages import Stage, Task, model_name, stage_of, task_arguments
 from vlp_core.models.vicha import Vicha
@@ -31,6 +32,7 @@ from vlp_core.weights import load as load_weights
 __all__ = [
     "CaptionModel",
     "Description",
+    "EntailmentModel",
     "Loaded",
     "NlvrModel",
     "Stage",
@@ -53,7 +55,7 @@ def create(name: str, **arguments: Any) -> nn.Module:
     """Make a model with fresh weights.
 
     Args:
-        name: "xvlm", "vicha", "nlvr", "vqa" or "captioning".
+        name: "xvlm", "vicha", "nlvr", "entailment", "vqa" or "captioning".
         arguments: What JSON can hold. `concepts` {"layers": 2, "place": "first" | "last", "visible_padding": true} makes the image encoder
             see visual concepts (`vlp_core.concepts`; their BERT is like `text` with so many layers). `vision` is {"kind": "swin" | "clip" | "vit", ...} with the arguments of that encoder, `text` (and
             `decoder` of VQA) those of `Bert`, whose `image_width` is filled in; the rest goes to the model.
@@ -242,7 +244,8 @@ def _encoders(
     image = _vision(vision["kind"], {key: value for key, value in vision.items() if key != "kind"})
     if concepts is not None:
         image = _with_concepts(image, text, concepts)
-    return {"vision": image, "text": Bert(**{"image_width": image.width, **text})}
+    shape: dict[str, Any] = {"image_width": image.width, **text}
+    return {"vision": image, "text": Bert(**shape)}
 
 
 def _with_concepts(image: nn.Module, text: Mapping[str, Any], concepts: Mapping[str, Any]) -> ConceptVision:
@@ -295,6 +298,16 @@ def _nlvr(
     return NlvrModel(**_encoders(vision, {"layers_per_image_projection": 2, **text}, concepts), **arguments)
 
 
+def _entailment(
+    *,
+    vision: Mapping[str, Any],
+    text: Mapping[str, Any],
+    concepts: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> EntailmentModel:
+    return EntailmentModel(**_encoders(vision, text, concepts), **arguments)
+
+
 def _vqa(
     *,
     vision: Mapping[str, Any],
@@ -317,6 +330,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "xvlm": _xvlm,
     "vicha": _vicha,
     "nlvr": _nlvr,
+    "entailment": _entailment,
     "vqa": _vqa,
     "captioning": _captioning,
 }

@@ -2,12 +2,13 @@
 
 Source: arXiv 2111.08276; X-VLM `models/model_captioning.py`.
 
-Shape letters: B images, R texts, L patches, D image width, T text tokens, P prompt tokens, V vocabulary.
+Shape letters: B images, R texts, L image tokens (class, patches, concepts), D image width, T text tokens, P prompt tokens, V vocabulary.
 """
 
 import torch
 from torch import Tensor, nn
 
+from vlp_core.concepts import Concepts, see, visible_tokens
 from vlp_core.models.parts import language_head, require_fit
 from vlp_core.text import decoding, generation
 from vlp_core.text.bert import Bert
@@ -41,10 +42,17 @@ class CaptionModel(nn.Module):
         ids_RT: Tensor,
         attention_mask_RT: Tensor,
         image_index_R: Tensor | None = None,
+        concepts: Concepts | None = None,
     ) -> Tensor:
-        """Next-token logits [R, T, V]; text r describes image r, or `image_index[r]`."""
+        """Next-token logits [R, T, V]; text r describes image r, or `image_index[r]`. `concepts` are those of the images, where `vision`
+        takes them."""
         states = self.text(
-            ids_RT, attention_mask_RT, self.vision(image_NCHW), image_index=image_index_R, causal=True
+            ids_RT,
+            attention_mask_RT,
+            see(self.vision, image_NCHW, concepts),
+            image_mask_MS=visible_tokens(self.vision, concepts),
+            image_index=image_index_R,
+            causal=True,
         )
         return self.lm_head(states, self.text.word_embedding.weight)
 
@@ -60,11 +68,12 @@ class CaptionModel(nn.Module):
         length_penalty: float = 1.0,
         end_id: int,
         pad_id: int = 0,
+        image_mask_BL: Tensor | None = None,
     ) -> Generated:
         """Captions of encoded images by beam search; see `vlp_core.text.generation.beam_search`.
 
         Args:
-            image_embeds_BLD: What `vision` returns.
+            image_embeds_BLD: What `vision` returns (`vlp_core.concepts.see`).
             prompt_ids_BP: Start token and prompt, the same length for all; not padded.
             beams: Open texts per image.
             max_tokens: Longest text.
@@ -72,10 +81,11 @@ class CaptionModel(nn.Module):
             length_penalty: Exponent of the length by which sums of log-probabilities are divided.
             end_id: Token that ends a caption.
             pad_id: Token after the end.
+            image_mask_BL: 0 or False for image tokens that nothing attends to (`vlp_core.concepts.visible_tokens`).
         """
         return generation.beam_search(
             self._step(),
-            decoding.start(self.text, image_embeds_BLD),
+            decoding.start(self.text, image_embeds_BLD, image_mask_BL),
             prompt_ids_BP,
             beams=beams,
             max_tokens=max_tokens,
@@ -94,11 +104,12 @@ class CaptionModel(nn.Module):
         min_tokens: int = 0,
         end_id: int,
         pad_id: int = 0,
+        image_mask_BL: Tensor | None = None,
     ) -> Sampled:
         """The most probable token at each step; arguments as in `generate`."""
         return generation.greedy(
             self._step(),
-            decoding.start(self.text, image_embeds_BLD),
+            decoding.start(self.text, image_embeds_BLD, image_mask_BL),
             prompt_ids_BP,
             max_tokens=max_tokens,
             min_tokens=min_tokens,
@@ -118,11 +129,12 @@ class CaptionModel(nn.Module):
         end_id: int,
         pad_id: int = 0,
         generator: torch.Generator | None = None,
+        image_mask_BL: Tensor | None = None,
     ) -> Sampled:
         """`samples` drawn captions per image, those of one image together: [B * samples, ...]; arguments as in `generate`."""
         return generation.sample(
             self._step(),
-            decoding.start(self.text, image_embeds_BLD),
+            decoding.start(self.text, image_embeds_BLD, image_mask_BL),
             prompt_ids_BP,
             samples=samples,
             temperature=temperature,

@@ -1,17 +1,20 @@
 """Two images and a sentence (NLVR2): the fusion layers look at the first and the second image in turn.
 
-Source: arXiv 2107.07651 appendix A, arXiv 2111.08276; X-VLM `models/model_nlvr.py`, `models/model_nlvr_pretrain.py`.
+Source: arXiv 2107.07651 appendix A, arXiv 2111.08276; X-VLM `models/model_nlvr.py`, `models/model_nlvr_pretrain.py`; ViCHA
+`models/model_nlvr_kw_img.py`, `models/model_pretrain_nlvr_kw_img.py`.
 
-Shape letters: B texts, N images, L patches, D image width, T text tokens, E shared embedding, K classes.
+Shape letters: B texts, N images, L image tokens (class, patches, concepts), D image width, T text tokens, E shared embedding, K classes.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_core.heads import mlp_head
+from vlp_core.concepts import Concepts, ConceptVision, see_groups
+from vlp_core.heads import ClassHead, class_head
 from vlp_core.models.parts import require_fit
 from vlp_core.text.bert import Bert
 
@@ -40,11 +43,12 @@ class NlvrModel(nn.Module):
         vision: Image encoder.
         text: `Bert` with twice the fusion layers and `layers_per_image_projection=2`.
         stage: "domain": three classes (text fits the first image, the second, none) by a linear layer, with a vision projection that
-            finds negatives; "fine_tune": two classes (false, true) by a small MLP.
+            finds negatives; "fine_tune": two classes (false, true) by a small classifier.
         embed_width: Width of the vision projection of the domain stage.
+        head: Classifier of the stage "fine_tune": "mlp" is X-VLM's, "relu" that of ALBEF and ViCHA.
 
     Raises:
-        ValueError: An unknown stage, or a text encoder that does not fit the image encoder.
+        ValueError: An unknown stage or head, or a text encoder that does not fit the image encoder.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class NlvrModel(nn.Module):
         text: Bert,
         stage: Stage = "fine_tune",
         embed_width: int = 256,
+        head: ClassHead = "mlp",
     ) -> None:
         super().__init__()
         if stage not in ("domain", "fine_tune"):
@@ -66,24 +71,48 @@ class NlvrModel(nn.Module):
             self.vision_proj = nn.Linear(vision.width, embed_width)
             self.ta_head = nn.Linear(text.width, 3)
         else:
-            self.cls_head = mlp_head(text.width, 2)
+            self.cls_head = class_head(head, text.width, 2)
+
+    def encode(
+        self, image_NCHW: Tensor, concepts: Concepts | Sequence[Concepts] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The pool of N images, [N, L, D], and which of its tokens are visible, [N, L] bool (None: all).
+
+        `concepts`, where `vision` takes them: of all images, or of successive groups of them (left and right pictures), each group padded
+        to its own length; see `vlp_core.concepts.see_groups`.
+        """
+        return see_groups(self.vision, image_NCHW, concepts)
 
     def forward(
-        self, image_NCHW: Tensor, first_B: Tensor, second_B: Tensor, ids_BT: Tensor, attention_mask_BT: Tensor
+        self,
+        image_NCHW: Tensor,
+        first_B: Tensor,
+        second_B: Tensor,
+        ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        concepts: Concepts | Sequence[Concepts] | None = None,
     ) -> Tensor:
-        """Class logits [B, K] of texts with the images `first[b]` and `second[b]` of the batch of N images."""
-        return self.classify(self.vision(image_NCHW), first_B, second_B, ids_BT, attention_mask_BT)
+        """Class logits [B, K] of texts with the images `first[b]` and `second[b]` of the batch of N images: `encode`, then `classify`."""
+        pool, visible = self.encode(image_NCHW, concepts)
+        return self.classify(pool, first_B, second_B, ids_BT, attention_mask_BT, visible)
 
     def classify(
-        self, embeds_NLD: Tensor, first_B: Tensor, second_B: Tensor, ids_BT: Tensor, attention_mask_BT: Tensor
+        self,
+        embeds_NLD: Tensor,
+        first_B: Tensor,
+        second_B: Tensor,
+        ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        pool_mask_NL: Tensor | None = None,
     ) -> Tensor:
-        """As `forward`, for images already encoded."""
+        """As `forward`, for images already encoded; `pool_mask` is 0 or False for image tokens that nothing attends to."""
         states = self.text.encode(ids_BT, attention_mask_BT, skip_padding=True)
         (state,) = self.text.fuse_and_read(
             states,
             attention_mask_BT,
             embeds_NLD,
             (ids_BT.new_zeros(len(ids_BT), 1),),
+            image_mask_MS=pool_mask_NL,
             image_index=(first_B, second_B),
         )
         head = self.ta_head if self.stage == "domain" else self.cls_head
@@ -110,6 +139,28 @@ class NlvrModel(nn.Module):
         picked = torch.multinomial(weights, 2, generator=generator)
         uniform = torch.rand(2, len(weights), device=weights.device, generator=generator)
         return assign(picked, pair_uniform_B=uniform[0], order_uniform_B=uniform[1])
+
+
+@torch.no_grad()
+def released_pool(
+    model: NlvrModel,
+    teacher: NlvrModel,
+    image_NCHW: Tensor,
+    concepts: Concepts | Sequence[Concepts] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """As `NlvrModel.encode`, what the momentum teacher of the released ViCHA looks at: the teacher's concepts by the model's own image encoder.
+
+    By name the reference has a momentum image encoder and moves it, but never asks it; `teacher.encode` does.
+    """
+    vision = model.vision
+    if isinstance(vision, ConceptVision):
+        vision = ConceptVision(
+            encoder=vision.encoder,
+            concepts=teacher.vision.concepts,
+            place=vision.place,
+            visible_padding=vision.visible_padding,
+        )
+    return see_groups(vision, image_NCHW, concepts)
 
 
 def assignment_weights(projection_BE: Tensor) -> Tensor:

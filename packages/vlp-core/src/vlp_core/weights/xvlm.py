@@ -8,7 +8,6 @@ Source: arXiv 2111.08276; X-VLM `models/model_*.py`.
 """
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from vlp_core.models.captioning import CaptionModel
 from vlp_core.models.nlvr import NlvrModel
-from vlp_core.models.stages import STARTS, Stage, require_start, stage_of, start
+from vlp_core.models.stages import STARTS, Stage, require_start, stage_of, start_official
 from vlp_core.models.vqa import VqaModel
 from vlp_core.models.xvlm import Xvlm
 from vlp_core.weights import files, loading
@@ -25,6 +24,7 @@ from vlp_core.weights.adapter import Adapter, CheckpointError, Drop, Rename, Tie
 from vlp_core.weights.bert import encoder_adapter, head_adapter, language_model_adapter
 from vlp_core.weights.files import Checkpoint
 from vlp_core.weights.loading import Loaded
+from vlp_core.weights.shapes import count, infer_text, infer_vit
 from vlp_core.weights.vision import xvlm_vision_adapter
 
 # Stored by the source and computed here; also for another picture size, where their number and shape differ.
@@ -131,16 +131,7 @@ def load_pretrained(model: nn.Module, source: Mapping[str, Tensor] | str | Path)
             f"{name} was not pre-trained with {model.text.kind}, the text encoder of this model"
         )
     head, body = _earlier_stage(model, found)
-    ours, unmatched = (head + body).translate(state)
-    if unmatched:
-        raise CheckpointError(f"{name} holds {len(unmatched)} unknown tensors: {groups(unmatched)}")
-    result = start(model, found, ours, name=name)
-    used = {key: tensor.to("meta") for key, tensor in ours.items() if key not in result.unexpected}
-    # The head's second name of the word embeddings is used only together with the head.
-    taken = (head + body if any(key.startswith("mlm_head.") for key in used) else body).to_source(used)
-    return result._replace(
-        unexpected=tuple(key for key in state if key not in taken and not key.endswith(_BUFFER_NAMES))
-    )
+    return start_official(model, found, state, head, body, buffers=_BUFFER_NAMES, name=name)
 
 
 def _earlier_stage(model: nn.Module, found: Stage) -> tuple[Adapter, Adapter]:
@@ -242,10 +233,10 @@ def infer_arguments(checkpoint: Checkpoint, *, head_width: int = 64) -> dict[str
     size = config.get("image_res") if isinstance(config, Mapping) else None
     arguments: dict[str, Any] = {"vision": _infer_vision(state, size, head_width)}
     encoder = "text_decoder." if found == "captioning" else "text_encoder."
-    arguments["text"] = _infer_text(state, encoder, head_width)
+    arguments["text"] = infer_text(state, encoder, head_width)
     match found:
         case "vqa":
-            arguments["decoder"] = _infer_text(state, "text_decoder.", head_width)
+            arguments["decoder"] = infer_text(state, "text_decoder.", head_width)
         case "nlvr" | "nlvr_domain":
             arguments["stage"] = "fine_tune" if found == "nlvr" else "domain"
         case "pretrain" | "retrieval" | "boxes":
@@ -258,27 +249,12 @@ def infer_arguments(checkpoint: Checkpoint, *, head_width: int = 64) -> dict[str
     return arguments
 
 
-def _heads(width: int, head_width: int, what: str) -> int:
-    if width % head_width:
-        raise CheckpointError(
-            f"the {what} is {width} wide, no multiple of {head_width}, so its number of attention heads cannot be told from the "
-            "checkpoint; give `arguments`"
-        )
-    return width // head_width
-
-
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that `pattern` captures."""
-    compiled = re.compile(pattern)
-    return 1 + max((int(found[1]) for key in state if (found := compiled.match(key))), default=-1)
-
-
 def _infer_vision(state: Mapping[str, Tensor], size: int | None, head_width: int) -> dict[str, Any]:
     base = "vision_encoder."
     if f"{base}cls_token" in state or f"{base}class_embedding" in state:
-        return _infer_vit(state, base, head_width)
+        return infer_vit(state, base, head_width)
     table = "attn.relative_position_bias_table"
-    stages = _count(state, r"vision_encoder\.layers\.(\d+)\.blocks")
+    stages = count(state, r"vision_encoder\.layers\.(\d+)\.blocks")
     first = state[f"{base}layers.0.blocks.0.{table}"]
     window = (math.isqrt(len(first)) + 1) // 2
     if size is None:
@@ -295,56 +271,7 @@ def _infer_vision(state: Mapping[str, Tensor], size: int | None, head_width: int
         "image_size": size,
         "window": window,
         "width": width,
-        "depths": [_count(state, rf"vision_encoder\.layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)],
+        "depths": [count(state, rf"vision_encoder\.layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)],
         "heads": [state[f"{base}layers.{i}.blocks.0.{table}"].shape[1] for i in range(stages)],
         "mlp_ratio": len(state[f"{base}layers.0.blocks.0.mlp.fc1.weight"]) / width,
-    }
-
-
-def _infer_vit(state: Mapping[str, Tensor], base: str, head_width: int) -> dict[str, Any]:
-    clip = f"{base}class_embedding" in state
-    patch = state[f"{base}patch_embed.weight" if clip else f"{base}patch_embed.proj.weight"]
-    table = state[f"{base}pos_embed.weight"] if clip else state[f"{base}pos_embed"][0]
-    width = len(patch)
-    layers = "encoder.layers" if clip else "blocks"
-    hidden = len(state[f"{base}{layers}.0.mlp.fc1.weight"])
-    depth = _count(state, rf"vision_encoder\.{re.escape(layers)}\.(\d+)\.")
-    return {
-        "kind": "clip" if clip else "vit",
-        "image_size": patch.shape[-1] * math.isqrt(len(table) - 1),
-        "patch": patch.shape[-1],
-        "width": width,
-        "depth": depth,
-        "heads": _heads(width, head_width, "image encoder"),
-        **({"hidden": hidden} if clip else {"mlp_ratio": hidden / width}),
-    }
-
-
-def _infer_text(state: Mapping[str, Tensor], base: str, head_width: int) -> dict[str, Any]:
-    kind = "roberta" if f"{base}lm_head.bias" in state else "bert"
-    for inner in ("bert.", "roberta."):
-        if f"{base}{inner}embeddings.word_embeddings.weight" in state:
-            kind, base = inner.rstrip("."), base + inner
-            break
-    words = state[f"{base}embeddings.word_embeddings.weight"]
-    types = len(state[f"{base}embeddings.token_type_embeddings.weight"])
-    if types == 1:  # a retrieval file of RoBERTa does not say its kind; BERT has two token types
-        kind = "roberta"
-    prefix = re.escape(base)
-    layers = _count(state, rf"{prefix}encoder\.layer\.(\d+)\.")
-    crossing = [
-        i for i in range(layers) if f"{base}encoder.layer.{i}.crossattention.self.query.weight" in state
-    ]
-    return {
-        "kind": kind,
-        "vocabulary": len(words),
-        "width": words.shape[1],
-        "layers": layers,
-        "heads": _heads(words.shape[1], head_width, "text encoder"),
-        "hidden": len(state[f"{base}encoder.layer.0.intermediate.dense.weight"]),
-        "positions": len(state[f"{base}embeddings.position_embeddings.weight"]),
-        "token_types": types,
-        "pad_id": 1 if kind == "roberta" else 0,
-        "fusion_layer": crossing[0],
-        "norm_eps": 1e-5 if kind == "roberta" else 1e-12,
     }
