@@ -541,10 +541,14 @@ def test_concepts_and_model_must_fit(world, tokenizer, tmp_path):
         run(seeing_model, source, tokenizer, ROWS)
     with pytest.raises(ValueError, match="has no concept encoder; leave concepts out"):
         run(Single({}), source, tokenizer, replace(ROWS, concepts=how))
+    rows = json.loads((world / "ve_test.json").read_text())
+    bare = [{key: value for key, value in row.items() if key != "kwords"} for row in rows]
+    (tmp_path / "bare.json").write_text(json.dumps(bare))
+    without = TaskJson(files=(str(tmp_path / "bare.json"),), root=str(world)).open()
     with pytest.raises(
         DataError, match=r"has no concepts, which this model reads; .* an evaluation needs every row"
     ):
-        run(seeing_model, task_json(world, "ve_test"), tokenizer, replace(ROWS, concepts=how))
+        run(seeing_model, without, tokenizer, replace(ROWS, concepts=how))
     with pytest.raises(ValueError, match=r"share=0\.3 draws words at random"):
         run(seeing_model, source, tokenizer, replace(ROWS, concepts=replace(how, share=0.3)))
     with pytest.raises(ValueError, match="has no concept encoder; leave concepts out"):

@@ -41,18 +41,18 @@ def test_caption_readers_give_scenes_with_five_captions(options, root: str, scen
     assert len(source) == TRAIN
     for number, (scene, texts) in enumerate(scenes):
         sample = source[number]
-        assert [text.text for text in sample.texts] == list(texts.captions)
+        assert [text.text for text in sample.texts if text.role == "caption"] == list(texts.captions)
         picture = decode(Path(sample.images[0].path).read_bytes())
         assert np.array_equal(np.asarray(picture), scene.image)
 
 
 def test_retrieval_lists_are_read(root: str, scenes) -> None:
     train = TaskJson(files=(f"{root}/shapes_train.json",), root=root).open()
-    texts = [text.text for number in range(len(train)) for text in train[number].texts]
+    texts = [t.text for number in range(len(train)) for t in train[number].texts if t.role == "caption"]
     assert texts == [caption for _, annotations in scenes for caption in annotations.captions]
     test = TaskJson(files=(f"{root}/shapes_test.json",), root=root).open()
     assert len(test) == 2
-    assert [text.text for text in test[1].texts] == list(
+    assert [text.text for text in test[1].texts if text.role == "caption"] == list(
         shapes.annotate(shapes.draw(SEED, 15, size=SIZE)).captions
     )
     assert Path(test[1].images[0].path).is_file()

@@ -147,14 +147,57 @@ def test_every_sentence_is_true_once_and_false_once(folder: Path) -> None:
 def test_a_split_of_one_scene_has_no_pairs(tmp_path: Path) -> None:
     root = shapes.write(tmp_path / "data", images=3, size=32)
     assert [read(root / f"nlvr_{split}.json") for split in DEV.values()] == [[], [], []]
+    for split in DEV.values():  # and no sentence that is true of one scene and false of another
+        assert {row["label"] for row in read(root / f"ve_{split}.json")} == {"neutral"}
+
+
+def is_entailed(sentence: str, record: dict) -> bool:
+    """Whether a sentence is true of a scene, judged from its record."""
+
+    def shown(noun: str) -> bool:
+        words = noun.split()
+        return any(
+            words[-1] in ("shape", o["kind"]) and all(w == o["color"] for w in words[:-1])
+            for o in record["objects"]
+        )
+
+    if m := re.fullmatch(r"There is no (.+)\.", sentence):
+        return not shown(m[1])
+    if m := re.fullmatch(r"There is an? (.+)\.", sentence):
+        return shown(m[1])
+    if m := re.fullmatch(r"The background is (?:a )?(\w+)\.", sentence):
+        return record["background"]["kind"] == m[1]
+    m = re.fullmatch(r"There are exactly (\w+) shapes\.", sentence)
+    assert m, sentence
+    return len(record["objects"]) == NUMBER[m[1]]
 
 
 @pytest.mark.parametrize("split", DEV)
-def test_hypotheses_are_those_of_the_scenes(folder: Path, scenes: dict[str, dict], split: str) -> None:
+def test_hypotheses_are_judged_rightly(folder: Path, scenes: dict[str, dict], split: str) -> None:
     rows = read(folder / f"ve_{DEV[split]}.json")
-    assert rows == [{"image": r["image"], **h} for r in of_split(scenes, split) for h in r["entailment"]]
+    seen = set()
+    for row in rows:
+        record = scenes[row["image"]]
+        assert record["split"] == split
+        if row["label"] == "neutral":
+            # One of the scene's own, about what no picture shows (tests/shapes/test_truth.py).
+            assert {"sentence": row["sentence"], "label": "neutral"} in record["entailment"]
+        else:
+            assert is_entailed(row["sentence"], record) == (row["label"] == "entailment"), row
+            seen.add(" ".join(row["sentence"].split()[:3]))
+    assert seen == {"There is a", "There is an", "There is no", "The background is", "There are exactly"}
     labels = Counter(row["label"] for row in rows)
     assert len(labels) == 3 and max(labels.values()) < 0.37 * len(rows)
+
+
+@pytest.mark.parametrize("split", DEV)
+def test_every_hypothesis_is_entailed_as_often_as_contradicted(folder: Path, split: str) -> None:
+    labels = defaultdict(Counter)
+    for row in read(folder / f"ve_{DEV[split]}.json"):
+        labels[row["sentence"]][row["label"]] += 1
+    for sentence, counts in labels.items():
+        assert counts["entailment"] == counts["contradiction"], sentence
+        assert counts["neutral"] == 0 or len(counts) == 1
 
 
 def union_share(one: list[int], other: list[int]) -> float:
@@ -255,7 +298,16 @@ def test_the_vocabulary_holds_every_word_of_the_tasks(folder: Path) -> None:
             rows, list
         ):
             for row in rows:
-                for key in ("question", "sentence", "text", "answer", "caption"):
+                for key in (
+                    "question",
+                    "sentence",
+                    "text",
+                    "answer",
+                    "caption",
+                    "kwords",
+                    "kwords1",
+                    "kwords2",
+                ):
                     value = row.get(key, [])
                     texts |= {value} if isinstance(value, str) else set(value)
     assert len(texts) > 1000

@@ -145,7 +145,10 @@ def test_xvlm_lines_are_spread_over_files_and_boxes_lie_inside(folder: Path, rec
         files = sorted((folder / "xvlm" / f"images_{split}").iterdir())
         assert len(files) == min(8, len(chosen))
         lines = read_lines(*files)
-        assert lines == [{"caption": record["captions"], "image_rpath": record["image"]} for record in chosen]
+        assert lines == [
+            {"caption": record["captions"], "image_rpath": record["image"], "kwords": record["concepts"]}
+            for record in chosen
+        ]
         regions = read_lines(*sorted((folder / "xvlm" / f"regions_{split}").iterdir()))
         assert [line["image_rpath"] for line in regions] == [record["image"] for record in chosen]
         for line, record in zip(regions, chosen, strict=True):

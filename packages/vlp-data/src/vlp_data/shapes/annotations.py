@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from vlp_data.shapes import language
+from vlp_data.shapes import concepts, language
 from vlp_data.shapes import questions as asking
 from vlp_data.shapes.dice import Dice
 from vlp_data.shapes.scene import PAIR, TEXT, Layout, Scene
@@ -111,6 +111,9 @@ def record(scene: Scene, texts: Annotations, split: str) -> dict[str, Any]:
         "height": scene.size,
         "background": {"kind": ground.kind, "colors": list(ground.colors), "direction": ground.direction},
         "objects": objects,
+        "concepts": concepts.chosen(
+            objects, ground.kind, seed=scene.seed, index=scene.index, pixels=scene.size**2
+        ),
         "captions": list(texts.captions),
         "long_caption": texts.long_caption,
         "phrases": [{"text": p.text, "objects": list(p.numbers), "bbox": xywh(p.box)} for p in texts.phrases],

@@ -139,18 +139,26 @@ def _karpathy(records: Sequence[Record]) -> Record:
 
 
 def retrieval(records: Sequence[Record], *, grouped: bool) -> list[Record]:
-    """Captions as the ALBEF family lists them: one entry per picture, or per caption."""
+    """Captions as the ALBEF family lists them, with ViCHA's concepts: one entry per picture, or per caption."""
     if grouped:
-        return [{"image": record["image"], "caption": record["captions"]} for record in records]
+        return [
+            {"image": record["image"], "caption": record["captions"], "kwords": record["concepts"]}
+            for record in records
+        ]
     return [
-        {"image": record["image"], "caption": caption, "image_id": record["image_id"]}
+        {
+            "image": record["image"],
+            "caption": caption,
+            "image_id": record["image_id"],
+            "kwords": record["concepts"],
+        }
         for record in records
         for caption in record["captions"]
     ]
 
 
 def _image_line(record: Record) -> Record:
-    return {"caption": record["captions"], "image_rpath": record["image"]}
+    return {"caption": record["captions"], "image_rpath": record["image"], "kwords": record["concepts"]}
 
 
 def _region_line(record: Record) -> Record:
@@ -161,7 +169,12 @@ def _region_line(record: Record) -> Record:
         ]
         elems.append({"caption": thing["kind"], "attributes": " ".join(words), "bb": thing["bbox"]})
     elems += [{"caption": phrase["text"], "bb": phrase["bbox"]} for phrase in record["phrases"]]
-    return {"elems": elems, "caption": record["captions"], "image_rpath": record["image"]}
+    return {
+        "elems": elems,
+        "caption": record["captions"],
+        "image_rpath": record["image"],
+        "kwords": record["concepts"],
+    }
 
 
 def _sharded(folder: Path, records: Sequence[Record]) -> None:

@@ -19,7 +19,7 @@ JUDGED_PIXELS = 96
 """Size at which a layout is accepted."""
 
 # Purposes of the random streams of one scene.
-LAYOUT, PAINT, TEXT, PAIR, TASK = range(5)
+LAYOUT, PAINT, TEXT, PAIR, TASK, CONCEPT, ENTAILMENT = range(7)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

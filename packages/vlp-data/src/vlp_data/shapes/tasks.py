@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vlp_data.shapes import facts
 from vlp_data.shapes.dice import Dice
+from vlp_data.shapes.entailment import entailment_rows
 from vlp_data.shapes.facts import look
 from vlp_data.shapes.language import a, background, inventory, joined, noun, sentence
 from vlp_data.shapes.layouts import (
@@ -57,7 +58,7 @@ def write_tasks(
         write_json(folder / f"vqa_questions_{split}.json", _vqa_questions(part, split))
         write_json(folder / f"vqa_annotations_{split}.json", _vqa_annotations(part, split))
         write_json(folder / f"nlvr_{dev}.json", _nlvr(part, ranges[split], layouts, dev))
-        write_json(folder / f"ve_{dev}.json", [row for record in part for row in _entailment(record)])
+        write_json(folder / f"ve_{dev}.json", entailment_rows(part, ranges[split], layouts))
         write_json(folder / f"refcoco_{split}.json", [row for record in part for row in _expressions(record)])
         told = [{**record, "captions": captions(record, layouts[record["index"]])} for record in part]
         write_json(folder / f"captions_{split}.json", retrieval(told, grouped=split != "train"))
@@ -81,6 +82,7 @@ def _vqa(record: Record, *, answered: bool) -> list[Record]:
             **({"answer": q["answers"]} if answered else {}),
             "image": record["image"],
             "dataset": "vqa",
+            "kwords": record["concepts"],
         }
         for q in _asked(record)
     ]
@@ -96,6 +98,7 @@ def _patterns(record: Record) -> list[Record]:
             "answer": PATTERNS[thing["texture"]],
             "image": record["image"],
             "dataset": "vg",
+            "kwords": record["concepts"],
         }
         for number, thing in enumerate(record["objects"])
         if kinds.count(thing["kind"]) == 1
@@ -139,7 +142,7 @@ def _vqa_annotations(records: Sequence[Record], split: str) -> Record:
     return {**_head(split), "annotations": annotations}
 
 
-# ------------------------------------------------------------------------------------------ NLVR2 and entailment
+# ---------------------------------------------------------------------------------------------------------- NLVR2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +190,7 @@ def _nlvr(
     records: Sequence[Record], indices: range, layouts: Mapping[int, Layout], split: str
 ) -> list[Record]:
     """Every sentence twice, with a pair it is true of and one it is not: the words alone tell nothing about the label."""
-    images = {record["index"]: record["image"] for record in records}
+    scenes = {record["index"]: record for record in records}
     rows = []
     for record in records if len(indices) > 1 else ():
         index = record["index"]
@@ -204,8 +207,10 @@ def _nlvr(
                 {
                     "sentence": said.text,
                     "label": str(label),
-                    "images": [images[each] for each in found[label]],
+                    "images": [scenes[each]["image"] for each in found[label]],
                     "identifier": f"{split}-{index}-{place}-{number}",
+                    "kwords1": scenes[found[label][0]]["concepts"],
+                    "kwords2": scenes[found[label][1]]["concepts"],
                 }
                 for place, label in enumerate(dice.shuffled((True, False)))
             ]
@@ -216,10 +221,6 @@ def _pair(index: int, indices: range, dice: Dice) -> tuple[int, int]:
     """Scene `index` and another one, in either order."""
     other = indices[(indices.index(index) + 1 + dice.below(len(indices) - 1)) % len(indices)]
     return (index, other) if dice.chance(50) else (other, index)
-
-
-def _entailment(record: Record) -> list[Record]:
-    return [{"image": record["image"], **row} for row in record["entailment"]]
 
 
 # ------------------------------------------------------------------------------------------------------ RefCOCO+
@@ -267,7 +268,12 @@ def _refs(record: Record) -> list[Record]:
 
 def _expressions(record: Record) -> list[Record]:
     return [
-        {"image": record["image"], "text": text, "ref_id": annotation_id(record, number)}
+        {
+            "image": record["image"],
+            "text": text,
+            "ref_id": annotation_id(record, number),
+            "kwords": record["concepts"],
+        }
         for number, texts in _sayings(record).items()
         for text in texts
     ]

@@ -21,8 +21,8 @@ from vlp_data.shapes.scene import Layout, check_arguments, draw
 from vlp_data.shapes.tasks import write_tasks
 
 FORMAT = "vlp-shapes"
-VERSION = 3
-"""Version of scenes, sentences and files together; folders of older versions are written anew. 3: the files of tasks."""
+VERSION = 4
+"""Version of scenes, sentences and files together; folders of older versions are written anew. 4: concepts of pictures."""
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
