@@ -7,6 +7,7 @@ background alone, never by captions.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from vlp_data.shapes.dice import Dice
@@ -23,6 +24,7 @@ NOISE = 81
 true ones (`tests/shapes/test_concepts.py`)."""
 
 
+@cache
 def vocabulary() -> tuple[str, ...]:
     """All words to choose from."""
     return (
@@ -52,17 +54,17 @@ def chosen(
 
 def _fits(objects: Sequence[dict[str, Any]], background: str, pixels: int) -> Iterator[int]:
     """How well each word of the vocabulary fits: at most a fifth more where what it names is large."""
+    largest: dict[str, int] = {f"{background} background": 0}
+    looks, kinds = set(), {each["kind"] for each in objects}
+    for each in objects:
+        kind = each["kind"]
+        looks |= {each["color"], each["texture"]}
+        for word in (kind, f"{each['color']} {kind}", f"{each['texture']} {kind}"):
+            largest[word] = max(largest.get(word, 0), each["area"])
+    by_shown = (ABSENT, PART, MIXED)
     for word in vocabulary():
-        first, _, kind = word.rpartition(" ")
-        if kind == "background":
-            yield SEEN if first == background else ABSENT
-            continue
-        named = [each for each in objects if each["kind"] == kind]
-        alike = [each for each in objects if first in ("", each["color"], each["texture"])]
-        both = [each for each in named if each in alike]
-        if both:
-            yield SEEN + min(20, 100 * max(each["area"] for each in both) // pixels)
-        elif not first:
-            yield ABSENT
+        if word in largest:
+            yield SEEN + min(20, 100 * largest[word] // pixels)
         else:
-            yield MIXED if named and alike else PART if named or alike else ABSENT
+            look, _, kind = word.rpartition(" ")
+            yield ABSENT if kind == "background" else by_shown[(kind in kinds) + (look in looks)]
