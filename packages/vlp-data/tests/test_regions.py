@@ -170,6 +170,15 @@ def test_boxes_lie_in_the_view_and_the_first_pair_is_the_whole_picture(drawn, se
         assert x >= -1e-6 and y >= -1e-6 and x + w <= 32 + 1e-4 and y + h <= 32 + 1e-4
 
 
+def test_without_a_crop_all_of_the_picture_is_seen(drawn):
+    elems = [{"caption": "a dog", "bb": [0, 0, 30, 40]}, {"caption": "a cat", "bb": [30, 20, 30, 20]}]
+    for seed in range(10):
+        example = drawn(seed, elems=elems, options=RegionOptions(crop="none"))
+        assert example.crop == (0, 0, 60, 40)
+        boxes = sorted(pair.box[2:] for pair in example.pairs[1:])
+        assert boxes == [pytest.approx((16, 16)), pytest.approx((16, 32))]
+
+
 def test_pairs_are_limited_with_the_caption_counted(drawn):
     for seed in range(10):
         assert len(drawn(seed, options=RegionOptions(max_regions=2)).pairs) == 2

@@ -101,9 +101,10 @@ def test_contract_attributes_of_the_base_size():
     assert (model.width, model.image_size, model.patch_size, model.tokens) == (768, 224, 16, 197)
 
 
-def test_init_follows_the_published_rules():
+@pytest.mark.parametrize(("changes", "std"), [({}, 0.02), ({"initializer_range": 0.1}, 0.1)])
+def test_init_follows_the_published_rules(changes, std):
     torch.manual_seed(0)
-    for name, parameter in VisionTransformer(**SIZE | {"width": 48}).named_parameters():
+    for name, parameter in VisionTransformer(**SIZE | {"width": 48} | changes).named_parameters():
         if name.startswith("patch."):
             assert parameter.abs().max() <= 1 / (3 * 8 * 8) ** 0.5
         elif name.endswith("norm.weight"):
@@ -111,7 +112,7 @@ def test_init_follows_the_published_rules():
         elif name.endswith("bias"):
             assert bool((parameter == 0).all())
         else:
-            assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.3), name
+            assert float(parameter.detach().std()) == pytest.approx(std, rel=0.3), name
 
 
 @pytest.mark.parametrize(

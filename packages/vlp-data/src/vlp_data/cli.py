@@ -40,6 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     shapes.add_argument(
         "--size", type=int, default=96, metavar="PX", help="side of the pictures in pixels (default 96)"
     )
+    shapes.add_argument(
+        "--difficulty",
+        choices=("full", "easy"),
+        default="full",
+        help="easy: few things, each in a field of its own, for models that have minutes to learn",
+    )
     shapes.add_argument("--val", type=int, metavar="N", help="scenes for validation (default: a tenth)")
     shapes.add_argument("--test", type=int, metavar="N", help="scenes for test (default: a tenth)")
     shapes.add_argument(
@@ -171,6 +177,7 @@ def _shapes(options: argparse.Namespace) -> int:
         size=options.size,
         val=options.val,
         test=options.test,
+        difficulty=options.difficulty,
         workers=workers,
         progress=_progress("scenes"),
     )

@@ -354,6 +354,9 @@ Masking: TypeAlias = MaskingOptions | IndependentMasking
 class RegionOptions:
     """How pairs are drawn from a picture with boxes (X-VLM specification 5.3)."""
 
+    crop: Literal["around_box", "none"] = "around_box"
+    """What the model sees of a picture: a random crop that holds a drawn box (the reference), or all of it, so that a caption stays true
+    of what is seen. With "none" no box and no corner is drawn."""
     max_regions: int = 5
     """Pairs of one picture at most, the whole picture included."""
     min_visible: float = 0.5

@@ -105,21 +105,23 @@ def sample_regions(
 ) -> RegionExample:
     """Crop around a random box, and the texts of the boxes that are visible in the crop.
 
-    `picture` is the decoded image of `sample`. The box the crop is drawn around need not be among the pairs. Draws, in order: anchor box;
-    crop corners x0, y0, x1, y1; flip; RandAugment (if `augment`); then per pair the text, its attribute, its masking, with one shuffle
+    `picture` is the decoded image of `sample`. The box the crop is drawn around need not be among the pairs. Draws, in order: anchor box and
+    crop corners x0, y0, x1, y1 (unless there is no crop); flip; RandAugment (if `augment`); then per pair the text, its attribute, its masking, with one shuffle
     of the boxes after the caption of the whole picture.
     Raises BadSample: "no regions", "box outside the picture", "empty text".
     """
     width, height = picture.size
     candidates = _usable_regions(sample, regions, width, height)
-    _, anchor = rng.choice(candidates)
-    if not inside(anchor, width, height):
-        raise BadSample(
-            "box outside the picture",
-            sample.key,
-            f"box {anchor} (x0, y0, x1, y1) in a picture of {width} x {height}",
-        )
-    crop = crop_around(anchor, width, height, rng)
+    crop = (0, 0, width, height)
+    if regions.crop == "around_box":
+        _, anchor = rng.choice(candidates)
+        if not inside(anchor, width, height):
+            raise BadSample(
+                "box outside the picture",
+                sample.key,
+                f"box {anchor} (x0, y0, x1, y1) in a picture of {width} x {height}",
+            )
+        crop = crop_around(anchor, width, height, rng)
     crop_x0, crop_y0, crop_x1, crop_y1 = crop
 
     flipped = rng.random() < 0.5

@@ -11,7 +11,7 @@ import pytest
 from vlp_data import shapes
 from vlp_data.shapes import annotations, figures, paint
 from vlp_data.shapes.dice import Dice
-from vlp_data.shapes.scene import PAINT, RADII
+from vlp_data.shapes.scene import EASY_COLORS, EASY_KINDS, EASY_RADII, PAINT, RADII
 
 SCENES = [shapes.draw(11, index) for index in range(40)]
 
@@ -189,6 +189,33 @@ def test_every_word_of_the_world_occurs() -> None:
     assert {len(layout.things) for layout in layouts} == {2, 3, 4, 5}
 
 
+def test_easy_scenes_have_one_thing_in_a_field_and_fewer_words() -> None:
+    scenes = [shapes.draw(2, index, size=48, difficulty="easy") for index in range(120)]
+    things = [thing for scene in scenes for thing in scene.things]
+    assert {thing.kind for thing in things} == set(EASY_KINDS)
+    assert {thing.color for thing in things} == set(EASY_COLORS)
+    assert {len(scene.things) for scene in scenes} == {2, 3, 4}
+    for scene in scenes:
+        assert np.array_equal(scene.masks, scene.whole_masks)
+        # 16 pixels are a field, and a patch of the small recipes.
+        fields = [
+            {(y // 16, x // 16) for y, x in zip(*np.nonzero(mask), strict=True)} for mask in scene.masks
+        ]
+        assert all(len(field) == 1 for field in fields)
+        assert len(set.union(*fields)) == len(fields)
+        for thing in scene.things:
+            low, high = EASY_RADII[thing.size]
+            assert low <= thing.radius <= high
+
+
+def test_what_easy_scenes_lack_is_asked_with_their_own_words() -> None:
+    scenes = [shapes.draw(2, index, size=48, difficulty="easy") for index in range(60)]
+    questions = [question for scene in scenes for question in shapes.annotate(scene).questions]
+    asked = {word.strip("?") for q in questions if q.text.startswith("Is there") for word in q.text.split()}
+    assert not asked & (set(shapes.KINDS) - set(EASY_KINDS))
+    assert not asked & (set(shapes.COLORS) - set(EASY_COLORS))
+
+
 @pytest.mark.parametrize("size", [32, 97, 224])
 def test_pictures_of_any_size_show_the_same_objects(size: int) -> None:
     for other in SCENES[:12]:
@@ -210,6 +237,10 @@ def test_pictures_of_any_size_show_the_same_objects(size: int) -> None:
         ({"seed": -1, "index": 0}, "seed=-1"),
         ({"seed": 2**32, "index": 0}, "seed=4294967296"),
         ({"seed": 0, "index": -1}, "index=-1"),
+        (
+            {"seed": 0, "index": 0, "difficulty": "hard"},
+            "difficulty='hard' is not known; choose among full, easy",
+        ),
         ({"seed": 0, "index": 0, "size": 31}, "size=31 must be between 32 and 2048"),
     ],
 )

@@ -221,6 +221,7 @@ def resolve(judge: Judge, expression: str) -> set[int]:
 @pytest.fixture(scope="module")
 def world() -> list[tuple[shapes.Scene, shapes.Annotations, Judge]]:
     scenes = [shapes.draw(seed, index) for seed, index in SCENES]
+    scenes += [shapes.draw(3, index, difficulty="easy") for index in range(60)]
     return [(scene, shapes.annotate(scene), Judge(scene)) for scene in scenes]
 
 

@@ -271,9 +271,21 @@ def test_ensure_writes_once_and_refuses_other_parameters(tmp_path: Path) -> None
         shapes.ensure(root, images=5, seed=2, size=32)
     with pytest.raises(ValueError, match="splits is"):
         shapes.ensure(root, images=6, seed=1, size=32)
+    with pytest.raises(ValueError, match="difficulty is full, wanted easy"):
+        shapes.ensure(root, images=5, seed=1, size=32, difficulty="easy")
     (root / "images" / "000000000003.png").unlink()
     with pytest.raises(ValueError, match=r"lacks 1 of its files, first images/000000000003\.png"):
         shapes.ensure(root, images=5, seed=1, size=32)
+
+
+def test_a_folder_without_a_difficulty_is_a_full_world(tmp_path: Path) -> None:
+    root = shapes.ensure(tmp_path / "data", images=3, size=32)
+    manifest = read(root / "manifest.json")
+    del manifest["parameters"]["difficulty"]
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    assert shapes.ensure(root, images=3, size=32) == root
+    with pytest.raises(ValueError, match="difficulty is full, wanted easy"):
+        shapes.ensure(root, images=3, size=32, difficulty="easy")
 
 
 def test_ensure_refuses_what_is_not_its_folder(tmp_path: Path) -> None:

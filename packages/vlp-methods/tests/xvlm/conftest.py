@@ -33,7 +33,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _place(world: Path) -> tuple[str, str]:
-    return f"data.root={world}", "data.world={images: 40, seed: 3, size: 64, val: 4, test: 6}"
+    return (
+        f"data.root={world}",
+        "data.world={images: 40, seed: 3, size: 64, val: 4, test: 6, difficulty: full}",
+    )
 
 
 @pytest.fixture

@@ -46,7 +46,8 @@ class VisionTransformer(nn.Module):
     `image_size`: side of the pictures; exactly this size is accepted, and pixels beyond the last whole patch have no effect (380 pixels
     are 23 patches of 16). `patch`: side of a patch, in pixels. `width`, `depth`, `heads`:
     channels, blocks, attention heads. `local_depth`: number of last blocks that attend to the region only, in region mode.
-    `mlp_ratio`: hidden width of the feed-forward over the width. LayerNorm eps is 1e-6.
+    `mlp_ratio`: hidden width of the feed-forward over the width. `initializer_range`: standard deviation of the initial weights; the
+    published 0.02 belongs to width 768. LayerNorm eps is 1e-6.
 
     Attributes: `width` (D), `image_size`, `patch_size`, `tokens` (1+L).
     """
@@ -61,6 +62,7 @@ class VisionTransformer(nn.Module):
         heads: int,
         local_depth: int = 4,
         mlp_ratio: float = 4.0,
+        initializer_range: float = 0.02,
     ) -> None:
         super().__init__()
         if image_size < patch:
@@ -77,7 +79,7 @@ class VisionTransformer(nn.Module):
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        initialise(self)
+        initialise(self, initializer_range)
 
     def embed(self, image_NCHW: Tensor, others_NKD: Tensor | None = None) -> Tensor:
         """[N, 3, R, R] -> [N, T, D] before the blocks; other tokens come last and get no position."""
@@ -162,9 +164,9 @@ def resize_to_shape(table: Tensor, shape: Size) -> Tensor:
     return resize_position_table(table, math.isqrt(shape[0] - 1))
 
 
-def initialise(model: VisionTransformer) -> None:
-    """Linear weights, class token, positions: normal, std 0.02, cut at +-2; biases 0; LayerNorm 1 and 0; patch embedding as it is."""
-    normal = partial(nn.init.trunc_normal_, std=0.02)
+def initialise(model: VisionTransformer, std: float) -> None:
+    """Linear weights, class token, positions: normal, cut at +-2; biases 0; LayerNorm 1 and 0; patch embedding as it is."""
+    normal = partial(nn.init.trunc_normal_, std=std)
     normal(model.class_token)
     normal(model.positions)
     for module in model.modules():

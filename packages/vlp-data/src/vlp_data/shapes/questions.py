@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from vlp_data.shapes import facts
 from vlp_data.shapes.dice import Dice
 from vlp_data.shapes.facts import OPPOSITE, Look, look
-from vlp_data.shapes.figures import KINDS
 from vlp_data.shapes.language import NUMBERS, RELATIONS, a, full, named, noun, sentence, the
-from vlp_data.shapes.paint import BACKGROUNDS, COLORS, TEXTURES
+from vlp_data.shapes.paint import BACKGROUNDS, TEXTURES
 from vlp_data.shapes.scene import Layout, Scene, Thing
 
 PATTERNS = {
@@ -125,7 +124,7 @@ def _count(scene: Scene, dice: Dice) -> Question:
             Look(),
             look(thing, "kind"),
             look(thing, "color"),
-            Look(kind=dice.choice(KINDS)),
+            Look(kind=dice.choice(scene.layout.kinds)),
             look(thing, "size"),
         )
     )
@@ -153,7 +152,7 @@ def _where(scene: Scene, dice: Dice) -> Question | None:
 
 
 def _exists(scene: Scene, dice: Dice) -> Question:
-    wanted, true = _claimed_look(scene.things, dice, dice.chance(50))
+    wanted, true = _claimed_look(scene.layout, dice, dice.chance(50))
     return _question(f"Is there {a(noun(wanted))} in the picture?", "yes" if true else "no", "is there a")
 
 
@@ -189,15 +188,15 @@ def _ground_pattern(scene: Scene, dice: Dice) -> Question:
     return _question(f"Is the background {words}?", "yes" if asked == ground.kind else "no", "is the")
 
 
-def _claimed_look(things: tuple[Thing, ...], dice: Dice, true: bool) -> tuple[Look, bool]:
+def _claimed_look(layout: Layout, dice: Dice, true: bool) -> tuple[Look, bool]:
     """A look that something has, or (one property of a real thing exchanged) that nothing has."""
-    thing = dice.choice(things)
+    thing = dice.choice(layout.things)
     base = dice.choice((look(thing, "color", "kind"), full(thing)))
     if true:
         return base, True
-    wrong = [Look(base.size, base.texture, color, base.kind) for color in COLORS]
-    wrong += [Look(base.size, base.texture, base.color, kind) for kind in KINDS]
-    return dice.choice([wanted for wanted in wrong if facts.count(things, wanted) == 0]), False
+    wrong = [Look(base.size, base.texture, color, base.kind) for color in layout.colors]
+    wrong += [Look(base.size, base.texture, base.color, kind) for kind in layout.kinds]
+    return dice.choice([wanted for wanted in wrong if facts.count(layout.things, wanted) == 0]), False
 
 
 def _claimed_relation(scene: Scene, dice: Dice, true: bool) -> tuple[str, str, str, bool] | None:
@@ -233,7 +232,7 @@ def _statement(scene: Scene, dice: Dice, true: bool) -> str:
 
 
 def _says_look(scene: Scene, dice: Dice, true: bool) -> str:
-    wanted, _ = _claimed_look(scene.things, dice, true)
+    wanted, _ = _claimed_look(scene.layout, dice, true)
     return sentence(f"there is {a(noun(wanted))}")
 
 
@@ -297,7 +296,7 @@ def _compare(left: Layout, right: Layout, dice: Dice) -> tuple[str, bool]:
         (look(thing, "kind"), look(thing, "color"), look(thing, "color", "kind"), look(thing, "texture"))
     )
     if dice.chance(25):
-        wanted = Look(color=dice.choice(COLORS), kind=dice.choice((thing.kind, None)))
+        wanted = Look(color=dice.choice(left.colors), kind=dice.choice((thing.kind, None)))
     one, two = facts.count(here, wanted), facts.count(there, wanted)
     said = dice.between(1, 4)
     side, amount = dice.choice((("left", one), ("right", two)))

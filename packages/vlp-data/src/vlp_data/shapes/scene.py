@@ -1,6 +1,7 @@
 """Scenes: objects on a background, drawn from (seed, index) alone."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,16 @@ from vlp_data.shapes.figures import KINDS, SAMPLES, SPAN, TILTS, coverage, raste
 SIZES = ("small", "medium", "large")
 RADII = {"small": (310, 380), "medium": (540, 630), "large": (840, 960)}
 """Radius of each size in canvas units (4096 per side); the gaps keep the words apart."""
+
+Difficulty = Literal["full", "easy"]
+"""Which scenes a world draws; see `draw`."""
+DIFFICULTIES: tuple[Difficulty, ...] = ("full", "easy")
+
+EASY_KINDS = ("circle", "square", "triangle", "star", "ring", "cross", "heart", "moon")
+EASY_COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
+EASY_RADII = {"small": (300, 340), "medium": (440, 490), "large": (600, 640)}
+FIELDS = 3
+"""An easy scene has so many rows and columns of fields, each for one thing."""
 
 SMALLEST_PICTURE, LARGEST_PICTURE = 32, 2048
 
@@ -55,10 +66,15 @@ class Background:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """What a scene holds, without pixels. Things are in painter's order: later ones lie in front."""
+    """What a scene holds, without pixels. Things are in painter's order: later ones lie in front.
+
+    `kinds` and `colors` are those that things of the world have, for sentences about what is not there.
+    """
 
     background: Background
     things: tuple[Thing, ...]
+    kinds: tuple[str, ...] = KINDS
+    colors: tuple[str, ...] = paint.COLORS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -92,7 +108,7 @@ class Scene:
         return self.layout.things
 
 
-def draw(seed: int, index: int, *, size: int = 96) -> Scene:
+def draw(seed: int, index: int, *, size: int = 96, difficulty: Difficulty = "full") -> Scene:
     """Draw scene `index` of the world `seed`.
 
     The result is the same bit for bit on every machine: only integer arithmetic and the raw words of a
@@ -104,15 +120,18 @@ def draw(seed: int, index: int, *, size: int = 96) -> Scene:
         seed: the world, 0 to 2**32 - 1.
         index: the scene, 0 to 2**32 - 1.
         size: side of the picture in pixels, 32 to 2048.
+        difficulty: "full": two to five things of twelve kinds and twelve colours anywhere, partly one before the other. "easy", for
+            models that have minutes to learn: two to four things of eight kinds and eight colours, each in a field of its own of
+            three by three, before paler backgrounds.
 
     Raises:
         ValueError: an argument is out of its range.
     """
-    check_arguments(seed=seed, size=size)
+    check_arguments(seed=seed, size=size, difficulty=difficulty)
     if not 0 <= index < 1 << 32:
         raise ValueError(f"index={index} must be between 0 and 2**32 - 1")
     for attempt in range(1000):
-        layout = _arrange(Dice(seed, index, LAYOUT, attempt))
+        layout = (_arrange if difficulty == "full" else _arrange_easily)(Dice(seed, index, LAYOUT, attempt))
         if layout is None:
             continue
         # Judged at one size, so that a scene has the same layout at every size.
@@ -122,8 +141,10 @@ def draw(seed: int, index: int, *, size: int = 96) -> Scene:
     raise AssertionError(f"scene {index} of seed {seed} has no layout in 1000 attempts")
 
 
-def check_arguments(*, seed: int, size: int) -> None:
-    """Raise ValueError where `seed` or `size` is out of range."""
+def check_arguments(*, seed: int, size: int, difficulty: str = "full") -> None:
+    """Raise ValueError where an argument is out of range."""
+    if difficulty not in DIFFICULTIES:
+        raise ValueError(f"difficulty={difficulty!r} is not known; choose among {', '.join(DIFFICULTIES)}")
     if not 0 <= seed < 1 << 32:
         raise ValueError(f"seed={seed} must be between 0 and 2**32 - 1")
     if not SMALLEST_PICTURE <= size <= LARGEST_PICTURE:
@@ -131,7 +152,7 @@ def check_arguments(*, seed: int, size: int) -> None:
 
 
 def _arrange(dice: Dice) -> Layout | None:
-    background = _background(dice)
+    background = _background(dice, pale=22)
     count = dice.weighted(((2, 2), (3, 4), (4, 3), (5, 2)))
     things: list[Thing] = []
     for _ in range(count):
@@ -142,11 +163,42 @@ def _arrange(dice: Dice) -> Layout | None:
     return Layout(background=background, things=tuple(things))
 
 
-def _background(dice: Dice) -> Background:
+def _arrange_easily(dice: Dice) -> Layout | None:
+    """Nothing hides or touches anything, and where a thing is can be said in one word for its row and one for its column."""
+    background = _background(dice, pale=60)
+    colors = [color for color in EASY_COLORS if color not in background.colors]
+    things: list[Thing] = []
+    for field in dice.sample(range(FIELDS**2), dice.weighted(((2, 4), (3, 4), (4, 2)))):
+        kind = dice.choice(things).kind if things and dice.chance(20) else dice.choice(EASY_KINDS)
+        color = dice.choice(things).color if things and dice.chance(15) else dice.choice(colors)
+        texture = "plain" if dice.chance(60) else dice.choice(paint.TEXTURES[1:])
+        size = dice.weighted((("small", 3), ("medium", 4), ("large", 3)))
+        if any((kind, color, texture, size) == (o.kind, o.color, o.texture, o.size) for o in things):
+            return None
+        row, column = divmod(field, FIELDS)
+        x, y = ((2 * place + 1) * SPAN // (2 * FIELDS) + dice.between(-40, 40) for place in (column, row))
+        things.append(
+            Thing(
+                kind=kind,
+                color=color,
+                texture=texture,
+                size=size,
+                x=x,
+                y=y,
+                radius=dice.between(*EASY_RADII[size]),
+                turn=(dice.choice(TILTS[kind]) + dice.between(-10, 10)) % 256,
+                direction=dice.choice(paint.DIRECTIONS),
+                tones=paint.tones(color, dice),
+            )
+        )
+    return Layout(background=background, things=tuple(things), kinds=EASY_KINDS, colors=EASY_COLORS)
+
+
+def _background(dice: Dice, *, pale: int) -> Background:
     kind = dice.choice(paint.BACKGROUNDS)
     colors = tuple(dice.sample(paint.COLORS, 1 if kind in ("plain", "noisy") else 2))
-    # Softer than the objects, which should stand out.
-    rgb = tuple(paint.mix(paint.varied(color, dice, 8), (128, 128, 128), 22) for color in colors)
+    # Softer than the objects, which should stand out: `pale` percent of gray.
+    rgb = tuple(paint.mix(paint.varied(color, dice, 8), (128, 128, 128), pale) for color in colors)
     direction = dice.choice(paint.DIRECTIONS) if kind in ("gradient", "striped") else ""
     return Background(kind=kind, colors=colors, rgb=rgb, direction=direction)
 

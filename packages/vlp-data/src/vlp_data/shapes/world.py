@@ -17,7 +17,7 @@ from PIL import Image
 
 from vlp_data.shapes.annotations import annotate, file_name, pair, pair_records, record
 from vlp_data.shapes.layouts import write_layouts
-from vlp_data.shapes.scene import Layout, check_arguments, draw
+from vlp_data.shapes.scene import Difficulty, Layout, check_arguments, draw
 from vlp_data.shapes.tasks import write_tasks
 
 FORMAT = "vlp-shapes"
@@ -58,6 +58,7 @@ def write(
     size: int = 96,
     val: int | None = None,
     test: int | None = None,
+    difficulty: Difficulty = "full",
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
@@ -72,6 +73,7 @@ def write(
         seed: the world; scene k of a world is always the same picture with the same texts.
         size: side of the pictures in pixels, 32 to 2048.
         val, test: scenes of these splits (default: a tenth of all each); the rest is train.
+        difficulty: as for `scene.draw`.
         workers: processes that draw.
         progress: called with (scenes done, scenes in all).
 
@@ -83,7 +85,7 @@ def write(
         FileExistsError: `folder` has content.
     """
     path = _local(folder)
-    parameters = _parameters(images=images, seed=seed, size=size, val=val, test=test)
+    parameters = _parameters(images=images, seed=seed, size=size, val=val, test=test, difficulty=difficulty)
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1")
     with _locked(path):
@@ -101,6 +103,7 @@ def ensure(
     size: int = 96,
     val: int | None = None,
     test: int | None = None,
+    difficulty: Difficulty = "full",
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
@@ -116,7 +119,7 @@ def ensure(
         or no manifest at all.
     """
     path = _local(folder)
-    parameters = _parameters(images=images, seed=seed, size=size, val=val, test=test)
+    parameters = _parameters(images=images, seed=seed, size=size, val=val, test=test, difficulty=difficulty)
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1")
     if not (path / MANIFEST).is_file() or _is_older(_manifest(path), parameters):
@@ -190,10 +193,19 @@ def _local(folder: str | os.PathLike[str]) -> Path:
     return Path(folder).expanduser().resolve()
 
 
-def _parameters(*, images: int, seed: int, size: int, val: int | None, test: int | None) -> dict[str, Any]:
-    check_arguments(seed=seed, size=size)
+def _parameters(
+    *, images: int, seed: int, size: int, val: int | None, test: int | None, difficulty: Difficulty
+) -> dict[str, Any]:
+    check_arguments(seed=seed, size=size, difficulty=difficulty)
     splits = {name: len(indices) for name, indices in split_ranges(images, val=val, test=test).items()}
-    return {"format": FORMAT, "version": VERSION, "seed": seed, "size": size, "splits": splits}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "seed": seed,
+        "size": size,
+        "difficulty": difficulty,
+        "splits": splits,
+    }
 
 
 def _manifest(path: Path) -> dict[str, Any]:
@@ -211,6 +223,8 @@ def _manifest(path: Path) -> dict[str, Any]:
         isinstance(found.get(key), dict) for key in ("parameters", "files")
     ):
         raise ValueError(f"{path / MANIFEST} is not the manifest of a shapes folder; choose another folder")
+    # Folders that were written before there was a choice.
+    found["parameters"].setdefault("difficulty", "full")
     return found
 
 
@@ -243,7 +257,7 @@ def _fill(part: Path, parameters: dict[str, Any], workers: int, progress: Progre
     total = sum(sizes.values())
     ranges = split_ranges(total, val=sizes["val"], test=sizes["test"])
     split_of = {index: split for split, indices in ranges.items() for index in indices}
-    job = partial(_scene, part, seed, parameters["size"])
+    job = partial(_scene, part, seed, parameters["size"], parameters["difficulty"])
     records: list[dict[str, Any]] = []
     layouts: dict[int, Layout] = {}
     digest = hashlib.sha256()
@@ -275,10 +289,10 @@ def _mapper(workers: int, total: int) -> Iterator[Callable[..., Any]]:
 
 
 def _scene(
-    part: Path, seed: int, size: int, job: tuple[int, str]
+    part: Path, seed: int, size: int, difficulty: Difficulty, job: tuple[int, str]
 ) -> tuple[int, dict[str, Any], Layout, bytes]:
     index, split = job
-    scene = draw(seed, index, size=size)
+    scene = draw(seed, index, size=size, difficulty=difficulty)
     Image.fromarray(scene.image).save(part / file_name(index), format="PNG", compress_level=6)
     return (
         index,

@@ -41,7 +41,8 @@ def draw_world(world: ShapesWorld, folder: str) -> str:
     """The folder of a world, drawn if it is not there yet; "" is a folder of the user's cache."""
     if not folder:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vlp"
-        folder = str(cache / f"shapes-{world.images}-{world.size}px-{world.seed}")
+        name = "shapes" if world.difficulty == "full" else f"shapes-{world.difficulty}"
+        folder = str(cache / f"{name}-{world.images}-{world.size}px-{world.seed}")
     shapes.ensure(folder, **dump(world), workers=os.cpu_count() or 1)
     return folder
 

@@ -70,6 +70,8 @@ class Vit:
     """Hidden width of the feed-forward part over the width."""
     local_depth: int = 4
     """Last blocks in which a region sees its own patches only."""
+    initializer_range: float = 0.02
+    """Standard deviation of initial weights; a narrow model learns faster with 0.02 * sqrt(768 / width) or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +155,8 @@ class ShapesWorld:
     """Scenes kept for validation; null: a tenth."""
     test: int | None = None
     """Scenes kept for test; null: a tenth."""
+    difficulty: Literal["full", "easy"] = "full"
+    """Easy scenes have few things, each in a field of its own, of fewer kinds and colours: for models that have minutes to learn."""
 
 
 @dataclass(frozen=True, kw_only=True)
