@@ -22,6 +22,7 @@ from vlp_core.explain import HeatMaps
 from vlp_data import shapes
 from vlp_data.errors import DataError
 from vlp_data.options import ConceptOptions, Refer, TaskJson
+from vlp_data.sources.task_json import ENTAILMENT_LABELS
 from vlp_data.text import Tokenizer
 from vlp_data.transforms import eval_view
 from vlp_eval import (
@@ -90,11 +91,44 @@ def exports(world, tokenizer, tmp_path_factory):
         "retrieval": {"vision": vision(), "text": text(words), "heads": ["contrast", "match"]},
         "boxes": {"vision": vision(), "text": text(words), "heads": ["boxes"]},
         "captioning": {"vision": vision(), "text": text(words)},
+        "entailment": {"vision": vision(), "text": text(words), "concepts": {"layers": 1, "place": "last"}},
+        "seeing_nlvr": {
+            "vision": vision(),
+            "text": text(words, 6),
+            "concepts": {"layers": 1, "place": "last"},
+        },
+        "seeing": {
+            "vision": {
+                "kind": "vit",
+                "image_size": 64,
+                "patch": 20,
+                "width": 16,
+                "depth": 2,
+                "heads": 2,
+                "local_depth": 0,
+            },
+            "text": text(words),
+            "concepts": {"layers": 1},
+            "heads": ["contrast", "match"],
+        },
+        "seeing_vqa": {
+            "vision": vision(),
+            "text": text(words),
+            "decoder": {key: value for key, value in text(words, 2).items() if key != "fusion_layer"},
+            "concepts": {"layers": 1, "place": "last"},
+        },
     }
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("exports")
     for name, own in arguments.items():
-        kind = "xvlm" if name in ("retrieval", "boxes") else name
+        kind = {
+            "retrieval": "xvlm",
+            "boxes": "xvlm",
+            "seeing": "xvlm",
+            "seeing_vqa": "vqa",
+            "seeing_nlvr": "nlvr",
+        }.get(name, name)
+        concepts = {"concepts": {"max_tokens": 9, "share": 0.3}} if "concepts" in own else {}
         models.save(
             folder / name,
             models.create(kind, **own),
@@ -103,6 +137,7 @@ def exports(world, tokenizer, tmp_path_factory):
             settings={
                 "image_size": 64,
                 "text": {"kind": "bert", "files": ["vocab.txt"], "max_tokens": 40, "max_words": 30},
+                **concepts,
             },
             text_files=[world / "vocab.txt"],
         )
@@ -113,16 +148,19 @@ def task_json(world, name):
     return TaskJson(files=(f"{world}/{name}.json",), root=str(world)).open()
 
 
-def refer(world, **options):
+def refer_files(world):
     folder = world / "refcoco"
-    return Refer(
-        files=(f"{world}/refcoco_test.json",),
-        refs=str(folder / "refs.json"),
-        instances=str(folder / "instances.json"),
-        detections=str(folder / "dets.json"),
-        root=str(world),
-        **options,
-    ).open()
+    return {
+        "files": (f"{world}/refcoco_test.json",),
+        "refs": str(folder / "refs.json"),
+        "instances": str(folder / "instances.json"),
+        "detections": str(folder / "dets.json"),
+        "root": str(world),
+    }
+
+
+def refer(world, **options):
+    return Refer(**refer_files(world), **options).open()
 
 
 # ---------------------------------------------------------------------------------------------- toys
@@ -486,6 +524,15 @@ def with_concepts(world, folder, name):
     return TaskJson(files=(str(folder / f"{name}.json"),), root=str(world)), words
 
 
+def without_concepts(world, folder, name):
+    """The list without words attached to its pictures."""
+    rows = json.loads((world / f"{name}.json").read_text())
+    bare = [{key: value for key, value in row.items() if key != "kwords"} for row in rows]
+    assert bare != rows
+    (folder / f"bare_{name}.json").write_text(json.dumps(bare))
+    return f"{folder}/bare_{name}.json"
+
+
 def seeing(task, source, tokenizer):
     """A toy that sees concepts, and its evaluation."""
     known = dict.fromkeys(keys_of(source), 1)
@@ -541,10 +588,7 @@ def test_concepts_and_model_must_fit(world, tokenizer, tmp_path):
         run(seeing_model, source, tokenizer, ROWS)
     with pytest.raises(ValueError, match="has no concept encoder; leave concepts out"):
         run(Single({}), source, tokenizer, replace(ROWS, concepts=how))
-    rows = json.loads((world / "ve_test.json").read_text())
-    bare = [{key: value for key, value in row.items() if key != "kwords"} for row in rows]
-    (tmp_path / "bare.json").write_text(json.dumps(bare))
-    without = TaskJson(files=(str(tmp_path / "bare.json"),), root=str(world)).open()
+    without = TaskJson(files=(without_concepts(world, tmp_path, "ve_test"),), root=str(world)).open()
     with pytest.raises(
         DataError, match=r"has no concepts, which this model reads; .* an evaluation needs every row"
     ):
@@ -692,6 +736,78 @@ def test_commands_write_scores_predictions_and_picture(case, world, exports, tmp
     with Image.open(tmp_path / f"{command}.png") as picture:
         assert picture.width == figures.WIDTH and len(picture.getcolors(1 << 24)) > 50
     assert scores.settings["options"]["limit"] == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "pad"),
+    [
+        (["retrieval", "data.format=task_json", "rerank=2"], "seeing", "max"),
+        (["grounding", "by=heat", "layer=2"], "seeing", "max"),
+        (["grounding", "by=heat", "mode=itc", "layer=1"], "seeing", "max"),
+        (["vqa", "beams=1"], "seeing_vqa", "longest"),
+        (["nlvr"], "seeing_nlvr", "longest"),
+        (["entailment"], "entailment", "longest"),
+    ],
+)
+def test_commands_read_concepts_as_the_checkpoint_says(words, model, pad, world, exports, tmp_path, capsys):
+    command, *more = words
+    lists = {"retrieval": "captions_test", "grounding": "refcoco_test", **SEEN}
+    with_concepts(world, tmp_path, lists[command])
+    if command == "grounding":
+        data = [word for word in refer_words(world) if not word.startswith("data.files")]
+    else:
+        data = [f"data.root={world}"]
+    files = f"data.files=[{tmp_path}/{lists[command]}.json]"
+    run = [command, str(exports / model), files, *data, *more, "limit=4", "figures=2", "device=cpu"]
+    assert main([*run, f"out={tmp_path}/trained"]) == 0, capsys.readouterr().err
+    scores = json.loads((tmp_path / "trained" / f"{command}.json").read_text())
+    assert scores["settings"]["concepts"] == {
+        "max_tokens": 9,
+        "separator": False,
+        "pad": pad,
+        "share": None,  # the draws of training
+    }
+    assert main([*run, "concepts.max_tokens=3", "concepts.pad=max", f"out={tmp_path}/own"]) == 0
+    assert json.loads((tmp_path / "own" / f"{command}.json").read_text())["settings"]["concepts"] == {
+        "max_tokens": 3,
+        "separator": False,
+        "pad": "max",
+        "share": None,
+    }
+    if command == "entailment":
+        numbers = Scores(**json.loads((tmp_path / "trained" / "entailment.json").read_text())).metrics
+        assert set(numbers) <= {"accuracy", "contradiction", "neutral", "entailment"} and len(numbers) > 2
+        sent = json.loads((tmp_path / "trained" / "entailment_labels.json").read_text())
+        assert {one["label"] for one in sent} <= set(ENTAILMENT_LABELS)
+        assert (tmp_path / "trained" / "entailment.png").is_file()
+    if command == "grounding":  # pictures of 64 pixels hold 3 x 3 patches of 20
+        source = Refer(**{**refer_files(world), "files": (f"{tmp_path}/refcoco_test.json",)}).open()
+        loaded = models.load(exports / model).model
+        tokenizer = Tokenizer.wordpiece(world / "vocab.txt")
+        found = grounding.word_heat(
+            loaded,
+            tokenizer,
+            opened(source[0]),
+            "a red circle",
+            ("red", "circle"),
+            view=VIEW,
+            layer=1 if "mode=itc" in more else 2,
+            mode="itc" if "mode=itc" in more else "itm",
+            concepts=ConceptOptions(max_tokens=9, pad="max"),
+        )
+        assert all(heat.shape == (3, 3) for _, heat in found)
+        assert [word for word, _ in found][1:] == ([] if "mode=itc" in more else ["a", "red", "circle"])
+
+
+def test_concepts_of_the_command_line_fit_data_and_model(world, exports, tmp_path, capsys):
+    data = ["data.format=task_json", f"data.root={world}", "device=cpu", f"out={tmp_path}", "limit=2"]
+    bare = [f"data.files=[{without_concepts(world, tmp_path, 'captions_test')}]", *data]
+    assert main(["retrieval", str(exports / "retrieval"), *bare, "concepts.pad=max"]) == 2
+    assert "has no concept encoder; leave concepts out" in capsys.readouterr().err
+    assert main(["retrieval", str(exports / "seeing"), *bare]) == 2
+    assert "the pictures of the gallery have no concepts" in capsys.readouterr().err
+    assert main(["retrieval", str(exports / "seeing"), *bare, "concepts.max_tokens=1"]) == 2
+    assert "max_tokens=1 leaves no room for a concept" in capsys.readouterr().err
 
 
 def test_a_model_of_another_task_is_refused_with_the_way_out(world, exports, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Whole evaluations with ViCHA's models against ViCHA's own numbers: retrieval, weakly supervised grounding, questions."""
+"""Whole evaluations with ViCHA's models against ViCHA's own numbers: retrieval, weakly supervised grounding, questions, statements."""
 
 from dataclasses import replace
 from functools import partial
@@ -11,7 +11,14 @@ from vlp_core.weights import vicha
 from vlp_data import schema as data
 from vlp_data.options import ConceptOptions
 from vlp_data.text import Encoded
-from vlp_eval import Gallery, evaluate_grounding, evaluate_retrieval, evaluate_vqa
+from vlp_eval import (
+    Gallery,
+    evaluate_entailment,
+    evaluate_grounding,
+    evaluate_nlvr,
+    evaluate_retrieval,
+    evaluate_vqa,
+)
 from vlp_eval.inference import RowOptions
 from vlp_eval.metrics import retrieval as metric
 
@@ -29,7 +36,8 @@ class Given:
         return Encoded(self.inputs[f"{name}_ids"][rows], self.inputs[f"{name}_mask"][rows])
 
     def token_ids(self, text):
-        ids, mask = (self.inputs[f"kw_{part}"][int(text)] for part in ("ids", "mask"))
+        name, row = text[:-1] or "kw", int(text[-1])
+        ids, mask = (self.inputs[f"{name}_{part}"][row] for part in ("ids", "mask"))
         return ids[mask == 1].tolist()[1:]
 
     def frame(self, ids, *, max_tokens, separator):
@@ -55,8 +63,9 @@ def shape(bert, **more):
     }
 
 
-def model_of(case, name, **arguments):
+def model_of(case, name, *, layers=None, **arguments):
     config = case.config
+    text = shape(config["bert"])
     model = models.create(
         name,
         vision={
@@ -68,7 +77,7 @@ def model_of(case, name, **arguments):
             "heads": config["vit_heads"],
             "local_depth": 0,
         },
-        text=shape(config["bert"]),
+        text=text if layers is None else {**text, "layers": layers},
         concepts={"layers": config["num_hidden_layers_kw"]},
         **arguments,
     )
@@ -233,3 +242,53 @@ def test_answers_equal_vicha(case):
     )
     answers = [one["answer"] for one in scores.samples["questions"]]
     assert answers == [candidates[number] for number in outputs["predicted_answer"].tolist()]
+
+
+def statements(case, role, names, concepts):
+    """Rows of a case with labels: `names` of the tensors of its pictures, `concepts` of those of their words."""
+    inputs = case.tensors("inputs")
+    rows = len(inputs["targets"])
+    samples = [
+        data.Sample(
+            key=str(row),
+            images=tuple(grey(row + rows * place) for place in range(len(names))),
+            texts=(
+                data.Text(text=str(row), role=role),
+                *(data.Text(text=f"{name}{row}", role="concept", image=n) for n, name in enumerate(concepts)),
+            ),
+            target=data.Target(label=int(label)),
+        )
+        for row, label in enumerate(inputs["targets"])
+    ]
+    tensors = {"image": torch.cat([inputs[name] for name in names])}
+    return Rows(samples), RowOptions(view=view_of(tensors), concepts=ConceptOptions())
+
+
+@pytest.mark.golden("vicha", lambda case: is_judged(case) and "image" in case.tensor_names("inputs"))
+def test_entailment_equals_vicha(case):
+    source, options = statements(case, "hypothesis", ["image"], ["kw"])
+    model = model_of(case, "entailment")
+    scores = evaluate_entailment(model, source, Given(case.tensors("inputs")), options)
+    judged_alike(case, scores, ["contradiction", "neutral", "entailment"])
+
+
+@pytest.mark.golden("vicha", lambda case: is_judged(case) and "image1" in case.tensor_names("inputs"))
+def test_sentences_about_two_pictures_equal_vicha(case):
+    source, options = statements(case, "sentence", ["image0", "image1"], ["kw1", "kw2"])
+    bert = case.config["bert"]
+    layers = 2 * bert["num_hidden_layers"] - bert["fusion_layer"]
+    model = model_of(case, "nlvr", layers=layers, head="relu")
+    judged_alike(
+        case, evaluate_nlvr(model, source, Given(case.tensors("inputs")), options), ["False", "True"]
+    )
+
+
+def is_judged(case):
+    return "eval_prediction" in case.tensor_names("outputs")
+
+
+def judged_alike(case, scores, names):
+    logits, labels = case.tensors("outputs")["eval_prediction"], case.tensors("inputs")["targets"]
+    given = logits.argmax(1)
+    assert [one["predicted"] for one in scores.samples["statements"]] == [names[n] for n in given.tolist()]
+    assert scores.metrics["accuracy"] == pytest.approx(100 * (given == labels).float().mean().item())

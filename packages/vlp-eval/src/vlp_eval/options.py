@@ -22,8 +22,8 @@ class Evaluation:
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     concepts: ConceptOptions | None = None
-    """How the words attached to a picture (kwords) are read, for a model with a concept encoder; null takes the checkpoint's, padded to
-    max_tokens in retrieval and grounding, as the reference evaluates."""
+    """How the words attached to a picture (kwords) are read, for a model with a concept encoder: concepts.max_tokens, concepts.separator,
+    concepts.pad. null takes the checkpoint's, padded to max_tokens in retrieval and grounding, as the reference evaluates."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the model; scores are compared in fp32."""
     figures: int = 4

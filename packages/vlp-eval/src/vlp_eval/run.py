@@ -101,7 +101,7 @@ def nlvr(checkpoint: str, options: Nlvr) -> Scores:
 
 def entailment(checkpoint: str, options: Entailment) -> Scores:
     """`vlp-eval entailment`."""
-    return _statements(cast(models.Task, "entailment"), evaluate_entailment, checkpoint, options)
+    return _statements("entailment", evaluate_entailment, checkpoint, options)
 
 
 def _statements(
