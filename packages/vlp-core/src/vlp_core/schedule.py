@@ -37,6 +37,39 @@ def constant(step: int, *, warmup: int | float, total_steps: int) -> float:
     return step / warm if step < warm else 1.0
 
 
+def epoch_cosine(
+    step: int, *, steps_per_epoch: int, epochs: int, warmup: int, start: float, floor: float
+) -> float:
+    """ALBEF's and ViCHA's: a staircase in epoch 0, then half a cosine that stays constant within each epoch.
+
+    In epoch 0 the factor begins at `start` and rises to 1 in `warmup` equal steps, one after each 100 updates (the first when update 100 is
+    done, so it counts from update 101 on). An epoch of fewer updates cuts the warm-up off. In epoch e >= 1 it is
+    floor + (1 - floor) (1 + cos(pi e / epochs)) / 2; `floor` itself is reached only after the last epoch.
+
+    Args:
+        step: Update, counted from 0.
+        steps_per_epoch: Updates in an epoch.
+        epochs: Epochs of the whole run.
+        warmup: Steps of the staircase (the configs call it warmup_epochs); 0 begins at 1.
+        start: First factor (warmup_lr / lr).
+        floor: Factor after the last epoch (min_lr / lr).
+
+    Raises:
+        ValueError: Numbers of updates or epochs below 1, or a negative step or warm-up.
+
+    Source: ALBEF `scheduler/cosine_lr.py` and the loops of ViCHA's `Pretrain.py`.
+    """
+    if steps_per_epoch < 1 or epochs < 1 or warmup < 0 or step < 0:
+        raise ValueError(
+            f"steps_per_epoch={steps_per_epoch} and epochs={epochs} must be at least 1, warmup={warmup} and step={step} at least 0"
+        )
+    epoch, update = divmod(step, steps_per_epoch)
+    if epoch:
+        return floor + (1 - floor) * (1 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2
+    done = max(update - 1, 0) // 100
+    return 1.0 if done >= warmup else start + done * (1 - start) / warmup
+
+
 def named(
     kind: Literal["linear", "cosine", "constant"], *, warmup: int | float, total_steps: int
 ) -> Callable[[int], float]:

@@ -1,9 +1,23 @@
-"""Resizing of position tables; equality with the reference is in test_xvlm_parity.py."""
+"""Resizing of position tables; equality with X-VLM's is in test_xvlm_parity.py."""
 
 import pytest
 import torch
 from torch.testing import assert_close
-from vlp_core.vision.positions import resize_position_table, resize_swin_table
+from vlp_core.vision.positions import resize_position_table, resize_swin_table, sincos_table
+
+
+@pytest.mark.golden("vicha", lambda case: {"sincos", "cases"} <= case.config.keys())
+def test_tables_equal_those_of_vicha(case):
+    tables, expected = case.tensors("inputs"), case.tensors("outputs")
+    found = {}
+    for old, new, _ in case.config["cases"]:
+        name = f"pos_{old}_to_{new}"
+        found[name] = resize_position_table(tables[name][0], new)[None]
+    for width, grid in case.config["sincos"]:
+        found[f"sincos_dim{width}_grid{grid}"] = sincos_table(width, grid)
+    assert found.keys() == expected.keys()
+    for name, table in found.items():
+        assert_close(table, expected[name], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("target", [4, 7, 12])

@@ -4,6 +4,9 @@ An export folder holds `model.safetensors` (our tensor names), `config.json` and
 
     {"model": "xvlm", "arguments": {...}, "image_size": 224,
      "text": {"kind": "bert", "files": ["vocab.txt"], "max_tokens": 40, "max_words": 30}}
+
+`concepts` among the settings says how concepts are read (options of the data side). What goes with a model while it is trained stands
+beside it in `momentum.safetensors`: a momentum teacher ("teacher." before its names) and a queue ("queue."). `load` needs neither.
 """
 
 import json
@@ -21,19 +24,25 @@ from vlp_core.models import stages
 from vlp_core.models.captioning import CaptionModel
 from vlp_core.models.entailment import EntailmentModel
 from vlp_core.models.nlvr import NlvrModel
-from vlp_core.models.stages import Stage, Task, model_name, stage_of, task_arguments
+from vlp_core.models.stages import Method, Stage, Task, method_of, model_name, stage_of, task_arguments
 from vlp_core.models.vicha import Vicha
 from vlp_core.models.vqa import VqaModel
 from vlp_core.models.xvlm import Xvlm
+from vlp_core.momentum import FeatureQueue
 from vlp_core.text.bert import Bert
 from vlp_core.weights import Checkpoint, CheckpointError, files, loading, read_checkpoint
 from vlp_core.weights import load as load_weights
+from vlp_core.weights.adapter import groups
+
+MOMENTUM = ("teacher", "queue")
+"""What can stand in `momentum.safetensors`."""
 
 __all__ = [
     "CaptionModel",
     "Description",
     "EntailmentModel",
     "Loaded",
+    "Method",
     "NlvrModel",
     "Stage",
     "Task",
@@ -43,6 +52,7 @@ __all__ = [
     "create",
     "describe",
     "load",
+    "method_of",
     "model_name",
     "save",
     "stage_of",
@@ -76,14 +86,34 @@ def save(
     arguments: Mapping[str, Any],
     settings: Mapping[str, Any] | None = None,
     text_files: Iterable[str | Path] = (),
+    momentum: Mapping[str, nn.Module] | None = None,
 ) -> None:
     """Write an export folder that `load` reads; `name` and `arguments` are those of `create`.
 
-    `settings` are further keys of config.json (`image_size`, `text`); `text_files` are copied beside it.
+    Args:
+        folder: Made where it is not there.
+        model: Model.
+        name, arguments: Those of `create`.
+        settings: Further keys of config.json (`image_size`, `text`, `concepts`).
+        text_files: Are copied beside it.
+        momentum: "teacher" and "queue", for training that goes on from here with `start_from`; None leaves them out.
+
+    Raises:
+        ValueError: Another key in `momentum`.
     """
+    if unknown := sorted(set(momentum or ()) - set(MOMENTUM)):
+        raise ValueError(f"momentum holds {', '.join(unknown)}; it takes {' and '.join(MOMENTUM)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / "model.safetensors", model.state_dict())
+    beside = folder / "momentum.safetensors"
+    if momentum:
+        state = {
+            f"{part}.{key}": x for part, module in momentum.items() for key, x in module.state_dict().items()
+        }
+        files.write(beside, state)
+    else:  # one of an earlier export into this folder would belong to another model
+        beside.unlink(missing_ok=True)
     for file in text_files:
         shutil.copyfile(file, folder / Path(file).name)
     config = {"model": name, "arguments": dict(arguments), **(settings or {})}
@@ -94,7 +124,7 @@ class Loaded(NamedTuple):
     """A model in evaluation mode, its name for `create`, and its settings.
 
     `settings` holds what config.json says beside model and arguments, with the names in `text.files` made full paths; for an official
-    checkpoint `image_size` and `text.kind`, for the file holds no vocabulary.
+    checkpoint `image_size` and `text.kind`, for the file holds no vocabulary, and `concepts` where the model sees some.
     """
 
     model: nn.Module
@@ -103,12 +133,14 @@ class Loaded(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What a checkpoint holds: the stage of training, name and arguments for `create`, and settings as in `Loaded`."""
+    """What a checkpoint holds: the stage of training, name and arguments for `create`, settings as in `Loaded`, and the method whose
+    recipes and `task_arguments` go on from it."""
 
     stage: Stage
     name: str
     arguments: dict[str, Any]
     settings: dict[str, Any]
+    method: Method
 
 
 def describe(path: str | Path) -> Description:
@@ -124,7 +156,7 @@ def describe(path: str | Path) -> Description:
 
 
 def load(path: str | Path, *, task: Task | None = None, arguments: Mapping[str, Any] | None = None) -> Loaded:
-    """Read an export folder, or an official checkpoint (`.th`, `.pth`, `.safetensors`) of X-VLM.
+    """Read an export folder, or an official checkpoint (`.th`, `.pth`, `.safetensors`) of X-VLM, ViCHA or ALBEF.
 
     Args:
         path: Folder or file.
@@ -146,22 +178,29 @@ def load(path: str | Path, *, task: Task | None = None, arguments: Mapping[str, 
             )
         found = _describe_folder(path)
         if task is not None:
-            stages.require_task(found.stage, task, str(path))
+            stages.require_task(found.stage, task, str(path), found.method)
         model = create(found.name, **found.arguments)
         load_weights(model, path / "model.safetensors", resize=False)
         return Loaded(model.eval(), found.name, found.settings)
-    from vlp_core.weights import xvlm
+    from vlp_core.weights import vicha, xvlm
 
     checkpoint = read_checkpoint(path)
+    method, stage = _official(checkpoint, str(path))
     if task is not None:
-        stages.require_task(xvlm.layout(checkpoint.state), task, str(path))
+        stages.require_task(stage, task, str(path), method)
     found = _describe_official(checkpoint, arguments)
     model = create(found.name, **found.arguments)
-    xvlm.load(model, checkpoint.state)
+    (vicha if method == "vicha" else xvlm).load(model, checkpoint.state)
     return Loaded(model.eval(), found.name, found.settings)
 
 
-def start_from(model: nn.Module, path: str | Path) -> loading.Loaded:
+def start_from(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    teacher: nn.Module | None = None,
+    queue: FeatureQueue | None = None,
+) -> loading.Loaded:
     """Start training a model from an export folder or an official checkpoint of the same or an earlier stage.
 
     Both go through one conversion (`vlp_core.models.stages`): fusion layers doubled for NLVR2, an answer decoder made of the fusion
@@ -170,9 +209,14 @@ def start_from(model: nn.Module, path: str | Path) -> loading.Loaded:
     Args:
         model: Made by `create`; `task_arguments` gives the arguments that fit a pre-training model.
         path: Folder or file.
+        teacher: Momentum teacher of `model`, made by `vlp_core.momentum.teacher_of` before this call; filled from the checkpoint's
+            teacher, or from `model` once that is filled where the checkpoint has none.
+        queue: Queue of features; goes on with the checkpoint's, or stays as it is where the checkpoint has none. Identities that the
+            checkpoint lacks stay unknown.
 
     Returns:
         What was loaded and resized, what stays fresh (`missing`), and what of the checkpoint is not used (`unexpected`, in its names).
+        Our names of teacher and queue begin with "teacher." and "queue.".
 
     Raises:
         FileNotFoundError: No such file, or a folder without config.json.
@@ -180,16 +224,71 @@ def start_from(model: nn.Module, path: str | Path) -> loading.Loaded:
     """
     path = Path(path)
     if not path.is_dir():
-        from vlp_core.weights import xvlm
-
-        return xvlm.load_pretrained(model, path)
+        return _start_from_official(model, path, teacher, queue)
     found = _describe_folder(path)
     kind = found.arguments["text"].get("kind", "bert")
     if kind != model.text.kind:
         raise CheckpointError(
             f"{path} was trained with {kind}, the text encoder of this model is {model.text.kind}"
         )
-    return stages.start(model, found.stage, files.read(path / "model.safetensors"), name=str(path))
+    momentum = _momentum(path)
+    others: dict[str, loading.Loaded] = {}
+    result = stages.start(model, found.stage, files.read(path / "model.safetensors"), name=str(path))
+    if teacher is not None and momentum["teacher"]:
+        report = stages.start(teacher, found.stage, momentum["teacher"], name=f"the teacher of {path}")
+        others["teacher"] = report._replace(unexpected=tuple(f"teacher.{key}" for key in report.unexpected))
+    elif teacher is not None:
+        stages.copy_to_teacher(model, teacher)
+    if queue is not None and momentum["queue"]:
+        others["queue"] = stages.start_queue(queue, momentum["queue"], name=str(path))
+    given = {"teacher": teacher, "queue": queue}
+    unused = tuple(
+        f"{part}.{key}" for part, state in momentum.items() for key in state if given[part] is None
+    )
+    result = stages.joined(result, **others)
+    return result._replace(unexpected=result.unexpected + unused)
+
+
+def _momentum(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Teacher and queue of an export folder, by part; empty where there are none."""
+    parts: dict[str, dict[str, torch.Tensor]] = {part: {} for part in MOMENTUM}
+    file = folder / "momentum.safetensors"
+    state = files.read(file) if file.is_file() else {}
+    if foreign := [key for key in state if key.partition(".")[0] not in MOMENTUM]:
+        raise CheckpointError(
+            f"{file} holds {groups(foreign)}; only {' and '.join(MOMENTUM)} can stand there"
+        )
+    for key, tensor in state.items():
+        part, _, rest = key.partition(".")
+        parts[part][rest] = tensor
+    return parts
+
+
+def _start_from_official(
+    model: nn.Module, path: Path, teacher: nn.Module | None, queue: FeatureQueue | None
+) -> loading.Loaded:
+    from vlp_core.weights import vicha, xvlm
+
+    checkpoint = read_checkpoint(path)
+    if _official(checkpoint, str(path))[0] == "vicha":
+        return vicha.load_pretrained(model, checkpoint.state, teacher=teacher, queue=queue, name=str(path))
+    result = xvlm.load_pretrained(model, checkpoint.state, name=str(path))
+    if teacher is not None:  # X-VLM has no teacher, nor a queue
+        stages.copy_to_teacher(model, teacher)
+    return result
+
+
+def _official(checkpoint: Checkpoint, name: str = "this") -> tuple[Method, Stage]:
+    """Whose official file this is, by its names, and of which stage."""
+    from vlp_core.weights import vicha, xvlm
+
+    if vicha.recognises(checkpoint.state):
+        return "vicha", vicha.layout(checkpoint.state)
+    if xvlm.recognises(checkpoint.state):
+        return "xvlm", xvlm.layout(checkpoint.state)
+    raise CheckpointError(
+        f"{name} is no checkpoint of X-VLM, ViCHA or ALBEF; it holds {groups(checkpoint.state)}"
+    )
 
 
 def _describe_folder(folder: Path) -> Description:
@@ -205,19 +304,22 @@ def _describe_folder(folder: Path) -> Description:
         config["text"]["files"] = [str(folder / entry) for entry in config["text"]["files"]]
     with torch.device("meta"):
         stage = stage_of(create(name, **arguments))
-    return Description(stage, name, arguments, config)
+    return Description(stage, name, arguments, config, method_of(name, arguments))
 
 
 def _describe_official(checkpoint: Checkpoint, arguments: Mapping[str, Any] | None = None) -> Description:
-    from vlp_core.weights import xvlm
+    from vlp_core.weights import vicha, xvlm
 
-    stage = xvlm.layout(checkpoint.state)
-    chosen = xvlm.infer_arguments(checkpoint) if arguments is None else dict(arguments)
-    settings = {
+    method, stage = _official(checkpoint)
+    source = vicha if method == "vicha" else xvlm
+    chosen = source.infer_arguments(checkpoint) if arguments is None else dict(arguments)
+    settings: dict[str, Any] = {
         "image_size": chosen["vision"]["image_size"],
-        "text": {"kind": chosen["text"]["kind"], "files": []},
+        "text": {"kind": chosen["text"].get("kind", "bert"), "files": []},
     }
-    return Description(stage, model_name(stage), chosen, settings)
+    if chosen.get("concepts") is not None:
+        settings["concepts"] = dict(vicha.CONCEPTS)
+    return Description(stage, model_name(stage, method), chosen, settings, method)
 
 
 def _vision(kind: str, arguments: dict[str, Any]) -> nn.Module:

@@ -1,5 +1,7 @@
 """Tensor names of BERT and RoBERTa in Hugging Face's layout, which X-VLM's `xbert.py` and `xroberta.py` follow."""
 
+import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -9,11 +11,18 @@ from torch import Tensor, nn
 
 from vlp_core.text.bert import Bert
 from vlp_core.weights.adapter import Adapter, Buffer, Drop, Fuse, Rename, Rule, Tied
+from vlp_core.weights.files import read
 from vlp_core.weights.loading import Loaded, load
 
 Kind = Literal["bert", "roberta"]
 
 _LAYER = "encoder.layer.{i}."
+
+_NOT_KEPT = {
+    kind: Adapter((Drop(f"{kind}.pooler.{{rest...}}"), Drop("cls.seq_relationship.{rest...}")))
+    for kind in ("bert", "roberta")
+}
+_FRESH = ("text.layers.*.cross", "text.layers.*.cross_norm")
 
 
 def encoder_adapter(text: Bert, *, source_prefix: str = "", prefix: str = "") -> Adapter:
@@ -83,6 +92,41 @@ def language_model_adapter(
     )
 
 
+def load_published_layers(
+    text: Bert, state: Mapping[str, Tensor] | str | Path, *, head: nn.Module | None = None
+) -> Loaded:
+    """Start an encoder from the embedding and as many lower layers of published BERT or RoBERTa weights as it has.
+
+    For encoders with fewer layers than the file (concepts, an answer decoder). Layers above, the pooler and the next-sentence head are left
+    out; cross-attention is not in such a file and keeps its initial values.
+
+    Args:
+        text: Encoder to fill.
+        state: The file, or its state dict.
+        head: `MaskedLanguageHead` of `text`, filled too; None leaves the file's head out.
+
+    Raises:
+        CheckpointError: A file with fewer layers; see also `vlp_core.weights.load`.
+    """
+    name = str(state) if isinstance(state, str | Path) else "the state dict"
+    found = read(state) if isinstance(state, str | Path) else state
+    above = re.compile(rf"{text.kind}\.encoder\.layer\.(\d+)\.")
+    kept = {
+        key: tensor
+        for key, tensor in found.items()
+        if (layer := above.match(key)) is None or int(layer[1]) < len(text.layers)
+    }
+    parts = nn.ModuleDict({"text": text} if head is None else {"text": text, "mlm_head": head})
+    return load(
+        parts,
+        kept,
+        language_model_adapter(text) + _NOT_KEPT[text.kind],
+        allow_missing=_FRESH,
+        allow_unexpected=() if head is not None else ("mlm_head",),
+        name=name,
+    )
+
+
 def load_published(model: nn.Module, state: dict[str, Tensor] | str | Path) -> Loaded:
     """Start `model.text` and `model.mlm_head` from published BERT or RoBERTa weights.
 
@@ -92,11 +136,9 @@ def load_published(model: nn.Module, state: dict[str, Tensor] | str | Path) -> L
     Raises:
         CheckpointError: See `vlp_core.weights.load`.
     """
-    adapter = language_model_adapter(model.text) + Adapter(
-        (Drop(f"{model.text.kind}.pooler.{{rest...}}"), Drop("cls.seq_relationship.{rest...}"))
-    )
     parts = nn.ModuleDict({"text": model.text, "mlm_head": model.mlm_head})
-    return load(parts, state, adapter, allow_missing=("text.layers.*.cross", "text.layers.*.cross_norm"))
+    adapter = language_model_adapter(model.text) + _NOT_KEPT[model.text.kind]
+    return load(parts, state, adapter, allow_missing=_FRESH)
 
 
 def _norm(source: str, ours: str) -> list[Rule]:

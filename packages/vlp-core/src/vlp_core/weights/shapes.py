@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -24,8 +24,8 @@ def heads_of(width: int, head_width: int, what: str) -> int:
     return width // head_width
 
 
-def count(state: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that `pattern` captures."""
+def count(state: Iterable[str], pattern: str) -> int:
+    """One more than the largest number that `pattern` captures in names; 0 where it captures none."""
     compiled = re.compile(pattern)
     return 1 + max((int(found[1]) for key in state if (found := compiled.match(key))), default=-1)
 

@@ -218,6 +218,7 @@ def load_pretrained(
     *,
     teacher: nn.Module | None = None,
     queue: FeatureQueue | None = None,
+    name: str | None = None,
 ) -> Loaded:
     """Start a task's model from an official checkpoint of the same or an earlier stage; `vlp_core.models.stages` says what becomes of what.
 
@@ -228,6 +229,7 @@ def load_pretrained(
             Filled from the checkpoint's teacher; from the model, once that is filled, if the checkpoint has no teacher. (The released NLVR2
             code fills no teacher at all: it stays a copy of the fresh model. Leave `teacher` out for that.)
         queue: Goes on with the checkpoint's features, where it has some; identities it lacks stay unknown.
+        name: What messages call the checkpoint; by default its path.
 
     Returns:
         What was loaded, what stays fresh (`missing`, our names; those of the others begin with "teacher." or "queue."), and what of the
@@ -236,7 +238,8 @@ def load_pretrained(
     Raises:
         CheckpointError: The task cannot start from this checkpoint, or names beyond the table's are missing or left over.
     """
-    state, name = _open(source)
+    state, opened = _open(source)
+    name = name or opened
     found, wanted = layout(state), stage_of(model)
     require_start(found, model, name)
     parts = split(state)
@@ -374,17 +377,15 @@ def infer_arguments(
 
 
 def _infer_masked_image(state: Mapping[str, Tensor], config: Mapping[str, Any], heads: int) -> dict[str, Any]:
-    depth = count(state, r"decoder_blocks\.(\d+)\.")
-    by = (
-        "both"
-        if "mae_proj_uni.weight" in state
-        else "decoder"
-        if "decoder_embed.weight" in state
-        else "fusion"
-    )
-    ratio = config.get("mask_ratio", 0.75)
-    decoder = {"width": len(state["decoder_embed.weight"]), "depth": depth, "heads": heads}
-    return {"by": by, "ratio": float(ratio), **({} if by == "fusion" else decoder)}
+    found: dict[str, Any] = {"ratio": float(config.get("mask_ratio", 0.75))}
+    if "decoder_embed.weight" not in state:
+        return found | {"by": "fusion"}
+    return found | {
+        "by": "both" if "mae_proj_uni.weight" in state else "decoder",
+        "width": len(state["decoder_embed.weight"]),
+        "depth": count(state, r"decoder_blocks\.(\d+)\."),
+        "heads": heads,
+    }
 
 
 def _open(source: Mapping[str, Tensor] | str | Path) -> tuple[Mapping[str, Tensor], str]:

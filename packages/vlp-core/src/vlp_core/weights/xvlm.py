@@ -47,6 +47,11 @@ _HEADS = {
 }
 
 
+def recognises(state: Mapping[str, Tensor]) -> bool:
+    """Whether names look like those of X-VLM, whatever the stage."""
+    return any(name.startswith("vision_encoder.") for name in state)
+
+
 def layout(state: Mapping[str, Tensor]) -> Stage:
     """Which stage of training an official checkpoint belongs to.
 
@@ -54,7 +59,7 @@ def layout(state: Mapping[str, Tensor]) -> Stage:
         CheckpointError: It is no X-VLM checkpoint.
     """
     has = {".".join(name.split(".")[:2]) for name in state} | {name.split(".")[0] for name in state}
-    if "vision_encoder" in has:
+    if recognises(state):
         if "text_decoder" in has:
             return "vqa" if "text_encoder" in has else "captioning"
         if "cls_head" in has:
@@ -112,8 +117,12 @@ def load(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
     return loading.load(model, state, xvlm_adapter(model), name=name)
 
 
-def load_pretrained(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
+def load_pretrained(
+    model: nn.Module, source: Mapping[str, Tensor] | str | Path, *, name: str | None = None
+) -> Loaded:
     """Start a task's model from an official checkpoint of the same or an earlier stage; `vlp_core.models.stages` says what becomes of what.
+
+    `name`: what messages call the checkpoint; by default its path.
 
     Returns:
         What was loaded, what stays fresh (`missing`, our names), and what of the checkpoint is not used (`unexpected`, its names).
@@ -121,7 +130,8 @@ def load_pretrained(model: nn.Module, source: Mapping[str, Tensor] | str | Path)
     Raises:
         CheckpointError: The task cannot start from this checkpoint, or names beyond the table's are missing or left over.
     """
-    state, name = _open(source)
+    state, opened = _open(source)
+    name = name or opened
     found, wanted = layout(state), stage_of(model)
     require_start(found, model, name)
     if found == wanted:
