@@ -199,8 +199,15 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed as ratios within one run: a pre-training step and re-ranking against plain formulations, the loader, the choice of concepts, start-up times."""
-    install(session, *PACKAGES, groups=("test",))
+    """Speed as ratios within one run: a pre-training step and re-ranking against plain formulations, the loader, the choice of concepts, start-up times.
+
+    `nox -s bench -- ops` is the benchmark of vlp-ops on the CPU, with its floors; options after it are its own.
+    """
+    install(session, *PACKAGES, groups=("test", "packages/vlp-ops/pyproject.toml:bench"))
+    compile_kernels(session, "cpu")
+    if session.posargs[:1] == ["ops"]:
+        session.run("python", "-m", "vlp_ops.bench", "--device", "cpu", *session.posargs[1:])
+        return
     for script in session.posargs or ("pretrain_step", "rerank", "loader", "concepts", "startup"):
         session.run("python", f"benchmarks/{script}.py")
 
@@ -216,13 +223,21 @@ def gpu(session: nox.Session) -> None:
     probe = "import torch; print(torch.cuda.is_available())"
     if str(session.run("python", "-c", probe, silent=True)).strip() != "True":
         session.skip("torch finds no CUDA device on this machine")
-    session.run("python", "-m", "vlp_ops.build")
-    native = "import vlp_ops; print(vlp_ops.backend_info()['cuda'])"
-    if "'native': True" not in str(session.run("python", "-c", native, silent=True)):
-        session.error("the CUDA kernels were not built or do not load: python -m vlp_ops.build says why")
+    compile_kernels(session, "cuda")
     session.run("pytest", "-m", "gpu", "packages")
     sanitize(session)
     session.run("python", "-m", "vlp_ops.bench", *session.posargs)
+
+
+def compile_kernels(session: nox.Session, device: str) -> None:
+    """Compile the kernels of vlp-ops in place: uv builds it where no torch is in sight, and so without them."""
+    session.run("python", "-m", "vlp_ops.build", *(["--cpu"] if device == "cpu" else []))
+    native = f"import vlp_ops; print(vlp_ops.backend_info()['{device}'])"
+    if "'native': True" not in str(session.run("python", "-c", native, silent=True)):
+        session.error(
+            f"the {device} kernels were not built or do not load: python -m vlp_ops.build says why; "
+            "without them PyTorch would be measured"
+        )
 
 
 def sanitize(session: nox.Session) -> None:

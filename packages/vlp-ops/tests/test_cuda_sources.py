@@ -19,10 +19,13 @@ TESTS = Path(__file__).parent
 
 
 def test_all_kernels_compile_without_spills():
-    try:
-        build.find_toolkit(None)
-    except build.BuildError as error:
-        pytest.skip(str(error))
+    # Where there is a compiler, whatever is wrong with it fails the test.
+    if (
+        shutil.which("nvcc") is None
+        and not os.environ.get("CUDA_HOME")
+        and not Path("/usr/local/cuda").exists()
+    ):
+        pytest.skip("no nvcc on the path, no CUDA_HOME, no /usr/local/cuda")
     done = subprocess.run(
         [sys.executable, "-m", "vlp_ops.build", "--check-cuda"], capture_output=True, text=True, check=False
     )

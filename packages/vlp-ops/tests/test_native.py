@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import vlp_ops
-from vlp_ops import deformable, memory
+from vlp_ops import deformable, memory, tokens
 
 pytestmark = pytest.mark.skipif(
     not vlp_ops.backend_info()["cpu"]["native"],
@@ -163,6 +163,64 @@ def test_bag_backward_checks_indices():
         OPS.embedding_bag_backward(
             torch.zeros(1, 2), indices, torch.zeros(5, 2), torch.zeros(1, 2), [True, True]
         )
+
+
+@pytest.mark.parametrize("kind", list(TOLERANCE))
+@pytest.mark.parametrize("index", [torch.int64, torch.int32])
+@pytest.mark.parametrize(
+    ("batch", "length", "count", "width"),
+    [
+        (3, 19, 7, 45),  # rows that end inside a line of the cache
+        (
+            9,
+            196,
+            49,
+            768,
+        ),  # in float32 enough to be written past the caches, and 9 * 49 rows are no multiple of 4
+        (40, 197, 49, 1000),
+        (2, 5, 1, 1),
+        (1, 3, 3, 64),
+    ],
+)
+def test_tokens(kind, index, batch, length, count, width, threads):
+    torch.manual_seed(0)
+    x, token = torch.randn(batch, length, width).to(kind), torch.randn(width).to(kind)
+    order = torch.rand(batch, length).argsort(1)
+    twice = torch.randint(length, (batch, count + 2))
+    for ids in (order[:, :count].to(index), twice.to(index)):
+        out = OPS.take_tokens(x, ids)
+        assert torch.equal(out, tokens._take(x, ids))
+        found = OPS.take_tokens_backward(out, ids, length)
+        assert_same(found, tokens._take_backward(out, ids, length), kind, "gradient")
+    kept = x[:, :count].contiguous()
+    out = OPS.restore_tokens(kept, order.to(index), token)
+    assert torch.equal(out, tokens._restore(kept, order, token))
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_tokens_that_start_anywhere(offset):
+    """A view into a larger tensor need not begin at a whole 16 bytes."""
+    memory_of_x = torch.randn(9 * 196 * 768 + offset)
+    x = memory_of_x[offset:].view(9, 196, 768)
+    ids = torch.rand(9, 196).argsort(1)[:, :49]
+    assert torch.equal(OPS.take_tokens(x, ids), tokens._take(x, ids))
+    # Neither x nor ids has to be contiguous.
+    assert torch.equal(OPS.take_tokens(x[..., ::2], ids), tokens._take(x[..., ::2], ids))
+
+
+@pytest.mark.parametrize("bad", [-1, 5])
+def test_tokens_check_indices(bad):
+    x, ids = torch.zeros(1, 5, 2), torch.tensor([[0, bad]])
+    message = f"index {bad} is out of range for 5 tokens"
+    with pytest.raises(RuntimeError, match=message):
+        OPS.take_tokens(x, ids)
+    with pytest.raises(RuntimeError, match=message):
+        OPS.take_tokens_backward(torch.zeros(1, 2, 2), ids, 5)
+    # The public function says so with its own type of error.
+    with pytest.raises(ValueError, match=f"^take_tokens: {message}$"):
+        vlp_ops.take_tokens(x, ids)
+    with pytest.raises(RuntimeError, match="index -1 is out of range"):
+        OPS.restore_tokens(x, torch.tensor([[0, 1, 2, 3, -1]]), torch.zeros(2))
 
 
 def test_direct_calls_are_checked():

@@ -45,9 +45,9 @@ def check_range(op: str, name: str, values: Tensor, length: int, what: str) -> N
     """Reads the tensor on the host: call it only where `validates` says so."""
     if values.numel() == 0:
         return
-    low, high = values.aminmax()
+    low, high = (int(bound) for bound in values.aminmax())
     if low < 0 or high >= length:
-        worst = int(low) if low < 0 else int(high)
+        worst = low if low < 0 else high
         raise ValueError(f"{op}: {name} {worst} is out of range for {what}")
 
 

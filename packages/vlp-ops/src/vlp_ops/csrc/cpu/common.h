@@ -17,6 +17,10 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 // A function marked VLP_CLONES is compiled three times, and the loader takes the best one this processor can run. What it calls must be inlined
 // into it to be compiled with it, hence VLP_INLINE on every template below it and no lambdas inside.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -127,6 +131,16 @@ inline const T* data(const Tensor& tensor) {
 template <typename T>
 inline T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Asks for large pages: a fresh gradient of a large table costs about as much in page faults as in arithmetic.
+inline void advise_large_pages(const Tensor& tensor, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kLarge = 2 << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t first = (begin + kLarge - 1) / kLarge * kLarge, last = (begin + bytes) / kLarge * kLarge;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
 }
 
 }  // namespace vlp

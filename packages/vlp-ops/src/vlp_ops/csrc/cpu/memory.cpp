@@ -7,10 +7,6 @@
 #include <limits>
 #include <memory>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace vlp {
 namespace {
 
@@ -236,16 +232,6 @@ void group_by_row(
   for (int64_t b = 0, place = 0; b < bags; ++b)
     for (int64_t j = 0; j < bag; ++j, ++place)
       uses[next[indices[place]]++] = {static_cast<int32_t>(place), static_cast<int32_t>(b), share[place]};
-}
-
-// Asks for large pages: a fresh gradient of a large table costs about as much in page faults as in arithmetic.
-void advise_large_pages(const Tensor& tensor, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kLarge = 2 << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
-  const uintptr_t first = (begin + kLarge - 1) / kLarge * kLarge, last = (begin + bytes) / kLarge * kLarge;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
 }
 
 std::tuple<Tensor, Tensor> embedding_bag_backward(
