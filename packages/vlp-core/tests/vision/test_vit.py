@@ -101,7 +101,9 @@ def test_contract_attributes_of_the_base_size():
     assert (model.width, model.image_size, model.patch_size, model.tokens) == (768, 224, 16, 197)
 
 
-@pytest.mark.parametrize(("changes", "std"), [({}, 0.02), ({"initializer_range": 0.1}, 0.1)])
+@pytest.mark.parametrize(
+    ("changes", "std"), [({}, 0.02), ({"initializer_range": 0.1}, 0.1), ({"position_range": 2.0}, 0.02)]
+)
 def test_init_follows_the_published_rules(changes, std):
     torch.manual_seed(0)
     for name, parameter in VisionTransformer(**SIZE | {"width": 48} | changes).named_parameters():
@@ -112,7 +114,9 @@ def test_init_follows_the_published_rules(changes, std):
         elif name.endswith("bias"):
             assert bool((parameter == 0).all())
         else:
-            assert float(parameter.detach().std()) == pytest.approx(std, rel=0.3), name
+            assert float(parameter.detach().std()) == pytest.approx(
+                changes.get("position_range", std) if name == "positions" else std, rel=0.3
+            ), name
 
 
 @pytest.mark.parametrize(

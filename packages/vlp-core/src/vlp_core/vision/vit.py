@@ -47,7 +47,8 @@ class VisionTransformer(nn.Module):
     are 23 patches of 16). `patch`: side of a patch, in pixels. `width`, `depth`, `heads`:
     channels, blocks, attention heads. `local_depth`: number of last blocks that attend to the region only, in region mode.
     `mlp_ratio`: hidden width of the feed-forward over the width. `initializer_range`: standard deviation of the initial weights; the
-    published 0.02 belongs to width 768. LayerNorm eps is 1e-6.
+    published 0.02 belongs to width 768. `position_range`: the same for the position table, None: as `initializer_range`; patches start with a
+    deviation of about 0.9, beside which smaller positions are hardly seen. LayerNorm eps is 1e-6.
 
     Attributes: `width` (D), `image_size`, `patch_size`, `tokens` (1+L).
     """
@@ -63,6 +64,7 @@ class VisionTransformer(nn.Module):
         local_depth: int = 4,
         mlp_ratio: float = 4.0,
         initializer_range: float = 0.02,
+        position_range: float | None = None,
     ) -> None:
         super().__init__()
         if image_size < patch:
@@ -79,7 +81,7 @@ class VisionTransformer(nn.Module):
             for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        initialise(self, initializer_range)
+        initialise(self, initializer_range, initializer_range if position_range is None else position_range)
 
     def embed(self, image_NCHW: Tensor, others_NKD: Tensor | None = None) -> Tensor:
         """[N, 3, R, R] -> [N, T, D] before the blocks; other tokens come last and get no position."""
@@ -164,11 +166,12 @@ def resize_to_shape(table: Tensor, shape: Size) -> Tensor:
     return resize_position_table(table, math.isqrt(shape[0] - 1))
 
 
-def initialise(model: VisionTransformer, std: float) -> None:
-    """Linear weights, class token, positions: normal, cut at +-2; biases 0; LayerNorm 1 and 0; patch embedding as it is."""
+def initialise(model: VisionTransformer, std: float, position_std: float) -> None:
+    """Linear weights, class token, positions: normal, cut at +-2 (the published 0.02 at 100 deviations); biases 0; LayerNorm 1 and 0; patch embedding as it is."""
     normal = partial(nn.init.trunc_normal_, std=std)
     normal(model.class_token)
-    normal(model.positions)
+    # The published +-2 of 0.02; a larger deviation keeps its shape.
+    normal(model.positions, std=position_std, a=-100 * position_std, b=100 * position_std)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             normal(module.weight)
