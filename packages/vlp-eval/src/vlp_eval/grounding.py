@@ -269,11 +269,6 @@ def _scores(
     notes = []
     if by == "heat" and (bare := sum(not one.detections for one in expressions)):
         notes.append(f"{bare} expressions have no detection to choose from and count as wrong")
-    cold = sum(
-        given.box is None and bool(one.detections) for one, given in zip(expressions, found, strict=True)
-    )
-    if cold:
-        notes.append(f"{cold} expressions have no detection with heat above 0 and count as wrong")
     return Scores(
         benchmark="grounding",
         settings={

@@ -84,16 +84,16 @@ def is_right(
 
 
 def best_detection(scores_K: ArrayLike) -> int | None:
-    """The detection with the highest score, the first of equal ones; None when there is none with a score above 0.
+    """The detection with the highest score, the first of equal ones; None when there is no detection.
 
-    The published evaluator also takes only scores above 0, but falls back on the box of the sample before, by which a wrong answer may count as
-    right.
+    The published evaluators take only scores above 0 and fall back on the box of the sample before; here the best one counts whatever its
+    sign.
     """
     scores = np.asarray(scores_K, dtype=np.float64)
+    if not scores.size:
+        return None
     if np.isnan(scores).any():
         raise ValueError("a score of a detection is NaN")
-    if not (scores > 0).any():
-        return None
     return int(scores.argmax())
 
 
