@@ -335,5 +335,5 @@ def test_tokenizer_and_text_encoder_must_be_of_one_kind():
 
 
 def test_pictures_must_have_the_size_that_the_encoder_takes():
-    with pytest.raises(RecipeError, match=r"data\.view\.size=96 must equal model\.vision\.image_size=128"):
+    with pytest.raises(RecipeError, match=r"data\.view\.size=48 must equal model\.vision\.image_size=128"):
         load("xvlm/shapes", ["model.vision.image_size=128"])
