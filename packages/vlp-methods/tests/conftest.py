@@ -1,4 +1,4 @@
-"""A toy method, installed for the tests the way any plug-in is: a folder on the path with an entry point."""
+"""A toy method, installed for the tests the way any plug-in is: a folder on the path with an entry point; and a tiny shapes world for real ones."""
 
 import json
 import os
@@ -88,3 +88,124 @@ def toy(_plugin: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     return Toy(_plugin)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 scenes; the folder holds every layout."""
+    from vlp_data import shapes
+
+    return shapes.ensure(
+        tmp_path_factory.mktemp("worlds") / "shapes", images=40, seed=3, size=64, val=4, test=6
+    )
+
+
+@pytest.fixture(scope="session")
+def place(world: Path) -> tuple[str, ...]:
+    """Words that make a recipe read `world`."""
+    return (
+        f"data.root={world}",
+        "data.world={images: 40, seed: 3, size: 64, val: 4, test: 6, difficulty: full}",
+    )
+
+
+RUN = ("save.every=100", "report.every=1", "workers=0")
+MODEL = {
+    "xvlm": (
+        "model.vision={kind: swin, image_size: 64, window: 2, width: 8, depths: [1, 1, 1, 1], heads: [1, 1, 2, 2], drop_path: 0.1}",
+        "model.text={width: 32, layers: 2, fusion_layer: 1, heads: 2, hidden: 32, positions: 64, dropout: 0.1}",
+        "data.view.size=64",
+    ),
+    "vicha": (
+        "model.vision={kind: vit, image_size: 64, patch: 32, width: 16, depth: 3, heads: 2, local_depth: 0}",
+        "model.text={width: 16, layers: 4, fusion_layer: 2, heads: 2, hidden: 32, positions: 64, dropout: 0.1}",
+        "data.view.size=64",
+    ),
+}
+PRETRAIN = {
+    "xvlm": (
+        "model.embed_width=16",
+        "data.images.batch=8",
+        "data.regions.texts=8",
+        "data.regions.pictures=4",
+        "retrieval.rerank=3",
+        "retrieval.figures=1",
+    ),
+    "vicha": (
+        "model.embed_width=16",
+        "model.masked_image={ratio: 0.5, width: 16, depth: 1, heads: 2}",
+        "data.train.batch=8",
+        "teacher.queue=32",
+        "retrieval.rerank=3",
+        "retrieval.figures=1",
+    ),
+}
+
+
+@pytest.fixture
+def tiny_of(place: tuple[str, ...]):
+    """`tiny_of(method)`: the words of `METHOD/shapes`, small enough for a second a step."""
+    return lambda method: (f"{method}/shapes", *MODEL[method], *RUN, *PRETRAIN[method], *place)
+
+
+@pytest.fixture(scope="session")
+def pretrained_of(place: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory):
+    """`pretrained_of(method)`: export folder of a step of `tiny_of(method)`."""
+    from vlp_methods.cli import main
+
+    folders: dict[str, Path] = {}
+
+    def export(method: str) -> Path:
+        if method not in folders:
+            run = tmp_path_factory.mktemp(f"pretrained-{method}") / "run"
+            words = (f"{method}/shapes", *MODEL[method], *RUN, *PRETRAIN[method], *place)
+            assert main([*words, "data.test=null", "steps=1", "--run", str(run)]) == 0
+            folders[method] = run / "export"
+        return folders[method]
+
+    return export
+
+
+@pytest.fixture
+def task(place: tuple[str, ...], pretrained_of):
+    """`task(recipe)`: the words of a fine-tuning recipe made as small as `tiny_of(method)`, starting from `pretrained_of(method)`."""
+
+    def words(recipe: str, *more: str, start: Path | None = None) -> tuple[str, ...]:
+        method = recipe.partition("/")[0]
+        weights = f"model.weights.model={start or pretrained_of(method)}"
+        return (recipe, *MODEL[method], *RUN, *place, weights, *more)
+
+    return words
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`vlp-train` in this process, in a folder of the test's own; returns the exit code."""
+    from vlp_methods.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: object) -> int:
+        try:
+            return main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            return int(exit.code or 0)
+
+    return run
+
+
+@pytest.fixture
+def losses():
+    """Everything a run reported, to the last bit."""
+
+    def read(run: Path) -> list[tuple]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [
+            (line["step"], sorted((name, float(value).hex()) for name, value in line["losses"].items()))
+            for line in lines
+            if "losses" in line
+        ]
+
+    return read

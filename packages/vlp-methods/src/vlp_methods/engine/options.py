@@ -11,6 +11,9 @@ from typing import ClassVar, Literal
 class OptimizerOptions:
     """AdamW."""
 
+    variant: Literal["transformers", "torch"] = "transformers"
+    """Whose: that of transformers before 5.0 (X-VLM), or `torch.optim.AdamW` (ALBEF, ViCHA), which adds eps to the corrected root and decays
+    before the update."""
     lr: float
     """Peak learning rate."""
     weight_decay: float = 0.01
@@ -49,6 +52,37 @@ class ScheduleOptions:
     def warmup(self, steps: int) -> int:
         """Warm-up steps of a run of `steps` (a fraction is truncated, as X-VLM does)."""
         return int(self.warmup_steps * steps) if isinstance(self.warmup_steps, float) else self.warmup_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochSchedule:
+    """Learning rate in epochs, as ALBEF and ViCHA set it: warm-up in stairs of 100 steps within the first epoch, then half a cosine that
+    falls once per epoch."""
+
+    kind: Literal["epochs"] = "epochs"
+    """Marks this schedule."""
+    steps_per_epoch: int
+    """Length of an epoch; the last one of a run may be shorter."""
+    warmup_steps: int
+    """Steps of warm-up, a multiple of 100 (100 * `warmup_epochs` of the official configs); cut off at the end of the first epoch."""
+    warmup_lr: float
+    """Learning rate of the first step."""
+    min_lr: float
+    """Where the cosine would end after the last epoch."""
+
+    def __post_init__(self) -> None:
+        if self.steps_per_epoch < 1:
+            raise ValueError(f"steps_per_epoch={self.steps_per_epoch} must be at least 1")
+        if self.warmup_steps < 100 or self.warmup_steps % 100:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} must be a multiple of 100: the rate rises once in 100 steps"
+            )
+        if self.warmup_lr < 0 or self.min_lr < 0:
+            raise ValueError(f"warmup_lr={self.warmup_lr} and min_lr={self.min_lr} must not be negative")
+
+    def warmup(self, steps: int) -> int:
+        """Warm-up steps of a run of `steps`."""
+        return min(self.warmup_steps, self.steps_per_epoch, steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +185,7 @@ class Training:
     """Largest global norm of the gradient; null does not clip."""
     optimizer: OptimizerOptions
     """Optimizer."""
-    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    schedule: ScheduleOptions | EpochSchedule = field(default_factory=ScheduleOptions)
     """Learning-rate schedule."""
     save: SaveOptions = field(default_factory=SaveOptions)
     """Checkpoints."""

@@ -3,7 +3,9 @@
 from vlp_data.options import TextOptions
 
 from vlp_methods.engine.options import EvaluateOptions
-from vlp_methods.parts.options import Data, Encoders
+from vlp_methods.parts.options import Data, Encoders, HeatTest, RankedAnswers, WrittenAnswers
+from vlp_methods.parts.sections import VqaData
+from vlp_methods.parts.teacher import QueueTeacher
 
 
 def fits(model: Encoders, data: Data) -> None:
@@ -15,6 +17,15 @@ def fits(model: Encoders, data: Data) -> None:
     if data.view.size != model.vision.image_size:
         raise ValueError(
             f"data.view.size={data.view.size} must equal model.vision.image_size={model.vision.image_size}"
+        )
+    if (model.concepts is None) != (data.concepts is None):
+        given, missing = ("model", "data") if data.concepts is None else ("data", "model")
+        raise ValueError(
+            f"{given}.concepts is given and {missing}.concepts is null: a model sees the concepts that its data holds; give both, or none"
+        )
+    if model.concepts is not None and model.concepts.place == "first" and model.vision.kind != "vit":
+        raise ValueError(
+            f"model.concepts.place=first needs model.vision.kind=vit, {model.vision.kind} has no place for them; choose place=last"
         )
     if not data.root and data.world is None:
         raise ValueError("data.root is required without data.world")
@@ -30,6 +41,37 @@ def selects(evaluate: EvaluateOptions, *, split: str, present: bool) -> None:
         raise ValueError(
             f"evaluate.best={evaluate.best} must be a number of the {split} data, such as {split}/..."
         )
+
+
+def ranks_candidates(data: VqaData, answers: RankedAnswers | WrittenAnswers) -> None:
+    """Answers are ranked among candidates, or written without."""
+    if bool(data.candidates) != (answers.mode == "rank"):
+        raise ValueError(
+            "data.candidates belongs to answers.mode=rank: give a file of answers, or choose answers.mode=generate"
+        )
+
+
+def holds(teacher: QueueTeacher, batch: int) -> None:
+    """The queue takes a whole batch at a time."""
+    if batch > teacher.queue:
+        raise ValueError(
+            f"teacher.queue={teacher.queue} must hold a batch of all ranks, data.train.batch={batch}"
+        )
+
+
+def looks_at(model: Encoders, heat: HeatTest) -> None:
+    """The layer of the heat maps must be one that attends to the picture."""
+    if heat.mode == "itc":
+        if model.vision.kind != "vit":
+            raise ValueError(
+                f"heat.mode=itc needs model.vision.kind=vit, got {model.vision.kind}; choose heat.mode=itm"
+            )
+        first, end = 0, model.vision.depth
+    else:
+        first, end = model.text.fusion_layer, model.text.layers
+    if not first <= heat.layer < end:
+        what = "a block of the ViT" if heat.mode == "itc" else "a fusion layer"
+        raise ValueError(f"heat.layer={heat.layer} must be {what}, {first}..{end - 1}")
 
 
 def ends_texts(text: TextOptions) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from vlp_core import distributed
+from vlp_core.concepts import Concepts
 from vlp_core.recipe import PathText, dump
 from vlp_data import shapes
 from vlp_data.examples import Examples
@@ -77,6 +78,25 @@ def train_stream(
 ) -> Callable[[], Mapping[str, Loader[Any]]]:
     """`Job.streams` of a task with one stream; `examples()` opens the data, `batch` counts samples over all ranks."""
     return lambda: {TRAIN: open_loader(recipe, data, TRAIN, examples(), global_batch=batch)}
+
+
+def examples_of(
+    kind: Callable[..., Examples[Any]], data: Any, tokenizer: Tokenizer, **more: Any
+) -> Callable[[], Examples[Any]]:
+    """Opens `data.train.source` as the examples of a task, with the sections of `data` that all tasks have."""
+    return lambda: kind(
+        source=data.train.source.open(),
+        tokenizer=tokenizer,
+        image=data.view,
+        text=data.text,
+        concepts=data.concepts,
+        **more,
+    )
+
+
+def concepts_of(batch: Any) -> Concepts | None:
+    """The concepts of a batch's pictures, or None where the data is read without."""
+    return None if batch.concepts is None else Concepts(*batch.concepts)
 
 
 def rank_texts(regions: RegionStream, key: str) -> int:

@@ -6,15 +6,16 @@ called on every rank. The names get the split in front: val/accuracy, test/accur
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
 from torch import nn
 from vlp_core import distributed, models
-from vlp_data.options import ImageTextSource
+from vlp_data.options import ConceptOptions, ImageTextSource
 from vlp_data.schema import Source
 from vlp_data.text import Tokenizer, pre_caption
 from vlp_data.transforms import eval_view
@@ -25,7 +26,7 @@ from vlp_eval.grounding import evaluate_grounding, word_heat
 from vlp_eval.inference import Reading, RowOptions
 from vlp_eval.report import Scores
 from vlp_eval.retrieval import evaluate_retrieval
-from vlp_eval.statements import evaluate_nlvr
+from vlp_eval.statements import evaluate_entailment, evaluate_nlvr
 from vlp_eval.vqa import evaluate_vqa, read_annotations, read_candidates
 
 from vlp_methods.engine.options import Training
@@ -93,6 +94,16 @@ def retrieval(recipe: Training, data: Data, tokenizer: Tokenizer, options: Retri
     return partial(_retrieval, recipe, data, tokenizer, options)
 
 
+def retrieval_test(
+    recipe: Training, data: Any, tokenizer: Tokenizer, options: RetrievalTest
+) -> Callable[[nn.Module, int, Path], Mapping[str, float]] | None:
+    """`Job.evaluate` of a pre-training: retrieval on `data.test`, if there is one."""
+    if data.test is None:
+        return None
+    measure = retrieval(recipe, data, tokenizer, options)
+    return lambda task, step, folder: measure(task.model, data.test, folder)
+
+
 def _retrieval(
     recipe: Training,
     data: Data,
@@ -110,6 +121,7 @@ def _retrieval(
         gallery,
         tokenizer,
         view=partial(eval_view, size=data.view.size),
+        concepts=_concepts(data, pad="max"),
         max_tokens=data.text.max_tokens,
         separator=data.text.separator,
         rerank=options.rerank,
@@ -168,6 +180,11 @@ def sentence_labels(recipe: Training, data: Data, tokenizer: Tokenizer, options:
     return _rows(evaluate_nlvr, recipe, data, tokenizer, options, reading=_reading(data))
 
 
+def entailment(recipe: Training, data: Data, tokenizer: Tokenizer, options: LabelTest) -> Measure:
+    """Hypotheses about a picture."""
+    return _rows(evaluate_entailment, recipe, data, tokenizer, options, reading=_reading(data))
+
+
 def boxes(recipe: Training, data: Data, tokenizer: Tokenizer, options: BoxTest) -> Measure:
     """Referring expressions located by the box head."""
 
@@ -181,13 +198,25 @@ def boxes(recipe: Training, data: Data, tokenizer: Tokenizer, options: BoxTest) 
 
 def heat(recipe: Training, data: Data, tokenizer: Tokenizer, options: HeatTest) -> Measure:
     """Referring expressions located among detections by heat maps; the picture shows the heat of every word."""
-    encoded = {"layer": options.layer, "reading": _reading(data)}
+    encoded = {"mode": options.mode, "layer": options.layer, "reading": _reading(data)}
+    concepts = _concepts(data, pad="max")
 
     def draw(model: nn.Module, scores: Scores, source: Source) -> Image:
-        words = partial(word_heat, model, tokenizer, view=partial(eval_view, size=data.view.size), **encoded)
+        view = partial(eval_view, size=data.view.size)
+        words = partial(word_heat, model, tokenizer, view=view, concepts=concepts, **encoded)
         return figures.grounding_figure(scores, source, queries=options.figures, heat=words)
 
-    return _rows(evaluate_grounding, recipe, data, tokenizer, options, by="heat", draw=draw, **encoded)
+    return _rows(
+        evaluate_grounding,
+        recipe,
+        data,
+        tokenizer,
+        options,
+        by="heat",
+        draw=draw,
+        concepts=concepts,
+        **encoded,
+    )
 
 
 def captions(
@@ -214,6 +243,13 @@ def _reading(data: Data) -> Reading:
     )
 
 
+def _concepts(data: Data, *, pad: Literal["longest", "max"] | None = None) -> ConceptOptions | None:
+    """How evaluations read concepts: as training does, but all of them. `pad`: as the reference's evaluation pads, where that differs."""
+    if data.concepts is None:
+        return None
+    return replace(data.concepts, share=None, pad=pad or data.concepts.pad)
+
+
 def _rows(
     evaluate: Callable[..., Scores],
     recipe: Training,
@@ -222,9 +258,13 @@ def _rows(
     common: RowTest,
     *,
     draw: Callable[[nn.Module, Scores, Source], Image] | None = None,
+    concepts: ConceptOptions | None = None,
     **arguments: Any,
 ) -> Measure:
-    """A benchmark of rows; writes its report, the predictions and a picture of some rows (`draw`, else the common one)."""
+    """A benchmark of rows; writes its report, the predictions and a picture of some rows (`draw`, else the common one).
+
+    `concepts`: how they are read; None as training does.
+    """
 
     def measure(model: nn.Module, source: Any, folder: Path) -> Mapping[str, float]:
         opened = source.open()
@@ -234,6 +274,7 @@ def _rows(
             tokenizer,
             RowOptions(
                 view=partial(eval_view, size=data.view.size),
+                concepts=concepts or _concepts(data),
                 image_batch=common.image_batch,
                 workers=recipe.workers,
             ),

@@ -4,7 +4,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vlp_core.recipe import PathText
-from vlp_data.options import ImageOptions, ImageTextSource, RegionOptions, RegionSource, TaskJson, TextOptions
+from vlp_data.options import (
+    ConceptOptions,
+    ImageOptions,
+    ImageTextSource,
+    RegionOptions,
+    RegionSource,
+    TaskJson,
+    TextOptions,
+)
 
 # ------------------------------------------------------------------------------------------------------------ models
 
@@ -108,6 +116,22 @@ class TextEncoder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Concepts:
+    """Words of a picture as tokens beside its patches (ViCHA specification 2.3); `data.concepts` says how they are read."""
+
+    layers: int = 2
+    """Layers of their BERT, which is otherwise like the text encoder's first layers; 0 has the embedding alone."""
+    place: Literal["first", "last"] = "first"
+    """Among the patches in all blocks, which only a ViT has room for, or behind the image encoder's output."""
+    visible_padding: bool = True
+    """Whether padded places of the lists are attended to, as in the official checkpoints."""
+
+    def __post_init__(self) -> None:
+        if self.layers < 0:
+            raise ValueError(f"layers={self.layers} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Encoders:
     """Image encoder, and text encoder with fusion layers, as they are in pre-training; a task's model is derived from them."""
 
@@ -115,6 +139,8 @@ class Encoders:
     """Image encoder."""
     text: TextEncoder = field(default_factory=TextEncoder)
     """Text and fusion encoder."""
+    concepts: Concepts | None = None
+    """Visual concepts beside the picture; null: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +165,22 @@ class Start:
 
     model: PathText
     """An official checkpoint, or the export folder of a run; "" leaves everything at its initial values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskModel(Encoders):
+    """The pre-training model's encoders, and where to start from."""
+
+    weights: Start
+    """Where to start from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastModel(TaskModel):
+    """As `TaskModel`, for tasks that keep the space shared by pictures and texts."""
+
+    embed_width: int = 256
+    """Width of the shared space, that of pre-training."""
 
 
 # -------------------------------------------------------------------------------------------------------------- data
@@ -216,6 +258,8 @@ class Data:
     """Crop, flip, augmentation."""
     text: TextOptions = field(default_factory=TextOptions)
     """From text to ids."""
+    concepts: ConceptOptions | None = None
+    """How the concepts of the pictures are read, for a model with `model.concepts`; null: not at all."""
     max_bad_fraction: float = 0.01
     """Stop when a larger share of the samples cannot be used."""
 
@@ -292,8 +336,10 @@ class LabelTest(RowTest):
 class HeatTest(RowTest):
     """How heat maps choose among detections."""
 
+    mode: Literal["itm", "itc"] = "itm"
+    """Heat of the match logit, by attention of the text to the picture, or of the similarity of both, by attention in a ViT."""
     layer: int = 9
-    """Layer of the text encoder, counted from 0, whose attention to the picture is looked at (`block_num`)."""
+    """Layer, counted from 0, whose attention is looked at (`block_num`): of the text encoder, or with itc of the ViT."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ text speaks of, from the whole picture.
     schema/      what a recipe of each task may say
     pretrain.py, retrieval.py, vqa.py, nlvr.py, grounding.py, captioning.py
                  the objectives of a task's stages, and builders that join model, data and optimizer
-    finetune.py  what the tasks after pre-training have in common
+    finetune.py  the optimizer of the tasks after pre-training
     recipes/     the official runs, and for each a small one on drawn pictures for two CPU cores
 
 The model itself is `vlp_core.models.xvlm`, the losses are `vlp_core.losses`, the data side is `vlp_data.examples` and `vlp_data.regions`.

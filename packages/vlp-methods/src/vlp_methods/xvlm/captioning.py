@@ -22,8 +22,9 @@ from vlp_eval.metrics.captioning import DocumentFrequency, reward_words, rewards
 
 from vlp_methods.engine.job import Job
 from vlp_methods.parts import evaluation
-from vlp_methods.parts.data import open_tokenizer, settle, train_stream
-from vlp_methods.xvlm.finetune import job, start
+from vlp_methods.parts.data import concepts_of, examples_of, open_tokenizer, settle, train_stream
+from vlp_methods.parts.finetune import job, start
+from vlp_methods.xvlm.finetune import optimizer
 from vlp_methods.xvlm.schema.captioning import Captioning, CaptioningDomain, CaptioningScst, Reward
 
 
@@ -36,7 +37,7 @@ class CaptionTask(nn.Module):
         self.smoothing = smoothing
 
     def forward(self, batch: CaptionBatch) -> dict[str, Tensor]:
-        logits = self.model(batch.image, batch.text_ids, batch.attention_mask)
+        logits = self.model(batch.image, batch.text_ids, batch.attention_mask, concepts=concepts_of(batch))
         return {"caption": language_loss(logits, batch.labels, smoothing=self.smoothing)}
 
 
@@ -129,31 +130,29 @@ def build_domain(recipe: CaptioningDomain) -> Job:
     """Model, data and optimizer of domain pre-training."""
     data = settle(recipe.data)
     tokenizer = open_tokenizer(data.tokenizer)
-    started = start("captioning", recipe.model, tokenizer)
+    started = start("captioning", recipe.model, tokenizer, "xvlm")
 
-    def examples() -> CaptionExamples:
-        return CaptionExamples(
-            source=data.train.source.open(), tokenizer=tokenizer, image=data.view, text=data.text
-        )
+    examples = examples_of(CaptionExamples, data, tokenizer)
 
     streams = train_stream(recipe, data, examples, data.train.batch)
-    return job(recipe, data, started, CaptionTask(started.model), streams, prompt="")
+    return job(
+        recipe,
+        data,
+        started,
+        CaptionTask(started.model),
+        streams,
+        optimizer(recipe, started.model),
+        prompt="",
+    )
 
 
 def build(recipe: Captioning) -> Job:
     """Model, data, optimizer and evaluations of fine-tuning."""
     data = settle(recipe.data)
     tokenizer = open_tokenizer(data.tokenizer)
-    started = start("captioning", recipe.model, tokenizer)
+    started = start("captioning", recipe.model, tokenizer, "xvlm")
 
-    def examples() -> CaptionExamples:
-        return CaptionExamples(
-            source=data.train.source.open(),
-            tokenizer=tokenizer,
-            prompt=data.prompt,
-            image=data.view,
-            text=data.text,
-        )
+    examples = examples_of(CaptionExamples, data, tokenizer, prompt=data.prompt)
 
     return job(
         recipe,
@@ -161,6 +160,7 @@ def build(recipe: Captioning) -> Job:
         started,
         CaptionTask(started.model, smoothing=recipe.smoothing),
         train_stream(recipe, data, examples, data.train.batch),
+        optimizer(recipe, started.model),
         measure=evaluation.captions(recipe, data, tokenizer, recipe.captions, data.prompt),
         val=data.val,
         test=data.test,
@@ -172,7 +172,7 @@ def build_scst(recipe: CaptioningScst) -> Job:
     """Model, data, optimizer and evaluations of self-critical training."""
     data = settle(recipe.data)
     tokenizer = open_tokenizer(data.tokenizer)
-    started = start("captioning", recipe.model, tokenizer)
+    started = start("captioning", recipe.model, tokenizer, "xvlm")
     reward = CiderReward(data.train.source.open(), max_words=data.text.max_words)
 
     def examples() -> CaptionReferencesExamples:
@@ -186,6 +186,7 @@ def build_scst(recipe: CaptioningScst) -> Job:
         started,
         ScstTask(started.model, tokenizer, reward, recipe.reward, data.prompt),
         train_stream(recipe, data, examples, data.train.batch),
+        optimizer(recipe, started.model),
         measure=evaluation.captions(recipe, data, tokenizer, recipe.captions, data.prompt),
         val=data.val,
         test=data.test,

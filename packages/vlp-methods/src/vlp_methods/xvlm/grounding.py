@@ -19,8 +19,18 @@ from vlp_data.loader import Loader
 
 from vlp_methods.engine.job import Job
 from vlp_methods.parts import evaluation
-from vlp_methods.parts.data import TRAIN, open_loader, open_tokenizer, rank_texts, settle, train_stream
-from vlp_methods.xvlm.finetune import job, start
+from vlp_methods.parts.data import (
+    TRAIN,
+    concepts_of,
+    examples_of,
+    open_loader,
+    open_tokenizer,
+    rank_texts,
+    settle,
+    train_stream,
+)
+from vlp_methods.parts.finetune import job, start
+from vlp_methods.xvlm.finetune import optimizer
 from vlp_methods.xvlm.retrieval import RetrievalTask
 from vlp_methods.xvlm.schema.grounding import Boxes, BoxesDomain, WeakGrounding
 
@@ -35,7 +45,11 @@ class BoxTask(nn.Module):
     def forward(self, batch: BoxBatch | RegionBatch) -> dict[str, Tensor]:
         regions = batch if isinstance(batch, RegionBatch) else None
         boxes = self.model.regress(
-            batch.image, batch.text_ids, batch.attention_mask, regions.image_index if regions else None
+            batch.image,
+            batch.text_ids,
+            batch.attention_mask,
+            regions.image_index if regions else None,
+            concepts=concepts_of(batch),
         )
         losses = box_losses(boxes, batch.target_boxes, is_image_B=regions.is_image if regions else None)
         return {"bbox": losses.l1, "giou": losses.giou}
@@ -45,12 +59,9 @@ def build_weak(recipe: WeakGrounding) -> Job:
     """Model, data, optimizer and evaluations of weakly supervised grounding."""
     data = settle(recipe.data)
     tokenizer = open_tokenizer(data.tokenizer)
-    started = start("retrieval", recipe.model, tokenizer)
+    started = start("retrieval", recipe.model, tokenizer, "xvlm")
 
-    def examples() -> RetrievalExamples:
-        return RetrievalExamples(
-            source=data.train.source.open(), tokenizer=tokenizer, image=data.view, text=data.text
-        )
+    examples = examples_of(RetrievalExamples, data, tokenizer)
 
     measure = evaluation.heat(recipe, data, tokenizer, recipe.heat)
     return job(
@@ -59,6 +70,7 @@ def build_weak(recipe: WeakGrounding) -> Job:
         started,
         RetrievalTask(started.model, gather_gradient=recipe.gather_gradient),
         train_stream(recipe, data, examples, data.train.batch),
+        optimizer(recipe, started.model),
         measure=measure,
         val=data.val,
         test=data.test,
@@ -69,7 +81,7 @@ def build_domain(recipe: BoxesDomain) -> Job:
     """Model, data and optimizer of the domain stage with boxes."""
     data = settle(recipe.data)
     tokenizer = open_tokenizer(data.tokenizer)
-    started = start("boxes", recipe.model, tokenizer)
+    started = start("boxes", recipe.model, tokenizer, "xvlm")
 
     def streams() -> Mapping[str, Loader[Any]]:
         examples = RegionExamples(
@@ -80,22 +92,20 @@ def build_domain(recipe: BoxesDomain) -> Job:
             image=data.view,
             text=data.text,
             regions=data.train.options,
+            concepts=data.concepts,
         )
         return {TRAIN: open_loader(recipe, data, TRAIN, examples, global_batch=data.train.pictures)}
 
-    return job(recipe, data, started, BoxTask(started.model), streams)
+    return job(recipe, data, started, BoxTask(started.model), streams, optimizer(recipe, started.model))
 
 
 def build_boxes(recipe: Boxes) -> Job:
     """Model, data, optimizer and evaluations of grounding with boxes."""
     data = settle(recipe.data)
     tokenizer = open_tokenizer(data.tokenizer)
-    started = start("boxes", recipe.model, tokenizer)
+    started = start("boxes", recipe.model, tokenizer, "xvlm")
 
-    def examples() -> BoxExamples:
-        return BoxExamples(
-            source=data.train.source.open(), tokenizer=tokenizer, image=data.view, text=data.text
-        )
+    examples = examples_of(BoxExamples, data, tokenizer)
 
     measure = evaluation.boxes(recipe, data, tokenizer, recipe.boxes)
     return job(
@@ -104,6 +114,7 @@ def build_boxes(recipe: Boxes) -> Job:
         started,
         BoxTask(started.model),
         train_stream(recipe, data, examples, data.train.batch),
+        optimizer(recipe, started.model),
         measure=measure,
         val=data.val,
         test=data.test,

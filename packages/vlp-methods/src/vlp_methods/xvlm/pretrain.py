@@ -5,16 +5,14 @@ Source: arXiv 2111.08276 section 3; `Pretrain.py` and `configs/Pretrain_XVLM_bas
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from vlp_core import distributed, models, weights
+from vlp_core import distributed, models
 from vlp_core.models.xvlm import Xvlm
 from vlp_core.models.xvlm_losses import pretrain_losses
 from vlp_core.models.xvlm_rules import parameter_rules
 from vlp_core.optim import keep_connected, leave_out
-from vlp_core.weights import bert, xvlm
 from vlp_data.batch import ImageTextBatch, RegionBatch
 from vlp_data.examples import ImageTextExamples, RegionExamples
 from vlp_data.loader import Loader
@@ -23,8 +21,8 @@ from vlp_data.text import Tokenizer
 from vlp_methods.engine.job import Job, Mixing
 from vlp_methods.parts import evaluation
 from vlp_methods.parts.assembly import adamw, encoder_arguments, exporter, learning_rate
-from vlp_methods.parts.data import open_loader, open_tokenizer, rank_texts, settle
-from vlp_methods.parts.options import Weights
+from vlp_methods.parts.data import concepts_of, open_loader, open_tokenizer, rank_texts, settle
+from vlp_methods.parts.start import initialise
 from vlp_methods.xvlm.schema.pretrain import Data, Pretrain
 
 
@@ -52,6 +50,7 @@ class PretrainTask(nn.Module):
             batch.masked_labels,
             image_index_B=regions.image_index if regions else None,
             image_attention_mask_BL=regions.image_attention_mask if regions else None,
+            concepts=concepts_of(batch),
         )
         losses = pretrain_losses(
             pairs,
@@ -77,6 +76,8 @@ def build(recipe: Pretrain) -> Job:
     }
     model = models.create("xvlm", **arguments)
     initialise(model, recipe.model.weights)
+    if recipe.model.weights.model:
+        models.start_from(model, recipe.model.weights.model)
     rules = parameter_rules(model, fresh_lr_scale=recipe.optimizer.lr_scale)
     optimizer = adamw(model, recipe.optimizer, rules)
     task = PretrainTask(model, gather_gradient=recipe.gather_gradient)
@@ -87,23 +88,9 @@ def build(recipe: Pretrain) -> Job:
         mixing=mixing(data),
         optimizer=optimizer,
         learning_rate=learning_rate(recipe),
-        evaluate=retrieval_test(recipe, data, tokenizer),
+        evaluate=evaluation.retrieval_test(recipe, data, tokenizer, recipe.retrieval),
         export=exporter(model, name="xvlm", arguments=arguments, data=data),
     )
-
-
-def initialise(model: Xvlm, start: Weights) -> None:
-    """Load the checkpoints that the recipe starts from."""
-    if start.vision:
-        weights.load_vision(model.vision, start.vision)
-    if start.text:
-        bert.load_published(model, start.text)
-    if start.model:
-        file = Path(start.model)
-        if file.is_dir():
-            weights.load(model, file / "model.safetensors")
-        else:
-            xvlm.load(model, file)
 
 
 def mixing(data: Data) -> Mixing:
@@ -122,6 +109,7 @@ def open_streams(
         "image": data.view,
         "text": data.text,
         "masking": data.masking,
+        "concepts": data.concepts,
     }
     images = ImageTextExamples(source=data.images.source.open(), **common)
     streams = {"images": make("images", images, global_batch=data.images.batch)}
@@ -135,11 +123,3 @@ def open_streams(
         )
         streams["regions"] = make("regions", examples, global_batch=regions.pictures)
     return streams
-
-
-def retrieval_test(recipe: Pretrain, data: Data, tokenizer: Tokenizer) -> Any:
-    """`Job.evaluate`: retrieval on `data.test`, if there is one."""
-    if data.test is None:
-        return None
-    measure = evaluation.retrieval(recipe, data, tokenizer, recipe.retrieval)
-    return lambda task, step, folder: measure(task.model, data.test, folder)

@@ -12,8 +12,9 @@ from vlp_data.examples import RetrievalExamples
 
 from vlp_methods.engine.job import Job
 from vlp_methods.parts import evaluation
-from vlp_methods.parts.data import open_tokenizer, settle, train_stream
-from vlp_methods.xvlm.finetune import job, start
+from vlp_methods.parts.data import concepts_of, examples_of, open_tokenizer, settle, train_stream
+from vlp_methods.parts.finetune import job, start
+from vlp_methods.xvlm.finetune import optimizer
 from vlp_methods.xvlm.schema.retrieval import Retrieval
 
 
@@ -27,7 +28,11 @@ class RetrievalTask(nn.Module):
 
     def forward(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         pairs = self.model.pair(
-            batch.image, batch.text_ids, batch.attention_mask, identities_B=batch.image_ids
+            batch.image,
+            batch.text_ids,
+            batch.attention_mask,
+            identities_B=batch.image_ids,
+            concepts=concepts_of(batch),
         )
         return retrieval_losses(
             pairs,
@@ -41,12 +46,9 @@ def build(recipe: Retrieval) -> Job:
     """Model, data, optimizer and evaluations of a recipe."""
     data = settle(recipe.data)
     tokenizer = open_tokenizer(data.tokenizer)
-    started = start("retrieval", recipe.model, tokenizer)
+    started = start("retrieval", recipe.model, tokenizer, "xvlm")
 
-    def examples() -> RetrievalExamples:
-        return RetrievalExamples(
-            source=data.train.source.open(), tokenizer=tokenizer, image=data.view, text=data.text
-        )
+    examples = examples_of(RetrievalExamples, data, tokenizer)
 
     measure = evaluation.retrieval(recipe, data, tokenizer, recipe.retrieval)
     watched = data.val if recipe.select == "val" else data.test
@@ -56,6 +58,7 @@ def build(recipe: Retrieval) -> Job:
         started,
         RetrievalTask(started.model, gather_gradient=recipe.gather_gradient),
         train_stream(recipe, data, examples, data.train.batch),
+        optimizer(recipe, started.model),
         measure=measure,
         val=watched,
         test=data.test,

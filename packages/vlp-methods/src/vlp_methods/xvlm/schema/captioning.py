@@ -6,25 +6,16 @@ from typing import Literal
 from vlp_data.options import ImageTextSource, Karpathy, TaskJson
 
 from vlp_methods.engine.options import Training
-from vlp_methods.parts import checks, options
-from vlp_methods.xvlm.schema.finetune import Model
-
-
-@dataclass(frozen=True, kw_only=True)
-class DomainData(options.Data):
-    """Data. Relative paths of sources and tokenizer start at `root`."""
-
-    train: options.ImageStream
-    """Pictures with captions."""
+from vlp_methods.parts import checks, options, sections
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaptioningDomain(Training):
     """Domain pre-training for captions: the whole text encoder becomes a causal language model."""
 
-    model: Model
+    model: options.TaskModel
     """The model."""
-    data: DomainData
+    data: sections.CaptionedData
     """The data."""
 
     def __post_init__(self) -> None:
@@ -57,7 +48,7 @@ class Data(PromptedData):
 class Captioning(Training):
     """Fine-tuning on captions."""
 
-    model: Model
+    model: options.TaskModel
     """The model."""
     data: Data
     """The data."""
@@ -121,7 +112,7 @@ class ScstData(PromptedData):
 class CaptioningScst(Training):
     """Self-critical training on CIDEr-D."""
 
-    model: Model
+    model: options.TaskModel
     """The model."""
     data: ScstData
     """The data."""

@@ -3,42 +3,19 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vlp_data.options import ExpressionSource, Refer
+from vlp_data.options import Refer
 
 from vlp_methods.engine.options import Training
-from vlp_methods.parts import checks, options
-from vlp_methods.xvlm.schema.finetune import ContrastModel, Model
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpressionStream:
-    """Pictures with referring expressions, without boxes."""
-
-    source: ExpressionSource
-    """Where they come from."""
-    batch: int = 160
-    """Expressions per update, over all ranks."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeakData(options.Data):
-    """Data. Relative paths of sources and tokenizer start at `root`."""
-
-    train: ExpressionStream
-    """Pictures with expressions."""
-    val: Refer | None = None
-    """Expressions with boxes and detections, located at the times of `evaluate`; null: never."""
-    test: Refer | None = None
-    """Expressions with boxes and detections, located once, by the selected model; null: none."""
+from vlp_methods.parts import checks, options, sections
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeakGrounding(Training):
     """Weakly supervised grounding: trained as retrieval; heat maps choose among detections."""
 
-    model: ContrastModel
+    model: options.ContrastModel
     """The model."""
-    data: WeakData
+    data: sections.ExpressionData
     """The data."""
     heat: options.HeatTest = field(default_factory=options.HeatTest)
     """How expressions are located in evaluations."""
@@ -49,9 +26,7 @@ class WeakGrounding(Training):
         super().__post_init__()
         checks.fits(self.model, self.data)
         checks.selects(self.evaluate, split="val", present=self.data.val is not None)
-        first, layers = self.model.text.fusion_layer, self.model.text.layers
-        if not first <= self.heat.layer < layers:
-            raise ValueError(f"heat.layer={self.heat.layer} must be a fusion layer, {first}..{layers - 1}")
+        checks.looks_at(self.model, self.heat)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +41,7 @@ class BoxesDomainData(options.Data):
 class BoxesDomain(Training):
     """Domain pre-training for boxes: regression alone, on regions and objects."""
 
-    model: Model
+    model: options.TaskModel
     """The model."""
     data: BoxesDomainData
     """The data."""
@@ -102,7 +77,7 @@ class BoxesData(options.Data):
 class Boxes(Training):
     """Grounding with boxes."""
 
-    model: Model
+    model: options.TaskModel
     """The model."""
     data: BoxesData
     """The data."""

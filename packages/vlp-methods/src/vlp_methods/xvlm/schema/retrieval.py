@@ -3,32 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vlp_data.options import ImageTextSource
-
 from vlp_methods.engine.options import Training
-from vlp_methods.parts import checks, options
-from vlp_methods.xvlm.schema.finetune import ContrastModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data(options.Data):
-    """Data. Relative paths of sources and tokenizer start at `root`."""
-
-    train: options.ImageStream
-    """Pictures with captions."""
-    val: ImageTextSource | None = None
-    """Retrieval among these is measured at the times of `evaluate`; null: never."""
-    test: ImageTextSource | None = None
-    """Retrieval among these is measured once, with the selected model; null: not at all."""
+from vlp_methods.parts import checks, options, sections
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(Training):
     """X-VLM retrieval fine-tuning."""
 
-    model: ContrastModel
+    model: options.ContrastModel
     """The model."""
-    data: Data
+    data: sections.RetrievalData
     """The data."""
     retrieval: options.RetrievalTest = field(default_factory=options.RetrievalTest)
     """How retrieval is measured."""

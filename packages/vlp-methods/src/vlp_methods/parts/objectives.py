@@ -1,0 +1,108 @@
+"""Objectives of tasks that several methods have; some learn from a momentum teacher beside the labels."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vlp_core.concepts import Concepts
+from vlp_core.losses import answer_loss, distilled_cross_entropy, distilled_language_loss
+from vlp_core.losses.masked_language import IGNORED
+from vlp_core.models import NlvrModel, VqaModel
+from vlp_data.batch import NlvrBatch, RetrievalBatch, VqaBatch
+
+from vlp_methods.parts.data import concepts_of
+from vlp_methods.parts.momentum import Momentum
+
+
+class AssignmentTask(nn.Module):
+    """The objective of the domain stage of NLVR2: cross entropy over three classes, text fits the first picture, the second, none."""
+
+    def __init__(self, model: NlvrModel) -> None:
+        super().__init__()
+        # It finds similar pictures and is not trained (no gradient reaches it in the reference either).
+        model.vision_proj.requires_grad_(False)
+        self.model = model
+
+    def forward(self, batch: RetrievalBatch) -> dict[str, Tensor]:
+        pool, visible = self.model.encode(batch.image, concepts_of(batch))
+        pairs = self.model.assignment_pairs(pool)
+        logits = self.model.classify(
+            pool, pairs.first, pairs.second, batch.text_ids, batch.attention_mask, visible
+        )
+        return {"assignment": F.cross_entropy(logits.float(), pairs.labels)}
+
+
+class NlvrTask(nn.Module):
+    """The objective of fine-tuning on NLVR2: cross entropy over two classes, 1 = true, and with the teacher's where there is one.
+
+    `shared_pictures`: the teacher judges what the model itself sees of the pictures, as in the released code of ALBEF and ViCHA.
+    """
+
+    def __init__(
+        self, model: NlvrModel, momentum: Momentum | None = None, *, shared_pictures: bool = False
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.momentum = momentum
+        self.shared_pictures = shared_pictures
+
+    def before_forward(self, step: int) -> None:
+        if self.momentum is not None:
+            self.momentum.before_forward(self.model, step)
+
+    def forward(self, batch: NlvrBatch) -> dict[str, Tensor]:
+        first = torch.arange(len(batch.labels), device=batch.labels.device)
+        texts = (first, first + len(first), batch.text_ids, batch.attention_mask)
+        concepts = _both_sides(batch)
+        pool, visible = self.model.encode(batch.image, concepts)
+        logits = self.model.classify(pool, *texts, visible)
+        taught, alpha = None, 0.0
+        if self.momentum is not None:
+            with torch.no_grad():
+                teacher, alpha = self.momentum.teacher, self.momentum.alpha
+                if not self.shared_pictures:
+                    pool, visible = teacher.encode(batch.image, concepts)
+                taught = teacher.classify(pool, *texts, visible)
+        return {"labels": distilled_cross_entropy(logits, batch.labels, taught, alpha=alpha).mean()}
+
+
+class VqaTask(nn.Module):
+    """The objective: per question the sum over its answers of weight * cross entropy of the answer's tokens, [SEP] included, and with the
+    teacher's tokens where there is one."""
+
+    def __init__(self, model: VqaModel, momentum: Momentum | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.momentum = momentum
+
+    def before_forward(self, step: int) -> None:
+        if self.momentum is not None:
+            self.momentum.before_forward(self.model, step)
+
+    def forward(self, batch: VqaBatch) -> dict[str, Tensor]:
+        inputs = (
+            batch.image,
+            batch.question_ids,
+            batch.question_mask,
+            batch.answer_ids,
+            batch.answer_mask,
+            batch.question_index,
+        )
+        concepts = concepts_of(batch)
+        logits = self.model(*inputs, concepts=concepts)
+        taught, alpha = None, 0.0
+        if self.momentum is not None:
+            with torch.no_grad():
+                taught, alpha = self.momentum.teacher(*inputs, concepts=concepts), self.momentum.alpha
+        labels = batch.answer_ids.masked_fill(batch.answer_mask == 0, IGNORED)
+        per_answer = distilled_language_loss(logits, labels, taught, alpha=alpha)
+        return {"answers": answer_loss(per_answer, batch.answer_weights, len(batch.question_ids))}
+
+
+def _both_sides(batch: NlvrBatch) -> Sequence[Concepts] | None:
+    """Concepts of the first and of the second pictures, each padded by themselves."""
+    first = concepts_of(batch)
+    if first is None or batch.second_concepts is None:
+        return None
+    return first, Concepts(*batch.second_concepts)
