@@ -199,7 +199,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed as ratios within one run: a pre-training step and re-ranking against plain formulations, the loader, the choice of concepts, start-up times.
+    """Speed as ratios within one run: pre-training steps and re-ranking against plain formulations, the loader, the choice of concepts, start-up times.
 
     `nox -s bench -- ops` is the benchmark of vlp-ops on the CPU, with its floors; options after it are its own.
     """
@@ -208,7 +208,7 @@ def bench(session: nox.Session) -> None:
     if session.posargs[:1] == ["ops"]:
         session.run("python", "-m", "vlp_ops.bench", "--device", "cpu", *session.posargs[1:])
         return
-    for script in session.posargs or ("pretrain_step", "rerank", "loader", "concepts", "startup"):
+    for script in session.posargs or ("pretrain_step", "vicha_step", "rerank", "loader", "concepts", "startup"):
         session.run("python", f"benchmarks/{script}.py")
 
 
