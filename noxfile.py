@@ -157,12 +157,15 @@ def install_vlp_ops(session: nox.Session) -> None:
 
 @nox.session
 def smoke(session: nox.Session) -> None:
-    """The README's first command as a new user types it, then every task of X-VLM for a few steps (minutes)."""
+    """The README's first command as a new user types it, then every task of X-VLM and every variant of ViCHA for a few steps (minutes)."""
     install(session, *PACKAGES, groups=("test",))
     session.run("pytest", "-m", "slow", "tests/test_commands.py", "-k", "smoke", "-s", *session.posargs)
     runs = Path(session.create_tmp()) / "chain"
     shutil.rmtree(runs, ignore_errors=True)
     session.run("python", "benchmarks/chain.py", "--short", "--runs", str(runs))
+    runs = Path(session.create_tmp()) / "ablation"
+    shutil.rmtree(runs, ignore_errors=True)
+    session.run("python", "benchmarks/ablation.py", "--short", "--runs", str(runs))
 
 
 @nox.session
@@ -170,6 +173,13 @@ def chain(session: nox.Session) -> None:
     """Every task of X-VLM on drawn pictures at full length, with the table of docs/xvlm-shapes.md: `nox -s chain -- --runs DIR` (an hour)."""
     install(session, *PACKAGES)
     session.run("python", "benchmarks/chain.py", *session.posargs)
+
+
+@nox.session
+def ablation(session: nox.Session) -> None:
+    """Small ViCHA on drawn pictures, full and without each of its additions, with the table of docs/vicha-shapes.md: `nox -s ablation -- --runs DIR`."""
+    install(session, *PACKAGES)
+    session.run("python", "benchmarks/ablation.py", *session.posargs)
 
 
 @nox.session

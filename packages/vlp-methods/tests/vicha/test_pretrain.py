@@ -174,7 +174,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(train, tiny, tmp_path, los
         "workers=1",
         "data.test=null",
         "teacher.ramp_steps=5",
-        "schedule.warmup_steps=0",
+        "schedule={kind: constant, warmup_steps: 0}",
     )
     assert train(*options, "--run", tmp_path / "whole") == 0
     run = tmp_path / "parts"
