@@ -218,7 +218,14 @@ def bench(session: nox.Session) -> None:
     if session.posargs[:1] == ["ops"]:
         session.run("python", "-m", "vlp_ops.bench", "--device", "cpu", *session.posargs[1:])
         return
-    for script in session.posargs or ("pretrain_step", "vicha_step", "rerank", "loader", "concepts", "startup"):
+    for script in session.posargs or (
+        "pretrain_step",
+        "vicha_step",
+        "rerank",
+        "loader",
+        "concepts",
+        "startup",
+    ):
         session.run("python", f"benchmarks/{script}.py")
 
 
