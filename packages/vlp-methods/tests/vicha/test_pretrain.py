@@ -163,17 +163,12 @@ def killed(options: tuple[str, ...], run: Path) -> None:
     process.wait()
 
 
-# NOT UNDERSTOOD YET: on an overloaded machine two fresh runs on two ranks once differed from step 3 on, before anything was resumed.
-TWO_RANKS = pytest.param(
-    ("--nproc", "2"),
-    id="two ranks",
-    marks=pytest.mark.skip(reason="two runs on two ranks once differed at step 3"),
-)
-
-
-@pytest.mark.parametrize("ranks", [pytest.param((), id="one rank"), TWO_RANKS])
+@pytest.mark.parametrize("ranks", [(), ("--nproc", "2")], ids=["one rank", "two ranks"])
 def test_interrupted_and_resumed_equals_uninterrupted(train, tiny, tmp_path, losses, ranks):
-    """Student, teacher, queue and optimizer, to the last bit; one rank is killed, two are stopped."""
+    """Student, teacher, queue and optimizer, to the last bit; one rank is killed, two end early.
+
+    The rate is constant: one that falls to 0 would be another one in the run of fewer steps, from its second update on.
+    """
     options = (
         *tiny,
         *ranks,
