@@ -2,8 +2,8 @@
 
     python benchmarks/chain.py [--short] [--runs DIR] [--only STAGE ...]
 
-The commands are those of the documentation (`vlp-train RECIPE model.weights.model=RUN/export`). "Before" is the same command with steps=1, whose
-only update has learning rate 0. `--short` trains a few steps everywhere, which shows that the chain holds, not that it learns. Started again
+The commands are those of the documentation (`vlp-train RECIPE model.weights.model=RUN/export`). "Before" is the same command with steps=1
+and schedule.warmup_steps=1, so that its only update has learning rate 0. `--short` trains a few steps everywhere, which shows that the chain holds, not that it learns. Started again
 with the same folder, it goes on where it stopped.
 """
 
@@ -97,7 +97,7 @@ def main() -> int:
             after = f"{tested(stage, run):.1f}"
             if stage.start:
                 first = options.runs / f"{stage.name}-before"
-                train(stage, first, options.runs, *overrides, "steps=1")
+                train(stage, first, options.runs, *overrides, "steps=1", "schedule.warmup_steps=1")
                 before = f"{tested(stage, first):.1f}"
         guess = "" if stage.guess is None else f"{stage.guess:.1f}"
         lines.append(
