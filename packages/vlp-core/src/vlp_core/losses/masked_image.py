@@ -3,7 +3,9 @@
 Source: MAE, arXiv 2111.06377 section 3; ViCHA `models/objectives/mae.py`.
 """
 
-import torch
+import math
+
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -22,12 +24,14 @@ def patch_targets(image_NCHW: Tensor, patch: int) -> Tensor:
         )
     x = image_NCHW.float().unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
     x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-    variance, mean = torch.var_mean(x, dim=-1, keepdim=True)
-    return (x - mean) / (variance + 1e-6).sqrt()
+    # A layer norm, but for its variance, which is the biased one: (n - 1) / n of the unbiased one.
+    biased = (x.shape[-1] - 1) / x.shape[-1]
+    scale = x.new_full(x.shape[-1:], math.sqrt(biased))
+    return F.layer_norm(x, x.shape[-1:], scale, eps=1e-6 * biased)
 
 
 def masked_image_loss(predicted_NLC: Tensor, targets_NLC: Tensor, removed_NL: Tensor) -> Tensor:
     """Mean squared error of each patch, averaged over the removed ones (1 in the mask), in fp32; 0 when none was removed."""
-    error = (predicted_NLC.float() - targets_NLC).square().mean(-1)
+    error = F.mse_loss(predicted_NLC.float(), targets_NLC, reduction="none").mean(-1)
     removed = removed_NL.to(error.dtype)
     return (error * removed).sum() / removed.sum().clamp(min=1)

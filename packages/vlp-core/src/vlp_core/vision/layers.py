@@ -138,20 +138,26 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor, bias_B11T: Tensor | None = None) -> Tensor:
-        q, k, v = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        x_BHTK = vlp_ops.attention(q, k, v, bias=bias_B11T)
+        x_BHTK = vlp_ops.attention(*self._qkv(x_BTD), bias=bias_B11T)
         return self.out(x_BHTK.transpose(1, 2).flatten(2))
 
     def weighted(
         self, x_BTD: Tensor, bias_B11T: Tensor | None = None, *, watch: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """As `forward`, by explicit weights [B, H, T, T] that go through `watch` (explanations)."""
-        q, k, v = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self._qkv(x_BTD)
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         if bias_B11T is not None:
             scores = scores + bias_B11T
         x_BHTK = watch(scores.softmax(-1)) @ v
         return self.out(x_BHTK.transpose(1, 2).flatten(2))
+
+
+    def _qkv(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value, [B, H, T, K] each."""
+        # Parted before the heads are moved, so that the three gradients are written where the linear layer reads them.
+        parts_BTHK = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).unbind(2)
+        return tuple(part.transpose(1, 2) for part in parts_BTHK)
 
 
 class Block(nn.Module):
