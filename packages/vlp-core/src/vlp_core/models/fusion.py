@@ -1,6 +1,6 @@
 """What models with two encoders and a fusion encoder do alike: features of images and texts, and pairs of them fused.
 
-`Xvlm` and `Vicha` are made of these. An image stands in a pool with its row; every text row names its image, so that keys and values of an
+`Xvlm` and `Vicha` are `FusionModel`s. An image stands in a pool with its row; every text row names its image, so that keys and values of an
 image are computed once, however many texts look at it.
 
 Source: ALBEF, arXiv 2107.07651 section 3; X-VLM, arXiv 2111.08276 section 3.
@@ -9,14 +9,22 @@ Shape letters: B texts of the batch, M images of a pool, S image tokens, D image
 P masked positions, R pairs.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlp_core.concepts import Concepts, see, visible_tokens
+from vlp_core.losses.masked_language import IGNORED
+from vlp_core.losses.matching import Negatives
+from vlp_core.models.parts import require_fit
 from vlp_core.text.bert import Bert
+from vlp_core.text.packing import Packing, pack
 from vlp_core.vision.layers import take_rows
+
+TEMPERATURE_RANGE = (0.001, 0.5)
 
 
 class ImageFeatures(NamedTuple):
@@ -35,6 +43,92 @@ class TextFeatures(NamedTuple):
     embeds: Tensor
     attention_mask: Tensor
     projection: Tensor | None
+
+
+class FusionModel(nn.Module):
+    """Two encoders and the shared space of their features; what a subclass adds as `itm_head` and `mlm_head` reads the fused states.
+
+    Args:
+        vision: Image encoder, or a `vlp_core.concepts.ConceptVision` around one.
+        text: `Bert` with fusion layers for the width of `vision`.
+        embed_width: Width of the shared embedding.
+        temperature: Initial temperature of the contrastive loss, a trained parameter.
+        heads: Which heads the task needs; "contrast" makes both projections and the temperature.
+        known: All that there are.
+
+    Raises:
+        ValueError: An unknown head, or a text encoder that does not fit the image encoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        vision: nn.Module,
+        text: Bert,
+        embed_width: int,
+        temperature: float,
+        heads: Iterable[str],
+        known: tuple[str, ...],
+    ) -> None:
+        super().__init__()
+        self.heads = frozenset(heads)
+        if unknown := sorted(self.heads - set(known)):
+            raise ValueError(f"unknown heads {', '.join(unknown)}; choose among {', '.join(known)}")
+        require_fit(vision, text)
+        self.vision = vision
+        self.text = text
+        if "contrast" in self.heads:
+            self.vision_proj = nn.Linear(vision.width, embed_width)
+            self.text_proj = nn.Linear(text.width, embed_width)
+            self.temperature = nn.Parameter(torch.tensor(temperature))
+
+    def encode_image(self, image_NCHW: Tensor, concepts: Concepts | None = None) -> ImageFeatures:
+        """Features of whole images, with their concepts where `vision` is a `ConceptVision`."""
+        embeds = see(self.vision, image_NCHW, concepts)
+        projection = project(embeds, self.vision_proj) if "contrast" in self.heads else None
+        return ImageFeatures(embeds, projection, visible_tokens(self.vision, concepts))
+
+    def encode_text(self, ids_BT: Tensor, attention_mask_BT: Tensor) -> TextFeatures:
+        """Features of texts; the mask is 1 for real tokens."""
+        embeds = self.text.encode(ids_BT, attention_mask_BT, skip_padding=True)
+        projection = project(embeds, self.text_proj) if "contrast" in self.heads else None
+        return TextFeatures(embeds, attention_mask_BT, projection)
+
+    def match(
+        self, image: ImageFeatures, text: TextFeatures, image_index_R: Tensor, text_index_R: Tensor
+    ) -> Tensor:
+        """Match logit (class 1) of R pairs (image_index[r], text_index[r]), [R].
+
+        Keys and values are computed once for each image that occurs, so asking for many texts of few images at a time is cheap.
+        """
+        return self.itm_head(fuse_used(self.text, image, text, image_index_R, text_index_R))[:, 1]
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keep the temperature in 0.001..0.5; done in every pre-training forward, never in fine-tuning, as in the reference."""
+        self.temperature.clamp_(*TEMPERATURE_RANGE)
+
+    def match_pairs(self, image: ImageFeatures, text: TextFeatures, negatives: Negatives) -> Tensor:
+        """Match logits of B positives, B texts with a negative image, B images with a negative text, [3B, 2]."""
+        rows = torch.arange(len(text.embeds), device=text.embeds.device)
+        image_index = torch.cat([rows, negatives.image, rows])
+        return self.itm_head(
+            fuse_first(self.text, image, text, image_index, torch.cat([rows, rows, negatives.text]))
+        )
+
+    def encode_with_masked(self, ids_BT: Tensor, masked_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """States of the texts, then of the same texts masked, [2B, T, W]."""
+        return self.text.encode(
+            torch.cat([ids_BT, masked_ids_BT]),
+            torch.cat([attention_mask_BT, attention_mask_BT]),
+            skip_padding=True,
+        )
+
+    def predict_tokens(self, masked_BPW: Tensor, labels_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [S, V] and labels [S] where there is a label, or at all places where picking them does not pay."""
+        labelled = Packing.of(labels_BP != IGNORED)
+        logits = self.mlm_head(pack(masked_BPW, labelled), self.text.word_embedding.weight)
+        return logits.flatten(0, -2), pack(labels_BP, labelled).flatten()
 
 
 def project(embeds: Tensor, projection: nn.Linear) -> Tensor:

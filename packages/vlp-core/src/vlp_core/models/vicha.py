@@ -27,31 +27,23 @@ from torch import Tensor, nn
 from vlp_core.concepts import (
     Concepts,
     image_encoder,
-    see,
     takes_concepts,
     visible_tokens,
 )
 from vlp_core.heads import MaskedImageDecoder
 from vlp_core.losses.masked_image import patch_targets
-from vlp_core.losses.masked_language import IGNORED
 from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
 from vlp_core.models.fusion import (
-    ImageFeatures,
-    TextFeatures,
-    fuse_first,
+    FusionModel,
     fuse_pairs_and_masked,
-    fuse_used,
     project,
 )
-from vlp_core.models.parts import language_head, require_fit
+from vlp_core.models.parts import language_head
 from vlp_core.text.bert import Bert
-from vlp_core.text.packing import Packing, pack
 from vlp_core.vision.vit import VisionTransformer
 
 Head = Literal["contrast", "match", "masked_language", "hidden"]
 HEADS: tuple[Head, ...] = ("contrast", "match", "masked_language", "hidden")
-
-TEMPERATURE_RANGE = (0.001, 0.5)
 
 NOT_TAUGHT = (
     "temperature",
@@ -108,7 +100,7 @@ class Pairs(NamedTuple):
     patches: PredictedPatches | None
 
 
-class Vicha(nn.Module):
+class Vicha(FusionModel):
     """ViCHA and ALBEF for pre-training, retrieval and weakly supervised grounding.
 
     Args:
@@ -135,27 +127,26 @@ class Vicha(nn.Module):
         levels: int = 5,
         masked_image: MaskedImageDecoder | None = None,
     ) -> None:
-        super().__init__()
-        heads = frozenset(heads)
-        if unknown := sorted(heads - set(HEADS)):
-            raise ValueError(f"unknown heads {', '.join(unknown)}; choose among {', '.join(HEADS)}")
-        require_fit(vision, text)
+        super().__init__(
+            vision=vision,
+            text=text,
+            embed_width=embed_width,
+            temperature=temperature,
+            heads=heads,
+            known=HEADS,
+        )
         encoder = image_encoder(vision)
-        if not isinstance(encoder, VisionTransformer) and ("hidden" in heads or masked_image is not None):
+        if not isinstance(encoder, VisionTransformer) and (
+            "hidden" in self.heads or masked_image is not None
+        ):
             raise ValueError(
                 f"hierarchy and masked images need a ViT, {type(encoder).__name__} has no blocks of one width; leave both out"
             )
-        self.vision = vision
-        self.text = text
-        if "contrast" in heads:
-            self.vision_proj = nn.Linear(vision.width, embed_width)
-            self.text_proj = nn.Linear(text.width, embed_width)
-            self.temperature = nn.Parameter(torch.tensor(temperature))
-        if "match" in heads:
+        if "match" in self.heads:
             self.itm_head = nn.Linear(text.width, 2)
-        if "masked_language" in heads:
+        if "masked_language" in self.heads:
             self.mlm_head = language_head(text)
-        if "hidden" in heads:
+        if "hidden" in self.heads:
             blocks, layers = len(encoder.blocks), text.fusion_layer
             if not 0 < levels < blocks or levels > layers:
                 raise ValueError(
@@ -172,28 +163,6 @@ class Vicha(nn.Module):
                     f"and text, {vision.width} and {text.width}, must be equal"
                 )
             self.masked_image = masked_image
-        self.heads = heads
-
-    def encode_image(self, image_NCHW: Tensor, concepts: Concepts | None = None) -> ImageFeatures:
-        """Features of images, with their concepts where `vision` is a `ConceptVision`."""
-        embeds = see(self.vision, image_NCHW, concepts)
-        projection = project(embeds, self.vision_proj) if "contrast" in self.heads else None
-        return ImageFeatures(embeds, projection, visible_tokens(self.vision, concepts))
-
-    def encode_text(self, ids_BT: Tensor, attention_mask_BT: Tensor) -> TextFeatures:
-        """Features of texts; the mask is 1 for real tokens."""
-        embeds = self.text.encode(ids_BT, attention_mask_BT, skip_padding=True)
-        projection = project(embeds, self.text_proj) if "contrast" in self.heads else None
-        return TextFeatures(embeds, attention_mask_BT, projection)
-
-    def match(
-        self, image: ImageFeatures, text: TextFeatures, image_index_R: Tensor, text_index_R: Tensor
-    ) -> Tensor:
-        """Match logit (class 1) of R pairs (image_index[r], text_index[r]), [R].
-
-        Keys and values are computed once for each image that occurs, so asking for many texts of few images at a time is cheap.
-        """
-        return self.itm_head(fuse_used(self.text, image, text, image_index_R, text_index_R))[:, 1]
 
     @torch.no_grad()
     def teach(
@@ -216,7 +185,7 @@ class Vicha(nn.Module):
             text = self.encode_text(text_ids_BT, attention_mask_BT)
             return Taught(image.projection, text.projection, None)
         batch = len(text_ids_BT)
-        states = self._encode_both(text_ids_BT, masked_ids_BT, attention_mask_BT)
+        states = self.encode_with_masked(text_ids_BT, masked_ids_BT, attention_mask_BT)
         (masked,) = self.text.fuse_and_read(
             states[batch:],
             attention_mask_BT,
@@ -227,7 +196,7 @@ class Vicha(nn.Module):
         return Taught(
             image.projection,
             project(states[:batch], self.text_proj),
-            self._token_logits(masked, masked_labels_BP),
+            self.predict_tokens(masked, masked_labels_BP)[0],
         )
 
     def pretrain(
@@ -276,7 +245,7 @@ class Vicha(nn.Module):
             hidden_text = _project_each(self.text_proj_hidden, text_summaries)
         else:
             embeds = self.vision(image_BCHW, *beside)
-            states = self._encode_both(text_ids_BT, masked_ids_BT, attention_mask_BT)
+            states = self.encode_with_masked(text_ids_BT, masked_ids_BT, attention_mask_BT)
         image_projection = project(embeds, self.vision_proj)
         text_projection = project(states[:batch], self.text_proj)
         if negatives is None:
@@ -295,6 +264,7 @@ class Vicha(nn.Module):
         patches = None
         if hasattr(self, "masked_image"):
             patches = self._predict_patches(image_BCHW, states[:batch], attention_mask_BT, patch_noise_BL)
+        token_logits, token_labels = self.predict_tokens(masked, masked_labels_BP)
         return Pairs(
             image_embeds=embeds,
             text_embeds=states[:batch],
@@ -304,8 +274,8 @@ class Vicha(nn.Module):
             hidden_text=hidden_text,
             negatives=negatives,
             match_logits=self.itm_head(first),
-            token_logits=self._token_logits(masked, masked_labels_BP),
-            token_labels=pack(masked_labels_BP, Packing.of(masked_labels_BP != IGNORED)).flatten(),
+            token_logits=token_logits,
+            token_labels=token_labels,
             patches=patches,
         )
 
@@ -325,14 +295,6 @@ class Vicha(nn.Module):
         text = self.encode_text(text_ids_BT, attention_mask_BT)
         if negatives is None:
             negatives = self.draw_negatives(image.projection, text.projection, taught, identities_B)
-        rows = torch.arange(len(text_ids_BT), device=text_ids_BT.device)
-        first = fuse_first(
-            self.text,
-            image,
-            text,
-            torch.cat([rows, negatives.image, rows]),
-            torch.cat([rows, rows, negatives.text]),
-        )
         return Pairs(
             image_embeds=image.embeds,
             text_embeds=text.embeds,
@@ -341,7 +303,7 @@ class Vicha(nn.Module):
             hidden_image=None,
             hidden_text=None,
             negatives=negatives,
-            match_logits=self.itm_head(first),
+            match_logits=self.match_pairs(image, text, negatives),
             token_logits=None,
             token_labels=None,
             patches=None,
@@ -366,24 +328,6 @@ class Vicha(nn.Module):
                 floor=0.0,
             )
         )
-
-    @torch.no_grad()
-    def clamp_temperature(self) -> None:
-        """Keep the temperature in 0.001..0.5; done in every pre-training forward, never in fine-tuning, as in the reference."""
-        self.temperature.clamp_(*TEMPERATURE_RANGE)
-
-    def _encode_both(self, ids_BT: Tensor, masked_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """States of the texts, then of the masked ones, [2B, T, W]."""
-        return self.text.encode(
-            torch.cat([ids_BT, masked_ids_BT]),
-            torch.cat([attention_mask_BT, attention_mask_BT]),
-            skip_padding=True,
-        )
-
-    def _token_logits(self, masked_BPW: Tensor, labels_BP: Tensor) -> Tensor:
-        """[S', V] where there is a label, or at all places where picking them does not pay."""
-        labelled = Packing.of(labels_BP != IGNORED)
-        return self.mlm_head(pack(masked_BPW, labelled), self.text.word_embedding.weight).flatten(0, -2)
 
     def _predict_patches(
         self,

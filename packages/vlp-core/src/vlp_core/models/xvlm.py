@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from vlp_core.concepts import Concepts, see, takes_concepts, visible_tokens
 from vlp_core.heads import mlp_head
-from vlp_core.losses.masked_language import IGNORED
 from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
 from vlp_core.models.fusion import (
+    FusionModel,
     ImageFeatures,
     TextFeatures,
     fuse_first,
@@ -33,14 +33,11 @@ from vlp_core.models.fusion import (
     fuse_used,
     project,
 )
-from vlp_core.models.parts import language_head, require_fit
+from vlp_core.models.parts import language_head
 from vlp_core.text.bert import Bert
-from vlp_core.text.packing import Packing, pack
 
 Head = Literal["contrast", "match", "masked_language", "boxes"]
 HEADS: tuple[Head, ...] = ("contrast", "match", "masked_language", "boxes")
-
-TEMPERATURE_RANGE = (0.001, 0.5)
 
 
 class Pairs(NamedTuple):
@@ -69,7 +66,7 @@ class Pairs(NamedTuple):
     full_embeds: Tensor | None
 
 
-class Xvlm(nn.Module):
+class Xvlm(FusionModel):
     """X-VLM for pre-training, retrieval and grounding.
 
     Args:
@@ -92,45 +89,20 @@ class Xvlm(nn.Module):
         temperature: float = 0.07,
         heads: Iterable[Head] = HEADS,
     ) -> None:
-        super().__init__()
-        heads = frozenset(heads)
-        if unknown := sorted(heads - set(HEADS)):
-            raise ValueError(f"unknown heads {', '.join(unknown)}; choose among {', '.join(HEADS)}")
-        require_fit(vision, text)
-        self.vision = vision
-        self.text = text
-        if "contrast" in heads:
-            self.vision_proj = nn.Linear(vision.width, embed_width)
-            self.text_proj = nn.Linear(text.width, embed_width)
-            self.temperature = nn.Parameter(torch.tensor(temperature))
-        if "match" in heads:
+        super().__init__(
+            vision=vision,
+            text=text,
+            embed_width=embed_width,
+            temperature=temperature,
+            heads=heads,
+            known=HEADS,
+        )
+        if "match" in self.heads:
             self.itm_head = mlp_head(text.width, 2)
-        if "masked_language" in heads:
+        if "masked_language" in self.heads:
             self.mlm_head = language_head(text)
-        if "boxes" in heads:
+        if "boxes" in self.heads:
             self.bbox_head = mlp_head(text.width, 4)
-        self.heads = heads
-
-    def encode_image(self, image_NCHW: Tensor, concepts: Concepts | None = None) -> ImageFeatures:
-        """Features of whole images; with their concepts where `vision` is a `ConceptVision`."""
-        embeds = see(self.vision, image_NCHW, concepts)
-        projection = project(embeds, self.vision_proj) if "contrast" in self.heads else None
-        return ImageFeatures(embeds, projection, visible_tokens(self.vision, concepts))
-
-    def encode_text(self, ids_BT: Tensor, attention_mask_BT: Tensor) -> TextFeatures:
-        """Features of texts; the mask is 1 for real tokens."""
-        embeds = self.text.encode(ids_BT, attention_mask_BT, skip_padding=True)
-        projection = project(embeds, self.text_proj) if "contrast" in self.heads else None
-        return TextFeatures(embeds, attention_mask_BT, projection)
-
-    def match(
-        self, image: ImageFeatures, text: TextFeatures, image_index_R: Tensor, text_index_R: Tensor
-    ) -> Tensor:
-        """Match logit (class 1) of R pairs (image_index[r], text_index[r]), [R].
-
-        Keys and values are computed once for each image that occurs, so asking for many texts of few images at a time is cheap.
-        """
-        return self.itm_head(fuse_used(self.text, image, text, image_index_R, text_index_R))[:, 1]
 
     def locate(
         self, image: ImageFeatures, text: TextFeatures, image_index_R: Tensor, text_index_R: Tensor
@@ -180,11 +152,7 @@ class Xvlm(nn.Module):
             pool_mask = pool.new_ones(pool.shape[:2], dtype=torch.bool)
             pool_mask[: len(embeds), : image_attention_mask_BL.shape[1]] = image_attention_mask_BL.bool()
         batch = text_ids_BT.shape[0]
-        states = self.text.encode(
-            torch.cat([text_ids_BT, masked_ids_BT]),
-            torch.cat([attention_mask_BT, attention_mask_BT]),
-            skip_padding=True,
-        )
+        states = self.encode_with_masked(text_ids_BT, masked_ids_BT, attention_mask_BT)
         self.clamp_temperature()
         image_projection = project(embeds, self.vision_proj)
         text_projection = project(states[:batch], self.text_proj)
@@ -208,7 +176,7 @@ class Xvlm(nn.Module):
             masked_positions_BP,
             pool_mask_MS=pool_mask,
         )
-        labelled = Packing.of(masked_labels_BP != IGNORED)
+        token_logits, token_labels = self.predict_tokens(masked, masked_labels_BP)
         return Pairs(
             image_embeds=embeds,
             text_embeds=states[:batch],
@@ -216,10 +184,8 @@ class Xvlm(nn.Module):
             text_projection=text_projection,
             negatives=negatives,
             match_logits=self.itm_head(first[: 3 * batch]),
-            token_logits=self.mlm_head(pack(masked, labelled), self.text.word_embedding.weight).flatten(
-                0, -2
-            ),
-            token_labels=pack(masked_labels_BP, labelled).flatten(),
+            token_logits=token_logits,
+            token_labels=token_labels,
             boxes=None if full is None else self.bbox_head(first[3 * batch :]).sigmoid(),
             full_embeds=full,
         )
@@ -239,21 +205,13 @@ class Xvlm(nn.Module):
         text = self.encode_text(text_ids_BT, attention_mask_BT)
         if negatives is None:
             negatives = self.draw_negatives(image.projection, text.projection, identities_B)
-        rows = torch.arange(text_ids_BT.shape[0], device=text_ids_BT.device)
-        first = fuse_first(
-            self.text,
-            image,
-            text,
-            torch.cat([rows, negatives.image, rows]),
-            torch.cat([rows, rows, negatives.text]),
-        )
         return Pairs(
             image_embeds=image.embeds,
             text_embeds=text.embeds,
             image_projection=image.projection,
             text_projection=text.projection,
             negatives=negatives,
-            match_logits=self.itm_head(first),
+            match_logits=self.match_pairs(image, text, negatives),
             token_logits=None,
             token_labels=None,
             boxes=None,
@@ -287,8 +245,3 @@ class Xvlm(nn.Module):
                 ids_B=identities_B,
             )
         )
-
-    @torch.no_grad()
-    def clamp_temperature(self) -> None:
-        """Keep the temperature in 0.001..0.5; done in every pre-training forward, never in fine-tuning, as in the reference."""
-        self.temperature.clamp_(*TEMPERATURE_RANGE)

@@ -152,7 +152,6 @@ class SelfAttention(nn.Module):
         x_BHTK = watch(scores.softmax(-1)) @ v
         return self.out(x_BHTK.transpose(1, 2).flatten(2))
 
-
     def _qkv(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value, [B, H, T, K] each."""
         # Parted before the heads are moved, so that the three gradients are written where the linear layer reads them.

@@ -6,10 +6,9 @@ called on every rank. The names get the split in front: val/accuracy, test/accur
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -21,6 +20,7 @@ from vlp_data.text import Tokenizer, pre_caption
 from vlp_data.transforms import eval_view
 from vlp_eval import figures, predictions
 from vlp_eval.captioning import evaluate_captioning
+from vlp_eval.concepts import as_evaluated
 from vlp_eval.gallery import Gallery
 from vlp_eval.grounding import evaluate_grounding, word_heat
 from vlp_eval.inference import Reading, RowOptions
@@ -121,7 +121,7 @@ def _retrieval(
         gallery,
         tokenizer,
         view=partial(eval_view, size=data.view.size),
-        concepts=_concepts(data, pad="max"),
+        concepts=_concepts(data, alike=True),
         max_tokens=data.text.max_tokens,
         separator=data.text.separator,
         rerank=options.rerank,
@@ -199,7 +199,7 @@ def boxes(recipe: Training, data: Data, tokenizer: Tokenizer, options: BoxTest) 
 def heat(recipe: Training, data: Data, tokenizer: Tokenizer, options: HeatTest) -> Measure:
     """Referring expressions located among detections by heat maps; the picture shows the heat of every word."""
     encoded = {"mode": options.mode, "layer": options.layer, "reading": _reading(data)}
-    concepts = _concepts(data, pad="max")
+    concepts = _concepts(data, alike=True)
 
     def draw(model: nn.Module, scores: Scores, source: Source) -> Image:
         view = partial(eval_view, size=data.view.size)
@@ -243,11 +243,8 @@ def _reading(data: Data) -> Reading:
     )
 
 
-def _concepts(data: Data, *, pad: Literal["longest", "max"] | None = None) -> ConceptOptions | None:
-    """How evaluations read concepts: as training does, but all of them. `pad`: as the reference's evaluation pads, where that differs."""
-    if data.concepts is None:
-        return None
-    return replace(data.concepts, share=None, pad=pad or data.concepts.pad)
+def _concepts(data: Data, *, alike: bool = False) -> ConceptOptions | None:
+    return None if data.concepts is None else as_evaluated(data.concepts, alike=alike)
 
 
 def _rows(
