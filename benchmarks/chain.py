@@ -1,10 +1,10 @@
-"""Every task of X-VLM on drawn pictures, from pre-training to captions: what each stage's metric is before and after its training.
+"""Every task of X-VLM, or of ViCHA, on drawn pictures: what each stage's metric is before and after its training.
 
-    python benchmarks/chain.py [--short] [--runs DIR] [--only STAGE ...]
+    python benchmarks/chain.py [--method xvlm] [--short] [--runs DIR] [--only STAGE ...]
 
 The commands are those of the documentation (`vlp-train RECIPE model.weights.model=RUN/export`). "Before" is the same command with steps=1
-and schedule.warmup_steps=1, so that its only update has learning rate 0. `--short` trains a few steps everywhere, which shows that the chain holds, not that it learns. Started again
-with the same folder, it goes on where it stopped.
+and schedule.warmup_steps=1, so that its only update has learning rate 0. `--short` trains a few steps everywhere, which shows that the chain holds,
+not that it learns. Started again with the same folder, it goes on where it stopped.
 """
 
 import argparse
@@ -26,15 +26,15 @@ class Stage(NamedTuple):
     metric: str
     """Number of the test that the table shows; "" for a stage without a test of its own."""
     guess: float | None = None
-    """What guessing gives in percent; see docs/xvlm-shapes.md."""
+    """What guessing gives in percent; see docs/xvlm-shapes.md and docs/vicha-shapes.md."""
     overrides: tuple[str, ...] = ()
     """Settings other than the recipe's, at full length."""
 
 
-STAGES = (
-    # The recipe's 600 steps teach the encoders; the fusion layers, which all tasks build on, need the rest.
+# The steps of the small pre-training recipes teach the encoders; the fusion layers, which all tasks build on, need the rest.
+XVLM = (
     Stage("pretrain", "xvlm/shapes", "", "dual/r_mean", 2.7, ("steps=2000",)),
-    Stage("retrieval", "xvlm/shapes_retrieval", "pretrain/export", "dual/r_mean", 2.7),
+    Stage("retrieval", "xvlm/shapes_retrieval", "pretrain/export", "reranked/r_mean", 2.7),
     Stage("vqa", "xvlm/shapes_vqa", "pretrain/export", "accuracy", 16.5),
     Stage("nlvr_domain", "xvlm/shapes_nlvr_domain", "pretrain/export", ""),
     Stage("nlvr", "xvlm/shapes_nlvr", "nlvr_domain/export", "accuracy", 50.0),
@@ -45,6 +45,16 @@ STAGES = (
     Stage("captioning", "xvlm/shapes_captioning", "captioning_domain/export", "cider"),
     Stage("captioning_scst", "xvlm/shapes_captioning_scst", "captioning/export-best", "cider"),
 )
+VICHA = (
+    Stage("pretrain", "vicha/shapes", "", "dual/r_mean", 2.7, ("steps=2000", "teacher.ramp_steps=2000")),
+    Stage("retrieval", "vicha/shapes_retrieval", "pretrain/export", "reranked/r_mean", 2.7),
+    Stage("vqa", "vicha/shapes_vqa", "pretrain/export", "accuracy", 16.5),
+    Stage("entailment", "vicha/shapes_entailment", "pretrain/export", "accuracy", 33.3),
+    Stage("nlvr_domain", "vicha/shapes_nlvr_domain", "pretrain/export", ""),
+    Stage("nlvr", "vicha/shapes_nlvr", "nlvr_domain/export", "accuracy", 50.0),
+    Stage("grounding", "vicha/shapes_grounding", "pretrain/export", "accuracy", 17.3),
+)
+CHAINS = {"xvlm": XVLM, "vicha": VICHA}
 
 
 def train(stage: Stage, run: Path, runs: Path, *overrides: str) -> None:
@@ -70,15 +80,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--method", choices=list(CHAINS), default="xvlm")
     parser.add_argument("--short", action="store_true", help="a few steps of every stage")
     parser.add_argument("--runs", type=Path, default=Path("runs/chain"), help="folder of the runs")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[stage.name for stage in STAGES],
-        choices=[stage.name for stage in STAGES],
-    )
+    parser.add_argument("--only", nargs="+", help="names of stages")
     options = parser.parse_args()
+    stages = CHAINS[options.method]
+    names = [stage.name for stage in stages]
+    if unknown := [name for name in options.only or () if name not in names]:
+        parser.error(f"--only {unknown[0]}: the stages are {', '.join(names)}")
     short = (
         "steps=4",
         "schedule.warmup_steps=1",
@@ -87,8 +97,8 @@ def main() -> int:
         "data.world.test=8",
     )
     lines = ["| stage | guess | before | after | seconds |", "| --- | --- | --- | --- | --- |"]
-    for stage in STAGES:
-        if stage.name not in options.only:
+    for stage in stages:
+        if stage.name not in (options.only or names):
             continue
         run = options.runs / stage.name
         overrides = short if options.short else stage.overrides
