@@ -8,6 +8,7 @@ from vlp_ops import compat, reference
 from vlp_ops._library import backend_info
 from vlp_ops.contrastive import clip_loss, info_nce, siglip_loss
 from vlp_ops.deformable import MSDeformAttn, ms_deform_attn
+from vlp_ops.dense import Linear, linear, linear_backend
 from vlp_ops.distributed import gather_features
 from vlp_ops.masked_attention import attention, attention_backend
 from vlp_ops.memory import embedding_bag, product_key_lookup, product_key_topk
@@ -16,6 +17,7 @@ from vlp_ops.tokens import random_masking, restore_tokens, take_tokens
 __version__ = "0.1.0"
 
 __all__ = [
+    "Linear",
     "MSDeformAttn",
     "attention",
     "attention_backend",
@@ -25,6 +27,8 @@ __all__ = [
     "embedding_bag",
     "gather_features",
     "info_nce",
+    "linear",
+    "linear_backend",
     "ms_deform_attn",
     "product_key_lookup",
     "product_key_topk",

@@ -617,6 +617,29 @@ def attention_cases(device: str, dtype: torch.dtype, notes: dict[str, str]) -> I
     )
 
 
+# Rows, inputs, outputs: 16 pictures of ViCHA in a ViT a quarter as wide as the published one, 8 in a ViT-B.
+LINEAR = ((4272, 192, 768), (1576, 768, 3072))
+
+
+def linear_cases(device: str, dtype: torch.dtype, notes: dict[str, str]) -> Iterator[Case]:
+    def inputs(rows: int, width: int, outputs: int) -> tuple[Tensor, ...]:
+        sizes = ((rows, width), (outputs, width), (outputs,))
+        return tuple(torch.randn(size, device=device, dtype=dtype).requires_grad_() for size in sizes)
+
+    for rows, width, outputs in LINEAR:
+        for phase, products in (("forward", 1), ("backward", 2)):
+            yield Case(
+                op="linear",
+                name=f"{rows} x {width} x {outputs}",
+                phase=phase,
+                functions={"ours": vlp_ops.linear, "F.linear": F.linear},
+                inputs=partial(inputs, rows, width, outputs),
+                small=partial(inputs, rows // 4, width, outputs),
+                definition=F.linear,
+                gigaflops=products * 2 * rows * width * outputs * 1e-9,
+            )
+
+
 # Each makes the cases of one operator; called with device ("cpu" or "cuda"), dtype and a dict for remarks on missing peers.
 CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "ms_deform_attn": deformable_cases,
@@ -628,4 +651,5 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "take_tokens": partial(token_cases, op="take_tokens"),
     "restore_tokens": partial(token_cases, op="restore_tokens"),
     "attention": attention_cases,
+    "linear": linear_cases,
 }

@@ -26,6 +26,7 @@ from vlp_ops._checks import (
     check_range,
     check_shape,
 )
+from vlp_ops.dense import product
 
 # Elements of one tile of logits: 8 MB of float32 stay near the caches of a CPU. A GPU needs more rows to be busy; its 64 MB are a guess that
 # keeps 32768 x 512 in bfloat16 below 0.3 GB, not a measurement.
@@ -301,7 +302,7 @@ def _both(a, b, scale, labels, ids_a, ids_b, tile) -> tuple[Tensor, Tensor]:
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """a @ b with sums and result in `dtype`; half types on a GPU keep their fast products."""
     if a.dtype == dtype and b.dtype == dtype:
-        return torch.mm(a, b)
+        return product(a, b)
     if a.is_cuda:
         half = a.dtype if a.dtype != dtype else b.dtype
         return torch.mm(a.to(half), b.to(half), out_dtype=dtype)
@@ -471,15 +472,12 @@ def _softmax_loss_backward(
         del products
         if mask[0] or mask[2]:
             # sum_ij G_ij (a_i . b_j) = sum_i a_i . (G b)_i
-            product = _product(gradient, b, dtype)
-            grad_scale += (product * a[part]).sum(dtype=torch.float64)
+            weighted = _product(gradient, b, dtype)
+            grad_scale += (weighted * a[part]).sum(dtype=torch.float64)
             if mask[0]:
-                grad_a[part] = product.mul_(scale)
+                grad_a[part] = weighted.mul_(scale)
         if mask[1]:
-            if b.dtype == dtype:
-                grad_b.addmm_(gradient.T, a[part])
-            else:
-                grad_b += _product(gradient.T, a[part], dtype)
+            grad_b += _product(gradient.T, a[part], dtype)
     if mask[1]:
         grad_b *= scale
     grad_scale = grad_scale.to(dtype)
@@ -585,13 +583,10 @@ def _sigmoid_loss(a, b, scale, bias, offset, negative_only, with_grad, tile):
         if gradient is not None:
             del products
             grad_bias += sums[1]
-            product = _product(gradient, b, dtype)
-            grad_scale += (product * a[part]).sum(dtype=torch.float64)
-            grad_a[part] = product.mul_(scale / n)
-            if b.dtype == dtype:
-                grad_b.addmm_(gradient.T, a[part])
-            else:
-                grad_b += _product(gradient.T, a[part], dtype)
+            weighted = _product(gradient, b, dtype)
+            grad_scale += (weighted * a[part]).sum(dtype=torch.float64)
+            grad_a[part] = weighted.mul_(scale / n)
+            grad_b += _product(gradient.T, a[part], dtype)
     count = max(n, 1)
     grad_b *= scale / count
     numbers = [(total / count).to(dtype) for total in (loss, grad_scale, grad_bias)]

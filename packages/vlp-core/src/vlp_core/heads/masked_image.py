@@ -68,7 +68,7 @@ class MaskedImageDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(image_width if by == "fusion" else width))
         numbers = 3 * patch * patch
         if by != "fusion":
-            self.embed = nn.Linear(image_width, width)
+            self.embed = vlp_ops.Linear(image_width, width)
             self.register_buffer("positions", sincos_table(width, image_size // patch), persistent=False)
             self.positions: Tensor
             self.blocks = nn.ModuleList(
@@ -76,9 +76,9 @@ class MaskedImageDecoder(nn.Module):
                 for _ in range(depth)
             )
             self.norm = nn.LayerNorm(width)
-            self.project = nn.Linear(width, numbers)
+            self.project = vlp_ops.Linear(width, numbers)
         if by != "decoder":
-            self.project_fused = nn.Linear(image_width, numbers)
+            self.project_fused = vlp_ops.Linear(image_width, numbers)
         for part in self.modules():
             if isinstance(part, nn.Linear):
                 nn.init.trunc_normal_(part.weight, std=0.02)

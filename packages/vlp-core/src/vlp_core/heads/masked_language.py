@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+import vlp_ops
 from torch import Tensor, nn
 
 from vlp_core.text.bert import initialise
@@ -18,11 +19,11 @@ class MaskedLanguageHead(nn.Module):
         self, *, width: int, vocabulary: int, norm_eps: float = 1e-12, initializer_range: float = 0.02
     ) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, width)
+        self.dense = vlp_ops.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.bias = nn.Parameter(torch.zeros(vocabulary))
         initialise(self, initializer_range)
 
     def forward(self, x: Tensor, word_embedding_VW: Tensor) -> Tensor:
         """Logits [..., V] of states [..., W]."""
-        return F.linear(self.norm(F.gelu(self.dense(x))), word_embedding_VW, self.bias)
+        return vlp_ops.linear(self.norm(F.gelu(self.dense(x))), word_embedding_VW, self.bias)

@@ -58,8 +58,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.query_key_value = vlp_ops.Linear(width, 3 * width)
+        self.out = vlp_ops.Linear(width, width)
 
     def forward(
         self, x: Tensor, mask: Tensor | None, query_RPW: Tensor | None = None, packing: Packing | None = None
@@ -69,8 +69,8 @@ class SelfAttention(nn.Module):
         if query_RPW is None:
             query, key, value = spread(projection(x), packing).chunk(3, dim=-1)
         else:
-            query = F.linear(query_RPW, projection.weight[:width], projection.bias[:width])
-            key_value = F.linear(x, projection.weight[width:], projection.bias[width:])
+            query = vlp_ops.linear(query_RPW, projection.weight[:width], projection.bias[:width])
+            key_value = vlp_ops.linear(x, projection.weight[width:], projection.bias[width:])
             key, value = spread(key_value, packing).chunk(2, dim=-1)
         mixed = vlp_ops.attention(
             *(split_heads(part, self.heads) for part in (query, key, value)),
@@ -108,9 +108,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.query = nn.Linear(width, width)
-        self.key_value = None if shares else nn.Linear(image_width, 2 * width)
-        self.out = nn.Linear(width, width)
+        self.query = vlp_ops.Linear(width, width)
+        self.key_value = None if shares else vlp_ops.Linear(image_width, 2 * width)
+        self.out = vlp_ops.Linear(width, width)
 
     def forward(
         self, x: Tensor, key_value_RSW2: Tensor, mask: Tensor | None, packing: Packing | None = None
@@ -168,8 +168,8 @@ class Layer(nn.Module):
                 shares=shares_key_value,
             )
             self.cross_norm = nn.LayerNorm(width, eps=norm_eps)
-        self.expand = nn.Linear(width, hidden)
-        self.contract = nn.Linear(hidden, width)
+        self.expand = vlp_ops.Linear(width, hidden)
+        self.contract = vlp_ops.Linear(hidden, width)
         self.output_norm = nn.LayerNorm(width, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
 

@@ -89,7 +89,7 @@ class PatchEmbedding(nn.Module):
 
     def project(self, patches: Tensor) -> Tensor:
         """Split patches, any number of leading axes, to width D."""
-        return F.linear(patches, self.weight.flatten(1), self.bias)
+        return vlp_ops.linear(patches, self.weight.flatten(1), self.bias)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -111,8 +111,8 @@ class FeedForward(nn.Module):
         self, *, width: int, hidden: int, activation: Activation = "gelu", recompute: bool = False
     ) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = vlp_ops.Linear(width, hidden)
+        self.down = vlp_ops.Linear(hidden, width)
         self.activation = _ACTIVATIONS[activation]
         self.recompute = recompute
 
@@ -134,8 +134,8 @@ class SelfAttention(nn.Module):
         if width % heads:
             raise ValueError(f"width={width} must be a multiple of heads={heads}")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = vlp_ops.Linear(width, 3 * width)
+        self.out = vlp_ops.Linear(width, width)
 
     def forward(self, x_BTD: Tensor, bias_B11T: Tensor | None = None) -> Tensor:
         x_BHTK = vlp_ops.attention(*self._qkv(x_BTD), bias=bias_B11T)

@@ -123,8 +123,8 @@ class WindowAttention(nn.Module):
             )
         self.heads, self.window = heads, window
         self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = vlp_ops.Linear(width, 3 * width)
+        self.out = vlp_ops.Linear(width, width)
 
     def bias(self) -> Tensor:
         """[H, T, T]. Views of the table instead of a look-up by index: a deterministic and cheap backward pass."""
@@ -179,7 +179,7 @@ class PatchMerging(nn.Module):
     def __init__(self, *, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * width)
-        self.linear = nn.Linear(4 * width, 2 * width, bias=False)
+        self.linear = vlp_ops.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, x_NLC: Tensor) -> Tensor:
         n, tokens, width = x_NLC.shape
