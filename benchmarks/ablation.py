@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py [--short] [--runs DIR] [--only VARIANT]... [key=value ...]
 
-Every variant is `vlp-train vicha/shapes` with the same seed, steps and data; further words go to all of them. The numbers are those of the
+Every variant is `vlp-train vicha/shapes steps=1000 teacher.ramp_steps=1000` with the same seed and data; further words go to all of them. The numbers are those of the
 retrieval test among unseen scenes. One run each: differences of a few points are within what another seed gives. `--short` trains a few steps, which
 shows that every variant runs. Started again with the same folder, it goes on where it stopped.
 """
@@ -24,6 +24,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "without masked images": MASKED_IMAGE,
     "without all three (ALBEF)": (*CONCEPTS, *HIERARCHY, *MASKED_IMAGE),
 }
+# Long enough for the fusion layers to begin, which the recipe's steps are not.
+LONG = ("steps=1000", "teacher.ramp_steps=1000")
 SHORT = (
     "steps=3",
     "schedule.warmup_steps=1",
@@ -59,7 +61,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(VARIANTS), help="may be repeated")
     parser.add_argument("words", nargs="*", metavar="key=value", help="for all variants")
     options = parser.parse_intermixed_args()
-    words = (*(SHORT if options.short else ()), *options.words)
+    words = (*(SHORT if options.short else LONG), *options.words)
     lines = [f"| variant | {' | '.join(SHOWN.values())} | seconds |", f"| --- |{' --- |' * (len(SHOWN) + 1)}"]
     for name in options.only or VARIANTS:
         began = time.monotonic()
