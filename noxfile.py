@@ -157,20 +157,25 @@ def install_vlp_ops(session: nox.Session) -> None:
 
 @nox.session
 def smoke(session: nox.Session) -> None:
-    """The README's first command as a new user types it, then every task of X-VLM and every variant of ViCHA for a few steps (minutes)."""
+    """The README's first command as a new user types it, then every task of X-VLM and ViCHA and every variant of ViCHA for a few steps (minutes)."""
     install(session, *PACKAGES, groups=("test",))
     session.run("pytest", "-m", "slow", "tests/test_commands.py", "-k", "smoke", "-s", *session.posargs)
-    runs = Path(session.create_tmp()) / "chain"
-    shutil.rmtree(runs, ignore_errors=True)
-    session.run("python", "benchmarks/chain.py", "--short", "--runs", str(runs))
-    runs = Path(session.create_tmp()) / "ablation"
-    shutil.rmtree(runs, ignore_errors=True)
-    session.run("python", "benchmarks/ablation.py", "--short", "--runs", str(runs))
+    for name, script, *options in (
+        ("chain-xvlm", "chain", "--method", "xvlm"),
+        ("chain-vicha", "chain", "--method", "vicha"),
+        ("ablation", "ablation"),
+    ):
+        runs = Path(session.create_tmp()) / name
+        shutil.rmtree(runs, ignore_errors=True)
+        session.run("python", f"benchmarks/{script}.py", *options, "--short", "--runs", str(runs))
 
 
 @nox.session
 def chain(session: nox.Session) -> None:
-    """Every task of X-VLM on drawn pictures at full length, with the table of docs/xvlm-shapes.md: `nox -s chain -- --runs DIR` (an hour)."""
+    """Every task of X-VLM, or of ViCHA (`--method vicha`), on drawn pictures at full length: `nox -s chain -- --runs DIR` (under an hour).
+
+    Prints the tables of docs/xvlm-shapes.md and docs/vicha-shapes.md.
+    """
     install(session, *PACKAGES)
     session.run("python", "benchmarks/chain.py", *session.posargs)
 
