@@ -6,13 +6,13 @@ K width per head.
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 import vlp_ops
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.graph import saved_tensors_hooks
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -118,12 +118,23 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(x)
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._contract, x, use_reentrant=False, preserve_rng_state=False)
-        return self._contract(x)
+        active = self.activation(x)
+        # A compiler decides by itself what it keeps.
+        if not (self.recompute and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return self.down(active)
+        with saved_tensors_hooks(*self._without(active.data_ptr(), x)):
+            return self.down(active)
 
-    def _contract(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(x))
+    def _without(self, place: int, x: Tensor) -> tuple[Callable[[Tensor], object], Callable[[Any], Tensor]]:
+        """Hooks that keep a shape instead of the activation, whose numbers lie at `place`, and make it again from `x`."""
+
+        def pack(saved: Tensor) -> object:
+            return saved.shape if saved.data_ptr() == place else saved
+
+        def unpack(kept: Any) -> Tensor:
+            return self.activation(x.detach()).view(kept) if isinstance(kept, torch.Size) else kept
+
+        return pack, unpack
 
 
 class SelfAttention(nn.Module):
