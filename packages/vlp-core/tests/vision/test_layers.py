@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
-from vlp_core.vision.layers import Block, PatchEmbedding, SelfAttention, quick_gelu, take_rows
+from vlp_core.vision.layers import Block, FeedForward, PatchEmbedding, SelfAttention, quick_gelu, take_rows
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -65,3 +65,21 @@ def test_masked_keys_have_no_influence():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="width=10 must be a multiple of heads=3"):
         SelfAttention(width=10, heads=3)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (2, 3, 4)])
+def test_an_activation_that_is_made_again_gives_the_same_gradients(shape):
+    torch.manual_seed(0)
+    layer = FeedForward(width=4, hidden=8, recompute=True).double()
+    gradients, calls = {}, {}
+    for recompute in (False, True):
+        made = []
+        layer.recompute = recompute
+        layer.activation = lambda x, made=made: (made.append(x.shape), F.gelu(x))[1]
+        x = random(*shape).requires_grad_()
+        layer(x).square().sum().backward()
+        gradients[recompute] = [x.grad, *(parameter.grad for parameter in layer.parameters())]
+        calls[recompute] = len(made)
+        layer.zero_grad()
+    assert calls == {False: 1, True: 2}
+    assert_close(gradients[True], gradients[False], rtol=0, atol=0)
