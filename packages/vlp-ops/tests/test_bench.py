@@ -60,9 +60,21 @@ def test_means():
     assert found["a/geometric mean/backward"] == pytest.approx({"x": 3.0})
 
 
-def test_measure_takes_the_fastest():
+def test_measure_takes_the_fastest(monkeypatch):
+    monkeypatch.setattr(bench, "LEAST_SECONDS", -1.0)
     ticks = iter([0.0, 5.0, 5.0, 6.0, 6.0, 9.0, 9.0, 9.5])
     assert bench.measure({"ours": int, "peer": int}, 2, lambda: next(ticks)) == {"ours": 3.0, "peer": 0.5}
+
+
+def test_short_calls_get_more_turns_and_are_warmed(monkeypatch):
+    monkeypatch.setattr(bench, "LEAST_SECONDS", 0.05)
+    calls = []
+    bench.measure({"ours": lambda: calls.append(1)}, 2, bench.time.perf_counter)
+    assert len(calls) > 100
+    calls.clear()
+    bench.measure({"ours": lambda: calls.append(1)}, 1, bench.time.perf_counter)
+    # Before the turns, and the turn: nothing is known of its time yet.
+    assert len(calls) == 2
 
 
 def test_sets_of_inputs():
