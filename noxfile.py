@@ -172,7 +172,7 @@ def smoke(session: nox.Session) -> None:
 
 @nox.session
 def chain(session: nox.Session) -> None:
-    """Every task of X-VLM, or of ViCHA (`--method vicha`), on drawn pictures at full length: `nox -s chain -- --runs DIR` (under an hour).
+    """Every task of X-VLM, or of ViCHA (`--method vicha`), on drawn images at full length: `nox -s chain -- --runs DIR` (under an hour).
 
     Prints the tables of docs/xvlm-shapes.md and docs/vicha-shapes.md.
     """
@@ -182,7 +182,7 @@ def chain(session: nox.Session) -> None:
 
 @nox.session
 def ablation(session: nox.Session) -> None:
-    """Small ViCHA on drawn pictures, full and without each of its additions, with the table of docs/vicha-shapes.md: `nox -s ablation -- --runs DIR`."""
+    """Small ViCHA on drawn images, full and without each of its additions, with the table of docs/vicha-shapes.md: `nox -s ablation -- --runs DIR`."""
     install(session, *PACKAGES)
     session.run("python", "benchmarks/ablation.py", *session.posargs)
 

@@ -1,4 +1,4 @@
-"""What each addition of ViCHA to ALBEF brings on drawn pictures: the small model, without each of the three, and without all.
+"""What each addition of ViCHA to ALBEF brings on drawn images: the small model, without each of the three, and without all.
 
     python benchmarks/ablation.py [--short] [--runs DIR] [--only VARIANT]... [key=value ...]
 

@@ -1,4 +1,4 @@
-"""Every task of X-VLM, or of ViCHA, on drawn pictures: what each stage's metric is before and after its training.
+"""Every task of X-VLM, or of ViCHA, on drawn images: what each stage's metric is before and after its training.
 
     python benchmarks/chain.py [--method xvlm] [--short] [--runs DIR] [--only STAGE ...]
 

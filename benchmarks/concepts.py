@@ -1,9 +1,9 @@
-"""Seconds to choose the 15 nearest of 30,000 concepts for 100,000 pictures, against one matrix product of that size.
+"""Seconds to choose the 15 nearest of 30,000 concepts for 100,000 images, against one matrix product of that size.
 
-    python benchmarks/concepts.py [--pictures 100000] [--concepts 30000] [--save]
+    python benchmarks/concepts.py [--images 100000] [--concepts 30000] [--save]
 
 Vectors are random unit vectors of 512 numbers. "Matrix product" multiplies all of them, block after block into the same memory, and does nothing
-else: the least that any exact choice can cost. "Per row" is the procedure of the reference, one picture after the other: normalise all concepts,
+else: the least that any exact choice can cost. "Per row" is the procedure of the reference, one image after the other: normalise all concepts,
 multiply, take the highest; in float32, since processors have no fast float16. It is timed on a few rows and multiplied up, because all of
 them would take hours; the result says so.
 """
@@ -38,7 +38,7 @@ def per_row(images: torch.Tensor, concepts: torch.Tensor, k: int) -> list[torch.
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--concepts", type=int, default=30_000)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--k", type=int, default=15)
@@ -49,7 +49,7 @@ def main() -> int:
     generator = torch.Generator().manual_seed(0)
     images, concepts = (
         F.normalize(torch.randn(count, options.width, generator=generator), dim=-1)
-        for count in (options.pictures, options.concepts)
+        for count in (options.images, options.concepts)
     )
     sample = images[: options.sample]
     found = nearest(sample, concepts, k=options.k)
@@ -71,7 +71,7 @@ def main() -> int:
     }
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(
-        f"{options.k} of {options.concepts} concepts for {options.pictures} pictures, width {options.width}, "
+        f"{options.k} of {options.concepts} concepts for {options.images} images, width {options.width}, "
         f"{machine()['cores']} cores{load}\n"
     )
     rows = [["", "seconds", "least", "most"]]

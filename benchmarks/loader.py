@@ -1,4 +1,4 @@
-"""Samples per second of the training loader, as a share of bare decoding of the same pictures.
+"""Samples per second of the training loader, as a share of bare decoding of the same images.
 
     python benchmarks/loader.py [--pixels 256] [--workers 0 1 2] [--save]
 
@@ -29,14 +29,14 @@ BATCH, BATCHES, WARMUP = 32, 12, 2
 
 
 def decoding(source: Source, size: int | None) -> float:
-    """Pictures per second of reading and decoding, and of the resize and normalisation that an evaluation does when `size` is given."""
+    """Images per second of reading and decoding, and of the resize and normalisation that an evaluation does when `size` is given."""
     rows = range(BATCH * BATCHES)
     start = time.perf_counter()
     for row in rows:
         sample = source[row % len(source)]
-        picture = open_image(sample.images[0], sample.key)
+        image = open_image(sample.images[0], sample.key)
         if size is not None:
-            eval_view(picture, size=size)
+            eval_view(image, size=size)
     return len(rows) / (time.perf_counter() - start)
 
 
@@ -53,10 +53,8 @@ def loading(make: Callable[[], Loader]) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--images", type=int, default=400, help="pictures to draw")
-    parser.add_argument(
-        "--pixels", type=int, default=256, help="side of the pictures and of the model's input"
-    )
+    parser.add_argument("--images", type=int, default=400, help="images to draw")
+    parser.add_argument("--pixels", type=int, default=256, help="side of the images and of the model's input")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/loader.json")
@@ -71,7 +69,7 @@ def main() -> int:
             "image": ImageOptions(size=options.pixels),
         }
         kinds = {
-            "pictures": ImageTextExamples(source=images, **common),
+            "images": ImageTextExamples(source=images, **common),
             "regions": RegionExamples(source=regions, batch_texts=2 * BATCH, patch_size=32, **common),
         }
         runs: dict[str, Callable[[], float]] = {
@@ -92,16 +90,14 @@ def main() -> int:
         name: statistics.median(rate / base for rate, base in zip(found, bare, strict=True))
         for name, found in rates.items()
     }
-    rows = [["", "pictures/s", "of bare decoding"]]
+    rows = [["", "images/s", "of bare decoding"]]
     rows += [[name, f"{statistics.median(found):.0f}", f"{share[name]:.2f}"] for name, found in rates.items()]
-    print(
-        f"pictures of {options.pixels} x {options.pixels}, batches of {BATCH}, {machine()['cores']} cores\n"
-    )
+    print(f"images of {options.pixels} x {options.pixels}, batches of {BATCH}, {machine()['cores']} cores\n")
     print(table(rows))
     if options.save:
         results = {
             "pixels": options.pixels,
-            "pictures_per_second": {name: statistics.median(found) for name, found in rates.items()},
+            "images_per_second": {name: statistics.median(found) for name, found in rates.items()},
             "share_of_decoding": share,
         }
         print(f"{save('loader', results)} written")

@@ -2,7 +2,7 @@
 
 Written from the description of the method, for Swin and BERT, on the official parameter names. Plain means:
 
-- Swin rolls and cuts the picture in every block, looks its bias up by index and softmaxes written-out scores;
+- Swin rolls and cuts the image in every block, looks its bias up by index and softmaxes written-out scores;
 - positives and negatives of image-text matching are two passes of the fusion layers, masked tokens a third one from the first layer on, boxes a fourth;
   each projects its images to keys and values again;
 - negatives are drawn one at a time in a Python loop with `.item()`;

@@ -30,7 +30,7 @@ from vlp_methods.xvlm.pretrain import PretrainTask
 
 TARGET = 1.5
 
-# Pictures, texts and layers of the published model, and the same with a half or a quarter of every width; the model of the
+# Images, texts and layers of the published model, and the same with a half or a quarter of every width; the model of the
 # recipe xvlm/shapes; and something tiny, for a look at the script itself.
 SIZES = {
     "base": {
@@ -115,7 +115,7 @@ def image_batch(size: str, rng: torch.Generator) -> dict[str, Tensor]:
 
 
 def region_batch(size: str, rng: torch.Generator) -> dict[str, Tensor]:
-    """Texts and pictures in the proportion of the published recipe: 128 texts on at most 48 pictures."""
+    """Texts and images in the proportion of the published recipe: 128 texts on at most 48 images."""
     side, count = SIZES[size]["swin"][0], SIZES[size]["batch"]
     images = max(2, round(count * 48 / 128))
     patches = (side // 32) ** 2

@@ -2,10 +2,10 @@
 
     python benchmarks/rerank.py [--size quarter] [--images 12] [--candidates 8] [--repeats 3] [--cpu-time] [--save]
 
-The plain loop is that of the published evaluations: one query at a time, its candidates as one batch, the picture repeated for every text (or every
-picture encoded anew for one text) and projected to keys and values in every layer of every pair, texts padded to 40 tokens, both directions each by
-itself. vlp (`vlp_eval.retrieval.rerank`) projects a picture once per batch, takes many queries per batch, cuts padding to the longest text of
-the batch, and scores a pair that both directions want once. Pictures are features of 384 pixels (145 tokens), five texts each.
+The plain loop is that of the published evaluations: one query at a time, its candidates as one batch, the image repeated for every text (or every
+image encoded anew for one text) and projected to keys and values in every layer of every pair, texts padded to 40 tokens, both directions each by
+itself. vlp (`vlp_eval.retrieval.rerank`) projects an image once per batch, takes many queries per batch, cuts padding to the longest text of
+the batch, and scores a pair that both directions want once. Images are features of 384 pixels (145 tokens), five texts each.
 First checks that all scores are equal. Exits with 1 when vlp is less than 3 times as fast.
 """
 
@@ -48,7 +48,7 @@ def plain_rerank(
 
 
 def features(model: torch.nn.Module, size: str, images: int) -> tuple[ImageFeatures, TextFeatures]:
-    """Random pictures, and texts of as many tokens as those of COCO (6 to 20), padded to 40."""
+    """Random images, and texts of as many tokens as those of COCO (6 to 20), padded to 40."""
     rng = torch.Generator().manual_seed(1)
     texts = images * TEXTS_PER_IMAGE
     embeds = torch.randn(images, 1 + PATCHES, model.vision.width, generator=rng)
@@ -88,9 +88,7 @@ def main() -> int:
         "--size", choices=list(SIZES), default="quarter", help="widths, as in pretrain_step.py"
     )
     parser.add_argument("--images", type=int, default=12)
-    parser.add_argument(
-        "--candidates", type=int, default=8, help="K; of pictures at most as many as there are"
-    )
+    parser.add_argument("--candidates", type=int, default=8, help="K; of images at most as many as there are")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/rerank.json")
     parser.add_argument("--cpu-time", action="store_true", help="measure processor time: on a busy machine")
@@ -129,7 +127,7 @@ def main() -> int:
     ratios = {name: ratio(seconds[PLAIN], found) for name, found in seconds.items()}
     wanted = of_image.numel() + of_text.numel()
     print(
-        f"re-ranking {options.images} pictures and {len(text.embeds)} texts, K={options.candidates}, {wanted} wanted scores; size "
+        f"re-ranking {options.images} images and {len(text.embeds)} texts, K={options.candidates}, {wanted} wanted scores; size "
         f"{options.size}, CPU, fp32, {machine()['threads']} threads; all scores are equal (checked before timing)\n"
     )
     rows = [["", "time", "plain / this row"]]

@@ -31,7 +31,7 @@ from vlp_core.weights.vicha import Parts, join, vicha_adapter
 
 FASTER, SMALLER = 1.5, 0.7
 
-# Pictures of 256 pixels, 15 concepts of which 4 are drawn, captions cut at 25 tokens, a queue of 65,536: the published sizes; widths of the
+# Images of 256 pixels, 15 concepts of which 4 are drawn, captions cut at 25 tokens, a queue of 65,536: the published sizes; widths of the
 # published model, a half or a quarter of them, and something tiny, for a look at the script itself.
 SIZES = {
     "base": {"image": (256, 16, 768, 12, 12), "text": (768, 12, 12, 3072, 30522), "batch": 4, "queue": 65536},

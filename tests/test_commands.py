@@ -137,7 +137,7 @@ def run(block: Block, folder: Path, *, path: Path, timeout: int) -> str:
 
 
 def official_checkpoint(folder: Path) -> None:
-    """What the Python example loads: an official X-VLM checkpoint (tiny here), BERT's vocabulary, a picture."""
+    """What the Python example loads: an official X-VLM checkpoint (tiny here), BERT's vocabulary, an image."""
     import torch
     from PIL import Image
     from vlp_core import models
@@ -170,7 +170,7 @@ def official_checkpoint(folder: Path) -> None:
 
 
 def coco(folder: Path) -> None:
-    """COCO as it is published, in little: drawn pictures under its names."""
+    """COCO as it is published, in little: drawn images under its names."""
     from vlp_data import shapes
 
     shapes.write(folder / "drawn", images=60, seed=0)
@@ -245,7 +245,7 @@ def test_smoke_block_runs(block, clone, fresh):
     run(block, clone, path=fresh, timeout=1400)
     (result,) = clone.glob("runs/xvlm-shapes-*/eval/step-*.json")
     recall = json.loads(result.read_text())
-    # Chance is 0.5 % among 200 pictures.
+    # Chance is 0.5 % among 200 images.
     assert recall["dual/tr_r1"] >= 5
     assert recall["dual/ir_r1"] >= 5
     assert list(clone.glob("runs/xvlm-shapes-*/eval/*/retrieval.png"))

@@ -38,7 +38,7 @@ def test_concepts_come_after_the_patches_and_change_them_only_where_they_stand_f
 
 
 @pytest.mark.parametrize("place", ["first", "last"])
-def test_a_region_that_is_the_whole_picture_sees_what_the_picture_sees(place):
+def test_a_region_that_is_the_whole_image_sees_what_the_image_sees(place):
     image, concepts = torch.randn(2, 3, 16, 16), words()
     vision = with_concepts(vit(), place=place)
     index = torch.tensor([1, 0, 1])
@@ -66,7 +66,7 @@ def test_an_embedding_alone_encodes_concepts():
 
 
 @pytest.mark.parametrize("kind", ["swin", "vit"])
-def test_xvlm_trains_on_pictures_and_regions_with_concepts(kind):
+def test_xvlm_trains_on_images_and_regions_with_concepts(kind):
     """Every part of the model learns, also with the windows of Swin, where concepts stand last."""
     torch.manual_seed(0)
     vision = {

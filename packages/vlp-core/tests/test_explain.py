@@ -137,8 +137,8 @@ def concept_inputs() -> tuple[torch.Tensor, Concepts, torch.Tensor, torch.Tensor
 
 
 def test_tokens_behind_the_patches_take_attention_but_have_no_heat():
-    model, (picture, concepts, ids, mask) = concept_model(), concept_inputs()
-    image = model.encode_image(picture, concepts).embeds
+    model, (pixels, concepts, ids, mask) = concept_model(), concept_inputs()
+    image = model.encode_image(pixels, concepts).embeds
     assert image.shape[1] == 1 + 9 + 5 and model.vision.tokens == 10
     heat = attention_heat(model, image, ids, mask, layer=3, tokens=10)
     assert heat.words.shape == (2, 6, 3, 3)
@@ -158,9 +158,9 @@ def test_tokens_behind_the_patches_take_attention_but_have_no_heat():
 @pytest.mark.parametrize("block", [1, 2])
 def test_heat_of_similarity_is_its_slope(block, visible_padding):
     """A*G by definition: nudge one attention weight at a time and look at the similarity."""
-    model, (picture, concepts, ids, mask) = concept_model(visible_padding).double(), concept_inputs()
-    picture = picture.double()
-    heat = similarity_heat(model, picture, ids, mask, block=block, concepts=concepts)
+    model, (pixels, concepts, ids, mask) = concept_model(visible_padding).double(), concept_inputs()
+    pixels = pixels.double()
+    heat = similarity_heat(model, pixels, ids, mask, block=block, concepts=concepts)
     assert heat.shape == (2, 3, 3)
     attention, plain = model.vision.encoder.blocks[block].attention, []
 
@@ -174,7 +174,7 @@ def test_heat_of_similarity_is_its_slope(block, visible_padding):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(attention, "forward", explicit)
-            image = model.encode_image(picture, concepts).embeds
+            image = model.encode_image(pixels, concepts).embeds
         text = model.encode_text(ids, mask).embeds
         # The model's own projections are rounded to fp32, too coarse for a slope.
         left, right = (
@@ -214,26 +214,26 @@ def test_explicit_weights_of_an_image_block_give_its_output(visible):
 
 
 def test_heat_of_similarity_leaves_the_model_as_it_was():
-    model, (picture, concepts, ids, mask) = concept_model(), concept_inputs()
-    before = model.encode_image(picture, concepts).projection
+    model, (image, concepts, ids, mask) = concept_model(), concept_inputs()
+    before = model.encode_image(image, concepts).projection
     grown = torch.is_grad_enabled()
     with torch.inference_mode():
-        first = similarity_heat(model, picture, ids, mask, block=1, concepts=concepts)
+        first = similarity_heat(model, image, ids, mask, block=1, concepts=concepts)
         assert not torch.is_grad_enabled()
     assert torch.is_grad_enabled() == grown
-    again = similarity_heat(model, picture, ids, mask, block=1, concepts=concepts)
+    again = similarity_heat(model, image, ids, mask, block=1, concepts=concepts)
     torch.testing.assert_close(first, again)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(not module._forward_hooks for module in model.modules())
-    torch.testing.assert_close(model.encode_image(picture, concepts).projection, before)
+    torch.testing.assert_close(model.encode_image(image, concepts).projection, before)
 
 
 def test_heat_of_similarity_needs_a_vit_and_a_block_of_it():
-    model, (picture, concepts, ids, mask) = concept_model(), concept_inputs()
+    model, (image, concepts, ids, mask) = concept_model(), concept_inputs()
     with pytest.raises(ValueError, match=r"block=3 is none of the image encoder; choose among 0\.\.2"):
-        similarity_heat(model, picture, ids, mask, block=3, concepts=concepts)
+        similarity_heat(model, image, ids, mask, block=3, concepts=concepts)
     with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
-        similarity_heat(model.train(), picture, ids, mask, block=1, concepts=concepts)
+        similarity_heat(model.train(), image, ids, mask, block=1, concepts=concepts)
     swin = {"kind": "swin", "image_size": 64, "window": 2, "width": 8, "depths": [1, 1], "heads": [1, 2]}
     other = models.create("xvlm", vision=swin, text=TEXT, embed_width=6, heads=["contrast", "match"]).eval()
     with pytest.raises(ValueError, match="SwinTransformer has no class token that attends to all patches"):
@@ -313,7 +313,7 @@ def test_the_box_around_the_heat_wins():
     assert scores[0] <= 0
 
 
-def test_borders_are_cut_to_whole_pixels_inside_the_picture():
+def test_borders_are_cut_to_whole_pixels_inside_the_image():
     heat = torch.rand(5, 5, generator=torch.Generator().manual_seed(0))
     full = torch.nn.functional.interpolate(heat[None, None], size=(9, 14), mode="bicubic")[0, 0]
     boxes = [[1.9, 2.2, 5.3, 3.9], [0.0, 0.0, 14.0, 9.0], [10.5, 6.5, 30.0, 30.0]]

@@ -39,7 +39,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def encoded() -> Callable[..., bytes]:
-    """encoded(seed, size=(w, h), form="JPEG") -> bytes of a picture of noise."""
+    """encoded(seed, size=(w, h), form="JPEG") -> bytes of an image of noise."""
 
     def make(seed: int = 0, size: tuple[int, int] = (60, 40), form: str = "JPEG") -> bytes:
         pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -52,15 +52,15 @@ def encoded() -> Callable[..., bytes]:
 
 @pytest.fixture
 def image_lines(tmp_path: Path, encoded: Callable[..., bytes]) -> Path:
-    """Folder with 24 pictures and `lines/part-{0,1,2}` of X-VLM image-text lines whose paths are relative to the folder."""
-    (tmp_path / "pictures").mkdir()
+    """Folder with 24 images and `lines/part-{0,1,2}` of X-VLM image-text lines whose paths are relative to the folder."""
+    (tmp_path / "images").mkdir()
     (tmp_path / "lines").mkdir()
     for number in range(24):
-        (tmp_path / "pictures" / f"{number:02d}.jpg").write_bytes(encoded(number))
+        (tmp_path / "images" / f"{number:02d}.jpg").write_bytes(encoded(number))
     for part in range(3):
         lines = [
             json.dumps(
-                {"caption": ["a dog", f"a cat on the grass {n}"], "image_rpath": f"pictures/{n:02d}.jpg"}
+                {"caption": ["a dog", f"a cat on the grass {n}"], "image_rpath": f"images/{n:02d}.jpg"}
             )
             for n in range(8 * part, 8 * part + 8)
         ]
@@ -70,7 +70,7 @@ def image_lines(tmp_path: Path, encoded: Callable[..., bytes]) -> Path:
 
 @pytest.fixture
 def region_line(encoded: Callable[..., bytes]) -> Callable[..., str]:
-    """region_line(seed, **changes) -> one X-VLM region line of a picture of 60 x 40."""
+    """region_line(seed, **changes) -> one X-VLM region line of an image of 60 x 40."""
 
     def make(seed: int = 0, **changes: object) -> str:
         line = {

@@ -1,4 +1,4 @@
-"""Concepts of pictures as input of a model: words, ids, and batches that carry them."""
+"""Concepts of images as input of a model: words, ids, and batches that carry them."""
 
 import json
 import pickle
@@ -67,7 +67,7 @@ def sample(*words, images=1, extra=()):
     return Sample(key="list.json:3", images=(Image(path="a.jpg"),) * images, texts=texts)
 
 
-def test_words_of_each_picture():
+def test_words_of_each_image():
     row = sample("dog", "Red Cat", extra=(Text(text="grass", role="concept", image=1),), images=2)
     assert concept_words(row) == ["dog", "Red Cat"]
     assert concept_words(row, image=1) == ["grass"]
@@ -78,10 +78,10 @@ def test_words_of_each_picture():
     [
         (sample(), 0, r"no concepts: list\.json:3: the row has no concepts.*concepts assign"),
         (sample(" ", ""), 0, "the row has no concepts"),
-        (sample("dog", images=2), 1, "picture 2 of the row has no concepts"),
+        (sample("dog", images=2), 1, "image 2 of the row has no concepts"),
     ],
 )
-def test_a_picture_without_concepts_says_the_way_out(row, image, message):
+def test_an_image_without_concepts_says_the_way_out(row, image, message):
     with pytest.raises(BadSample, match=message):
         concept_words(row, image=image)
 
@@ -159,7 +159,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_carry_the_concepts_of_their_pictures(rows, tokenizer, kind):
+def test_batches_carry_the_concepts_of_their_images(rows, tokenizer, kind):
     maker, entry = KINDS[kind]
     source = rows({**entry, **ONE}, {**entry, **TWO})
     arguments = {"source": source, "tokenizer": tokenizer, "image": STILL, "text": TEXT}
@@ -223,7 +223,7 @@ def test_a_share_changes_from_visit_to_visit(rows, tokenizer):
     assert len(drawn) > 5 and {len(ids) for ids in drawn} == {4}
 
 
-def test_region_batches_have_one_row_of_concepts_per_picture(tmp_path, region_line, tokenizer):
+def test_region_batches_have_one_row_of_concepts_per_image(tmp_path, region_line, tokenizer):
     words = [["red dog", "cat"], ["grass"], ["a"]]
     lines = [region_line(n, kwords=each) for n, each in enumerate(words)]
     (tmp_path / "a").write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""COCO and Visual Genome to region lines, without the pictures of test sets."""
+"""COCO and Visual Genome to region lines, without the images of test sets."""
 
 import json
 
@@ -24,7 +24,7 @@ def coco(tmp_path):
         {"id": 91, "image_id": 1, "category_id": 8, "bbox": [50, 30, 30, 30]},
         {"id": 92, "image_id": 1, "category_id": 8, "bbox": [59.2, 30, 0.5, 5]},
     ]
-    captions = [{"id": n, "image_id": n, "caption": f"Picture {n}."} for n in (1, 2)]
+    captions = [{"id": n, "image_id": n, "caption": f"Image {n}."} for n in (1, 2)]
     put(tmp_path / "captions.json", {"images": images, "annotations": captions})
     categories = [{"id": 7, "name": "dog"}, {"id": 8, "name": "traffic light"}]
     put(tmp_path / "instances.json", {"images": images, "annotations": annotations, "categories": categories})
@@ -114,12 +114,12 @@ def test_coco_becomes_region_lines(coco, capsys):
     ]
     assert main([*arguments, "--captions", str(coco / "captions.json"), "--exclude", held, kept]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == f"{out}: 5 boxes of 4 pictures in 2 files"
+    assert printed[0] == f"{out}: 5 boxes of 4 images in 2 files"
     assert "boxes of less than a pixel: 1" in printed
-    assert "pictures held out (coco): 2" in printed
+    assert "images held out (coco): 2" in printed
     lines = lines_of(out)
     assert [line["image_rpath"] for line in lines] == [f"train2014/{n:012d}.jpg" for n in (1, 2, 4, 6)]
-    assert [line.get("caption") for line in lines] == [["Picture 1."], ["Picture 2."], None, None]
+    assert [line.get("caption") for line in lines] == [["Image 1."], ["Image 2."], None, None]
     assert lines[0]["elems"] == [
         {"caption": "dog", "bb": [1, 2, 11, 20]},
         {"caption": "traffic light", "bb": [50, 30, 10, 10]},
@@ -140,8 +140,8 @@ def test_coco_becomes_region_lines(coco, capsys):
     assert [p.read_bytes() for p in sorted(out.iterdir())] == [
         p.read_bytes() for p in sorted(again.iterdir())
     ]
-    source = RegionLines(files=(str(out),), root="/pictures").open()
-    assert source[0].images[0].path == "/pictures/train2014/000000000001.jpg"
+    source = RegionLines(files=(str(out),), root="/images").open()
+    assert source[0].images[0].path == "/images/train2014/000000000001.jpg"
     assert source[0].regions[1].box == (50, 30, 60, 40)
 
 
@@ -161,10 +161,10 @@ def test_visual_genome_rows(genome):
     ]
     assert [(r.box, r.texts, r.attributes) for r in sample.regions] == [((0, 4, 17, 50), (0, 1), "")]
     assert source.describe()["notes"] == {
-        "boxes cut to the picture": 1,
-        "boxes with nothing in the picture": 1,
+        "boxes cut to the image": 1,
+        "boxes with nothing in the image": 1,
         "boxes without a name": 1,
-        "pictures without a box": 1,
+        "images without a box": 1,
     }
     attributed = VisualGenome(annotations=str(genome / "attributes.json"), **paths).open()[0]
     assert [r.attributes for r in attributed.regions] == [("green", "tall"), ""]
@@ -172,7 +172,7 @@ def test_visual_genome_rows(genome):
     assert described.texts[0].text == "a tall tree" and described.regions[0].box == (1, 2, 31, 42)
 
 
-def test_visual_genome_becomes_region_lines_without_held_out_pictures(genome, capsys):
+def test_visual_genome_becomes_region_lines_without_held_out_images(genome, capsys):
     coco = put(genome / "coco.json", [{"image": "COCO_val2014_000000000042.jpg"}])
     flickr = put(genome / "flickr.json", [{"image": "flickr30k-images/77.jpg"}])
     common = ["--image-data", str(genome / "image_data.json"), "--files", "1"]
@@ -195,12 +195,12 @@ def test_visual_genome_becomes_region_lines_without_held_out_pictures(genome, ca
     assert not (genome / "none").exists()
 
 
-def test_numbers_of_held_out_pictures(tmp_path):
+def test_numbers_of_held_out_images(tmp_path):
     pairs = put(tmp_path / "nlvr.json", [{"images": ["dev/dev-850-0-img7.png", "x/000009.jpg"]}])
     whole = put(tmp_path / "val.json", {"images": [{"id": 3, "file_name": "000000000005.jpg"}]})
     assert held_out([pairs, whole]) == {7, 9, 5}
     assert held_out([]) == set()
-    with pytest.raises(DataError, match=r"a\.json: entry 0: the picture 'cat\.jpg' has no number"):
+    with pytest.raises(DataError, match=r"a\.json: entry 0: the image 'cat\.jpg' has no number"):
         held_out([put(tmp_path / "a.json", [{"image": "cat.jpg"}])])
     with pytest.raises(DataError, match="neither a list of entries nor an annotation file"):
         held_out([put(tmp_path / "b.json", {"rows": []})])
@@ -221,7 +221,7 @@ def test_conversions_refuse_what_they_cannot_do(coco, genome):
     with pytest.raises(DataError, match="none of the fields objects, attributes, regions"):
         VisualGenome(annotations=strange, image_data=str(genome / "image_data.json")).open()
     lost = put(genome / "lost.json", [{"image_id": 9, "objects": []}])
-    with pytest.raises(DataError, match=r"picture 9 is not in .*image_data\.json"):
+    with pytest.raises(DataError, match=r"image 9 is not in .*image_data\.json"):
         VisualGenome(annotations=lost, image_data=str(genome / "image_data.json")).open()
 
 
@@ -239,7 +239,7 @@ def test_real_coco_becomes_region_lines(shared_data, tmp_path):
     source = CocoInstances(annotations=str(folder / "annotations" / "instances.json"), images="images").open()
     done = write_region_lines(source, str(tmp_path / "out"), shards=3)
     lines = RegionLines(files=(str(tmp_path / "out"),), root=str(folder)).open()
-    assert len(lines) == len(source) == done.pictures
+    assert len(lines) == len(source) == done.images
     for number in range(len(source)):
         sample, line = source[number], lines[number]
         assert line.images[0].path == str(folder / sample.images[0].path)

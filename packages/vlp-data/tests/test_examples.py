@@ -55,14 +55,14 @@ def test_the_same_draws_give_the_same_example(examples):
 @pytest.mark.parametrize(
     ("spoil", "cause", "file"),
     [
-        (lambda root: (root / "pictures/00.jpg").unlink(), "missing file", "pictures/00.jpg"),
-        (lambda root: (root / "pictures/00.jpg").write_bytes(b""), "empty image", "pictures/00.jpg"),
-        (lambda root: (root / "pictures/00.jpg").write_text("<html>"), "not an image", "pictures/00.jpg"),
+        (lambda root: (root / "images/00.jpg").unlink(), "missing file", "images/00.jpg"),
+        (lambda root: (root / "images/00.jpg").write_bytes(b""), "empty image", "images/00.jpg"),
+        (lambda root: (root / "images/00.jpg").write_text("<html>"), "not an image", "images/00.jpg"),
         (lambda root: (root / "lines/part-0").write_text("\n"), "empty line", "lines/part-0:1"),
         (lambda root: (root / "lines/part-0").write_text("{"), "broken line", "lines/part-0:1"),
         (
             lambda root: (root / "lines/part-0").write_text(
-                json.dumps({"caption": "!!", "image_rpath": "pictures/00.jpg"})
+                json.dumps({"caption": "!!", "image_rpath": "images/00.jpg"})
             ),
             "empty text",
             "lines/part-0:1",
@@ -79,9 +79,9 @@ def test_unusable_rows_say_what_and_where(image_lines, tokenizer, spoil, cause, 
     assert (got.cause, got.file) == (cause, str(image_lines / file))
 
 
-def test_truncated_pictures_are_an_option(image_lines, tokenizer):
-    picture = image_lines / "pictures" / "00.jpg"
-    picture.write_bytes(picture.read_bytes()[:-300])
+def test_truncated_images_are_an_option(image_lines, tokenizer):
+    image = image_lines / "images" / "00.jpg"
+    image.write_bytes(image.read_bytes()[:-300])
     source = ImageTextLines(files=(str(image_lines / "lines"),), root=str(image_lines)).open()
 
     def first(truncated):

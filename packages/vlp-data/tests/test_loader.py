@@ -39,7 +39,7 @@ class Numbers:
         if index in self.failing:
             raise RuntimeError("out of luck")
         if index in self.bad:
-            return Skipped("broken image", f"pictures/{index}.jpg", "OSError: truncated")
+            return Skipped("broken image", f"images/{index}.jpg", "OSError: truncated")
         time.sleep(self.sleep)
         return index, rng.random()
 
@@ -195,7 +195,7 @@ def test_bad_samples_are_counted_logged_once_and_replaced(caplog, workers):
     assert loader.counts["broken image"] == loader.bad >= 6
     assert loader.read == 400 + loader.bad
     assert len(caplog.records) == 1
-    assert "skipped a sample: broken image: pictures/" in caplog.text
+    assert "skipped a sample: broken image: images/" in caplog.text
     assert batches == take(Loader(examples, global_batch=8, seed=0, max_bad_fraction=0.05), 50)
 
 
@@ -228,7 +228,7 @@ def test_too_many_bad_samples_stop_the_run_with_causes_and_files(workers):
         take(loader, 100)
     message = str(error.value)
     assert f"{loader.bad} of {loader.read} samples cannot be used, more than max_bad_fraction=0.01" in message
-    assert "broken image: 1" in message and "(pictures/" in message and ", ...)" in message
+    assert "broken image: 1" in message and "(images/" in message and ", ...)" in message
     assert loader.bad > TOLERATED_BAD_SAMPLES
     assert not multiprocessing.active_children()
 
@@ -250,14 +250,14 @@ def test_data_without_one_usable_sample_stop_at_once():
     with pytest.raises(DataError, match=f"{ATTEMPTS} of {ATTEMPTS} samples cannot be used"):
         take(Loader(examples, global_batch=2, seed=0), 1)
     with pytest.raises(
-        DataError, match=r"50 samples in a row cannot be used; the last one: broken image: pictures/\d\.jpg"
+        DataError, match=r"50 samples in a row cannot be used; the last one: broken image: images/\d\.jpg"
     ):
         take(Loader(examples, global_batch=2, seed=0, max_bad_fraction=1.0), 1)
 
 
 def test_dirty_files_from_disk(image_lines, tokenizer, caplog):
-    (image_lines / "pictures" / "01.jpg").write_bytes(b"")
-    (image_lines / "pictures" / "09.jpg").unlink()
+    (image_lines / "images" / "01.jpg").write_bytes(b"")
+    (image_lines / "images" / "09.jpg").unlink()
     part = image_lines / "lines" / "part-2"
     part.write_text(part.read_text().replace("\n", "\n\n", 1))
     source = ImageTextLines(files=(str(image_lines / "lines"),), root=str(image_lines)).open()

@@ -23,7 +23,7 @@ def test_the_longest_prefix_that_fits_whole_pieces_is_replaced() -> None:
     assert rebase(RELEASED, prefixes=same, root="mine") == RELEASED
 
 
-def test_task_lists_find_pictures_that_were_moved(tmp_path: Path) -> None:
+def test_task_lists_find_images_that_were_moved(tmp_path: Path) -> None:
     file = tmp_path / "list.json"
     file.write_text(f'[{{"image": "{RELEASED}", "caption": "a dog"}}]')
     options = {"files": (str(file),), "root": "mine"}

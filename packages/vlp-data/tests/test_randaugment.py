@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from vlp_data import randaugment
-from vlp_data.randaugment import BOX_OPERATIONS, PICTURE_OPERATIONS, Step
+from vlp_data.randaugment import BOX_OPERATIONS, IMAGE_OPERATIONS, Step
 
 
 def is_case(case):
@@ -15,7 +15,7 @@ def is_case(case):
 
 @pytest.mark.golden("xvlm", is_case)
 def test_every_operation(case):
-    picture = case.tensors("inputs")["image"].numpy()
+    image = case.tensors("inputs")["image"].numpy()
     outputs = {name: tensor.numpy() for name, tensor in case.tensors("outputs").items()}
     checked = 0
     for name, expected in outputs.items():
@@ -23,7 +23,7 @@ def test_every_operation(case):
             continue
         operation, _, sign = name.partition("_")
         got = randaugment.apply(
-            picture, [Step(operation, {"pos": 1, "neg": -1, "": 0}[sign])], level=case.config["level"]
+            image, [Step(operation, {"pos": 1, "neg": -1, "": 0}[sign])], level=case.config["level"]
         )
         assert got.dtype == np.uint8
         wrapped = outputs.get(f"{name}_wrapped_pixels")
@@ -38,7 +38,7 @@ def test_every_operation(case):
 
 @pytest.mark.golden("xvlm", is_case)
 def test_seeded_calls(case):
-    picture = case.tensors("inputs")["image"].numpy()
+    image = case.tensors("inputs")["image"].numpy()
     outputs = case.tensors("outputs")
     for seed, draws in case.config["seeded_draws"].items():
         steps = [
@@ -49,13 +49,13 @@ def test_seeded_calls(case):
         # Sharpness would need the reference's wrapping; the seeded calls that hold it are compared up to it.
         if any(step.operation == "Sharpness" for step in steps):
             continue
-        got = randaugment.apply(picture, steps, level=case.config["level"])
+        got = randaugment.apply(image, steps, level=case.config["level"])
         np.testing.assert_array_equal(got, outputs[f"seeded_{seed}"].numpy(), err_msg=seed)
 
 
 @pytest.mark.golden("xvlm", is_case)
 def test_operations_are_those_of_the_recipe(case):
-    assert tuple(case.config["augs"]) == PICTURE_OPERATIONS
+    assert tuple(case.config["augs"]) == IMAGE_OPERATIONS
 
 
 def is_vicha_case(case):
@@ -71,7 +71,7 @@ def differences(got, expected):
 
 @pytest.mark.golden("vicha", is_vicha_case)
 def test_every_operation_of_vicha(case):
-    assert tuple(case.config["ops"]) == PICTURE_OPERATIONS
+    assert tuple(case.config["ops"]) == IMAGE_OPERATIONS
     images = {name: tensor.numpy() for name, tensor in case.tensors("images").items()}
     checked = set()
     for name, expected in images.items():
@@ -81,14 +81,14 @@ def test_every_operation_of_vicha(case):
         operation, _, flipped = name.removeprefix("op.").partition("_")
         sign = randaugment.sign(operation, 0.9 if flipped else 0.1) if operation in WARPS else 0
         got = randaugment.apply(images["image"], [Step(operation, sign)], level=case.config["M"])
-        # These pictures were made with OpenCV 5, which computes the places that a warp reads in another way.
+        # These images were made with OpenCV 5, which computes the places that a warp reads in another way.
         far = differences(got, expected) > (2 if operation in WARPS else 0)
         if operation == "Sharpness":  # it wraps around there and clips here
             assert set(np.unique(got[far])) <= {0, 255} and far.mean() < 0.02
         else:
             assert not far.any(), name
         checked.add(operation)
-    assert checked == set(PICTURE_OPERATIONS)
+    assert checked == set(IMAGE_OPERATIONS)
 
 
 @pytest.mark.golden("vicha", is_vicha_case)
@@ -117,8 +117,8 @@ def test_chains_of_vicha(case):
 
 
 def test_drawing_uses_the_given_generator_alone():
-    first = [randaugment.draw(PICTURE_OPERATIONS, 2, random.Random(s)) for s in range(50)]
-    assert first == [randaugment.draw(PICTURE_OPERATIONS, 2, random.Random(s)) for s in range(50)]
+    first = [randaugment.draw(IMAGE_OPERATIONS, 2, random.Random(s)) for s in range(50)]
+    assert first == [randaugment.draw(IMAGE_OPERATIONS, 2, random.Random(s)) for s in range(50)]
     steps = [step for plan in first for step in plan]
     assert 30 < len(steps) < 70  # each of 100 is applied with probability one half
     assert {s.sign for s in steps if s.operation in ("Rotate", "ShearX", "TranslateY")} == {-1, 1}
@@ -126,18 +126,18 @@ def test_drawing_uses_the_given_generator_alone():
 
 
 def test_box_operations_move_no_pixel():
-    picture = np.zeros((9, 9, 3), dtype=np.uint8)
-    picture[4, 4] = 200
+    image = np.zeros((9, 9, 3), dtype=np.uint8)
+    image[4, 4] = 200
     for operation in BOX_OPERATIONS:
-        got = randaugment.apply(picture, [Step(operation)])
+        got = randaugment.apply(image, [Step(operation)])
         assert np.unravel_index(got.sum(axis=2).argmax(), (9, 9)) == (4, 4)
 
 
-def test_flat_pictures_are_left_alone_by_histogram_operations():
-    picture = np.full((5, 5, 3), 77, dtype=np.uint8)
+def test_flat_images_are_left_alone_by_histogram_operations():
+    image = np.full((5, 5, 3), 77, dtype=np.uint8)
     for operation in ("AutoContrast", "Equalize"):
         assert torch.equal(
-            torch.from_numpy(randaugment.apply(picture, [Step(operation)])), torch.from_numpy(picture)
+            torch.from_numpy(randaugment.apply(image, [Step(operation)])), torch.from_numpy(image)
         )
 
 

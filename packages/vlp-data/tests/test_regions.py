@@ -1,4 +1,4 @@
-"""Region sampling against the reference's recorded draws, boxes, masks and pictures."""
+"""Region sampling against the reference's recorded draws, boxes, masks and images."""
 
 import json
 import random
@@ -59,9 +59,9 @@ def test_region_dataset(case):
         rng = random.Random(run["seed"])
         examples = []
         for sample in samples:
-            picture = open_image(sample.images[0])
+            image = open_image(sample.images[0])
             try:
-                examples.append(sample_regions(sample, picture, tokenizer, rng, augment=False, **arguments))
+                examples.append(sample_regions(sample, image, tokenizer, rng, augment=False, **arguments))
             except BadSample:
                 examples.append(None)
         assert [n for n, e in enumerate(examples) if e is not None] == [s["line"] for s in run["samples"]]
@@ -159,7 +159,7 @@ def drawn(tokenizer, region_line):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_boxes_lie_in_the_view_and_the_first_pair_is_the_whole_picture(drawn, seed):
+def test_boxes_lie_in_the_view_and_the_first_pair_is_the_whole_image(drawn, seed):
     example = drawn(seed, augment=True)
     assert example.image.shape == (3, 32, 32)
     assert example.pairs[0].box is None
@@ -170,7 +170,7 @@ def test_boxes_lie_in_the_view_and_the_first_pair_is_the_whole_picture(drawn, se
         assert x >= -1e-6 and y >= -1e-6 and x + w <= 32 + 1e-4 and y + h <= 32 + 1e-4
 
 
-def test_without_a_crop_all_of_the_picture_is_seen(drawn):
+def test_without_a_crop_all_of_the_image_is_seen(drawn):
     elems = [{"caption": "a dog", "bb": [0, 0, 30, 40]}, {"caption": "a cat", "bb": [30, 20, 30, 20]}]
     for seed in range(10):
         example = drawn(seed, elems=elems, options=RegionOptions(crop="none"))
@@ -224,10 +224,10 @@ def test_careful_flip(drawn, careful_flip, caption, flips):
 @pytest.mark.parametrize(
     "box", [[50, 5, 20, 20], [-1, 5, 20, 20], [5, 30, 20, 20], [5, 5, 0, 20], [5, 5, 10, -3]]
 )
-def test_a_box_outside_the_picture_skips_the_line(drawn, box):
+def test_a_box_outside_the_image_skips_the_line(drawn, box):
     with pytest.raises(BadSample) as error:
         drawn(elems=[{"caption": "a dog", "bb": box}])
-    assert (error.value.cause, error.value.file) == ("box outside the picture", "lines:1")
+    assert (error.value.cause, error.value.file) == ("box outside the image", "lines:1")
 
 
 def test_boxes_can_be_clipped_instead(drawn):
@@ -251,7 +251,7 @@ def test_barely_visible_boxes_are_left_out(drawn):
     assert set(all_of) == {2} and min(few) == 1
 
 
-def test_collation_counts_padded_pairs_and_drops_pictures_without_a_pair(drawn, tokenizer):
+def test_collation_counts_padded_pairs_and_drops_images_without_a_pair(drawn, tokenizer):
     examples = [drawn(1), drawn(2)._replace(pairs=()), drawn(3)]
     pairs = sum(len(example.pairs) for example in examples)
     common = {

@@ -8,7 +8,7 @@ def test_relative_paths_start_at_the_root():
     lines = rooted(RegionLines(files=("a", "b,c", "s3://bucket/d", "/e"), index="offsets"), "/data")
     assert lines.files == ("/data/a", "/data/b", "/data/c", "s3://bucket/d", "/e")
     assert (lines.root, lines.index) == ("/data", "/data/offsets")
-    assert rooted(ImageTextLines(files=("a",), root="pictures"), "s3://b").root == "s3://b/pictures"
+    assert rooted(ImageTextLines(files=("a",), root="images"), "s3://b").root == "s3://b/images"
     assert rooted(ImageTextLines(files=("a",)), "/data").index == ""
     coco = rooted(CocoInstances(annotations="i.json", images="p"), "/data")
     assert (coco.annotations, coco.images, coco.captions) == ("/data/i.json", "/data/p", "")
@@ -20,5 +20,5 @@ def test_relative_paths_start_at_the_root():
 
 
 def test_an_empty_root_changes_nothing():
-    options = RegionLines(files=("a",), root="pictures")
+    options = RegionLines(files=("a",), root="images")
     assert rooted(options, "") == options

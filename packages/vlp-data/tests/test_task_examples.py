@@ -30,17 +30,17 @@ TEXT = TextOptions(max_tokens=8, pad="longest")
 
 
 @pytest.fixture
-def pictures(tmp_path, encoded):
+def images(tmp_path, encoded):
     for name in range(4):
         (tmp_path / f"{name}.jpg").write_bytes(encoded(name))
     return tmp_path
 
 
 @pytest.fixture
-def rows(pictures):
+def rows(images):
     def make(*entries):
-        (pictures / "list.json").write_text(json.dumps(list(entries)))
-        return TaskJson(files=(str(pictures / "list.json"),), root=str(pictures)).open()
+        (images / "list.json").write_text(json.dumps(list(entries)))
+        return TaskJson(files=(str(images / "list.json"),), root=str(images)).open()
 
     return make
 
@@ -54,11 +54,11 @@ def batch_of(examples, count=None, seed=0):
 
 
 def pixels(folder, name):
-    with Pillow.open(folder / f"{name}.jpg") as picture:
-        return picture.convert("RGB")
+    with Pillow.open(folder / f"{name}.jpg") as image:
+        return image.convert("RGB")
 
 
-def test_retrieval_batches_number_pictures(rows, tokenizer, pictures):
+def test_retrieval_batches_number_images(rows, tokenizer, images):
     source = rows(
         {"image": "0.jpg", "caption": "The dog, on the grass!", "image_id": "coco_5"},
         {"image": "1.jpg", "caption": "a cat", "image_id": "coco_6"},
@@ -75,10 +75,10 @@ def test_retrieval_batches_number_pictures(rows, tokenizer, pictures):
         for row, mask in zip(batch.text_ids, batch.attention_mask, strict=True)
     ] == ["the dog on the grass", "a cat", "dog", "red dog", "red cats"]
     assert not (batch.text_ids == tokenizer.sep_id).any()
-    assert torch.equal(batch.image[1], eval_view(pixels(pictures, 1), size=32))
+    assert torch.equal(batch.image[1], eval_view(pixels(images, 1), size=32))
 
 
-def test_the_number_of_a_picture_never_changes(rows, tokenizer):
+def test_the_number_of_an_image_never_changes(rows, tokenizer):
     source = rows({"image": "0.jpg", "caption": "a dog", "image_id": 5})
     batch = batch_of(RetrievalExamples(source=source, tokenizer=tokenizer, image=STILL, text=TEXT))
     assert batch.image_ids.tolist() == [5019829476155378896]
@@ -117,34 +117,34 @@ def test_vqa_batches(rows, tokenizer):
         ("word", "Left?", "a dog", False),
     ],
 )
-def test_pictures_are_not_mirrored_where_sides_are_named(
-    rows, tokenizer, pictures, careful, question, answer, mirrored
+def test_images_are_not_mirrored_where_sides_are_named(
+    rows, tokenizer, images, careful, question, answer, mirrored
 ):
     source = rows({"image": "0.jpg", "question": question, "answer": answer})
     image = ImageOptions(size=32, view="resize", flip=1.0, augment=False, careful_flip=careful)
     batch = batch_of(VqaExamples(source=source, tokenizer=tokenizer, image=image, text=TEXT))
-    picture = pixels(pictures, 0)
-    assert torch.equal(batch.image[0], eval_view(flip(picture) if mirrored else picture, size=32))
+    stored = pixels(images, 0)
+    assert torch.equal(batch.image[0], eval_view(flip(stored) if mirrored else stored, size=32))
 
 
-def test_nlvr_batches_hold_first_pictures_before_second_ones(rows, tokenizer, pictures):
+def test_nlvr_batches_hold_first_images_before_second_ones(rows, tokenizer, images):
     source = rows(
         {"sentence": "a dog", "label": "True", "images": ["0.jpg", "1.jpg"]},
         {"sentence": "the cat", "label": "False", "images": ["2.jpg", "3.jpg"]},
     )
     batch = batch_of(NlvrExamples(source=source, tokenizer=tokenizer, image=STILL, text=TEXT))
     for row, name in enumerate((0, 2, 1, 3)):
-        assert torch.equal(batch.image[row], eval_view(pixels(pictures, name), size=32))
+        assert torch.equal(batch.image[row], eval_view(pixels(images, name), size=32))
     assert batch.labels.tolist() == [1, 0] and len(batch.text_ids) == 2
 
 
-def test_the_two_pictures_of_a_pair_are_mirrored_independently(rows, tokenizer, pictures):
+def test_the_two_images_of_a_pair_are_mirrored_independently(rows, tokenizer, images):
     source = rows({"sentence": "a dog", "label": "True", "images": ["0.jpg", "0.jpg"]})
     image = ImageOptions(size=32, view="resize", augment=False)
     seen = set()
     for seed in range(30):
         batch = batch_of(NlvrExamples(source=source, tokenizer=tokenizer, image=image, text=TEXT), seed=seed)
-        seen.add(tuple(torch.equal(view, eval_view(pixels(pictures, 0), size=32)) for view in batch.image))
+        seen.add(tuple(torch.equal(view, eval_view(pixels(images, 0), size=32)) for view in batch.image))
     assert len(seen) == 4
 
 
@@ -193,7 +193,7 @@ def test_caption_options_that_cannot_work_are_refused(tokenizer):
         CaptionReferencesExamples(source=[], references=0)
 
 
-def test_references_of_a_picture(rows):
+def test_references_of_an_image(rows):
     source = rows(
         {"image": "0.jpg", "caption": ["A dog.", "A cat.", "Grass."]}, {"image": "1.jpg", "caption": "One."}
     )
@@ -209,7 +209,7 @@ class Rows(list):
 
 
 def expression(box, *, size=(60, 40), text="red dog"):
-    """A picture in which only the pixels of `box` are red."""
+    """An image in which only the pixels of `box` are red."""
     array = np.zeros((size[1], size[0], 3), dtype=np.uint8)
     x0, y0, x1, y1 = box
     array[y0:y1, x0:x1, 0] = 255
@@ -265,7 +265,7 @@ def test_boxes_that_stick_out(tokenizer, box, usable):
     if usable:
         assert got.box == pytest.approx((55 / 60, 12.5 / 40, 10 / 60, 15 / 40))
     else:
-        assert (got.cause, got.file) == ("box outside the picture", "k")
+        assert (got.cause, got.file) == ("box outside the image", "k")
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_broken_rows_of_the_source_are_passed_on(tokenizer):
 
 
 def real(folder, *names, **options):
-    """Rows of real task lists with the pictures of the COCO sample."""
+    """Rows of real task lists with the images of the COCO sample."""
     paths = tuple(str(folder / "formats" / "albef_json" / name) for name in names)
     return TaskJson(files=paths, root=str(folder / "coco-mini"), **options).open()
 
@@ -341,6 +341,4 @@ def test_real_task_lists_make_batches(shared_data):
     ]
     entailed = TaskJson(files=(str(shared_data / "snli-ve-sample" / "ve_sample.json"),)).open()
     made = EntailmentExamples(source=entailed, tokenizer=words, image=image).example(0, random.Random(0))
-    assert (
-        made.cause == "missing file" and made.file == "2248275918.jpg"
-    )  # Flickr's pictures are not passed on
+    assert made.cause == "missing file" and made.file == "2248275918.jpg"  # Flickr's images are not passed on

@@ -33,14 +33,14 @@ def test_formats_are_told_by_content(tmp_path, region_line):
 
 
 def test_real_files_are_told_and_opened(shared_data):
-    pictures = shared_data / "coco-mini"
+    images = shared_data / "coco-mini"
     for path, root, rows in (
-        ("formats/xvlm_jsonl/images_rpath", pictures, None),
-        ("formats/xvlm_jsonl/regions_binary", pictures, None),
-        ("formats/albef_json/coco_test.json", pictures, None),
-        ("coco-mini/annotations/captions.json", pictures / "images", 3),
-        ("coco-mini/annotations/instances.json", pictures / "images", 3),
-        ("coco-mini/annotations/dataset_karpathy_style.json", pictures, 3),
+        ("formats/xvlm_jsonl/images_rpath", images, None),
+        ("formats/xvlm_jsonl/regions_binary", images, None),
+        ("formats/albef_json/coco_test.json", images, None),
+        ("coco-mini/annotations/captions.json", images / "images", 3),
+        ("coco-mini/annotations/instances.json", images / "images", 3),
+        ("coco-mini/annotations/dataset_karpathy_style.json", images, 3),
     ):
         source = source_options((str(shared_data / path),), root=str(root)).open()
         report = inspect(source, rows=rows)
@@ -52,15 +52,15 @@ def test_inspect_command_reports_what_cannot_be_used(image_lines, capsys):
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "rows looked at: 24, usable: 24" in out and "texts: 48 caption" in out and "up to  128 px" in out
-    (image_lines / "pictures" / "03.jpg").unlink()
-    (image_lines / "lines" / "part-1").write_text('\n{"caption": " ", "image_rpath": "pictures/08.jpg"}\n')
+    (image_lines / "images" / "03.jpg").unlink()
+    (image_lines / "lines" / "part-1").write_text('\n{"caption": " ", "image_rpath": "images/08.jpg"}\n')
     assert main(arguments) == 1
     out = capsys.readouterr().out
     assert "rows looked at: 18, usable: 16" in out
-    assert f"missing file: 1 ({image_lines / 'pictures' / '03.jpg'})" in out
+    assert f"missing file: 1 ({image_lines / 'images' / '03.jpg'})" in out
     assert f"empty line: 1 ({image_lines / 'lines' / 'part-1'}:1)" in out
     assert "empty text: 1" in out
-    assert main([*arguments, "--rows", "2", "--no-pictures"]) == 0
+    assert main([*arguments, "--rows", "2", "--no-images"]) == 0
     assert "rows looked at: 2" in capsys.readouterr().out
 
 
@@ -68,7 +68,7 @@ def test_boxes_outside_are_counted_one_by_one(tmp_path, region_line):
     elems = [{"caption": "a", "bb": box} for box in ([0, 0, 60, 40], [50, 0, 11, 5], [0, 0, 5, 0])]
     (tmp_path / "a").write_text(region_line(elems=elems) + "\n" + region_line() + "\n")
     report = inspect(source_options((str(tmp_path),)).open())
-    assert (report.usable, report.regions, report.counts["box outside the picture"]) == (2, 6, 2)
+    assert (report.usable, report.regions, report.counts["box outside the image"]) == (2, 6, 2)
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
@@ -77,7 +77,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         ([str(tmp_path / "gone")], "gone not found"),
         ([str(tmp_path / "a.json"), str(tmp_path / "a.json")], "coco_instances takes one file, got 2"),
         ([str(tmp_path / "a.json"), "--format", "karpathy", "--split", "all"], "split 'all' is not one of"),
-        ([str(tmp_path / "a.json")], "no picture with regions"),
+        ([str(tmp_path / "a.json")], "no image with regions"),
     ):
         assert main(["inspect", *arguments]) == 2
         error = capsys.readouterr().err

@@ -68,7 +68,7 @@ def karpathy(world, split="val"):
     ]
 
 
-def test_retrieval_writes_json_and_picture_and_prints_the_table(world, export, tmp_path, capsys):
+def test_retrieval_writes_json_and_image_and_prints_the_table(world, export, tmp_path, capsys):
     out = tmp_path / "new" / "folder"
     assert (
         main(
@@ -86,12 +86,12 @@ def test_retrieval_writes_json_and_picture_and_prints_the_table(world, export, t
     assert all(
         "," not in text["text"] and text["text"] == text["text"].lower() for text in scores.samples["texts"]
     )
-    with Image.open(out / "retrieval.png") as picture:
-        assert picture.width > 1000
-        assert len(picture.getcolors(1 << 24)) > 100
+    with Image.open(out / "retrieval.png") as image:
+        assert image.width > 1000
+        assert len(image.getcolors(1 << 24)) > 100
 
 
-def test_formats_of_the_same_pictures_give_the_same_ranks(world, export, tmp_path):
+def test_formats_of_the_same_images_give_the_same_ranks(world, export, tmp_path):
     sources = {
         "karpathy": karpathy(world),
         "coco": [

@@ -1,4 +1,4 @@
-"""The picture of what was retrieved."""
+"""The image of what was retrieved."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def square(i):
 
 
 def gallery(texts=None):
-    texts = texts or tuple(f"picture number {j // 2} said {j}" for j in range(16))
+    texts = texts or tuple(f"image number {j // 2} said {j}" for j in range(16))
     return Gallery(
         image=square,
         image_ids=tuple(f"p{i}" for i in range(8)),
@@ -110,8 +110,8 @@ def test_scores_of_another_gallery_are_refused():
         figures.retrieval_figure(result, own.first_texts(1))
 
 
-class Pictures:
-    """A source of pictures in memory."""
+class ImageRows:
+    """A source of images in memory."""
 
     def __init__(self, count, each=1):
         self.count, self.each = count, each
@@ -141,8 +141,8 @@ def expressions(*predicted):
 
 
 def test_true_and_predicted_boxes_have_their_colours():
-    both = figures.grounding_figure(expressions([40, 10, 20, 30]), Pictures(1))
-    none = figures.grounding_figure(expressions(None), Pictures(1))
+    both = figures.grounding_figure(expressions([40, 10, 20, 30]), ImageRows(1))
+    none = figures.grounding_figure(expressions(None), ImageRows(1))
     scale = (figures.TEXT_WIDTH - figures.GAP) / 80
     frame = round(scale * 3 * 2 * (20 + 30) * 0.9)  # three pixels wide around the box, in the page's scale
     assert green(both) > frame and green(both, figures.WRONG) > frame
@@ -153,7 +153,7 @@ def test_heat_of_each_word_is_drawn_where_it_is():
     left, nothing = np.zeros((2, 23, 23), np.float32)
     left[:, :8] = 1
     maps = [("all words", left), ("red", left / 1000), ("the", nothing)]
-    page = figures.grounding_figure(expressions(None), Pictures(1), heat=lambda picture, text, words: maps)
+    page = figures.grounding_figure(expressions(None), ImageRows(1), heat=lambda image, text, words: maps)
 
     def redness(word):
         at = figures.MARGIN + figures.TEXT_WIDTH + figures.GAP + word * (figures.THUMB + figures.GAP)
@@ -168,11 +168,11 @@ def test_heat_of_each_word_is_drawn_where_it_is():
 
 
 def test_heat_has_the_colours_and_weights_of_the_notebook():
-    picture = Image.new("RGB", (60, 40), (100, 100, 100))
+    image = Image.new("RGB", (60, 40), (100, 100, 100))
     heat = np.zeros((4, 6), np.float32)
-    assert np.array_equal(figures.heated(picture, heat + 3), picture)
+    assert np.array_equal(figures.heated(image, heat + 3), image)
     heat[1, 4] = 0.2
-    shown = np.asarray(figures.heated(picture, heat)).astype(int)
+    shown = np.asarray(figures.heated(image, heat)).astype(int)
     # At the peak, the middle of the cell, all is colour: dark red, the last of jet.
     far = abs(shown - [128, 0, 0]).sum(-1)
     row, column = np.unravel_index(far.argmin(), far.shape)
@@ -213,7 +213,7 @@ def test_blur_spreads_a_point_as_a_gaussian_and_keeps_its_sum():
     ],
 )
 def test_right_and_wrong_answers_have_their_colours(benchmark, kind, right, wrong):
-    source = Pictures(1, each=2 if benchmark == "nlvr" else 1)
+    source = ImageRows(1, each=2 if benchmark == "nlvr" else 1)
     pages = [
         figures.samples_figure(
             Scores(benchmark=benchmark, settings={}, counts={}, stages={}, hits={}, samples={kind: [sample]}),

@@ -52,7 +52,7 @@ def make(tokenizer):
 
 
 def stand_ins(folder, names, size=(64, 48)):
-    """Pictures of one colour where the real ones may not be passed on."""
+    """Images of one colour where the real ones may not be passed on."""
     for number, name in enumerate(names):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def test_training_questions_bring_their_answers(shared_data, tokenizer, make):
     assert all(len(one["answers"]) == 10 for one in scores.samples["questions"])
 
 
-def test_sentences_about_two_pictures(shared_data, tokenizer, make, tmp_path):
+def test_sentences_about_two_images(shared_data, tokenizer, make, tmp_path):
     file = shared_data / "formats" / "albef_json" / "nlvr_dev.json"
     rows = json.loads(file.read_text())
     stand_ins(tmp_path, sorted({name for row in rows for name in row["images"]}))

@@ -69,7 +69,7 @@ class Toy(nn.Module):
 
 
 class Seeing(Toy):
-    """Also sees the words attached to a picture, as tokens behind the patches whose padding counts; hides some of its tokens."""
+    """Also sees the words attached to an image, as tokens behind the patches whose padding counts; hides some of its tokens."""
 
     class Features(NamedTuple):
         embeds: torch.Tensor
@@ -111,7 +111,7 @@ class Words:
         return ids, (ids > 0).long()
 
 
-def picture(i):
+def image(i):
     return torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(i))
 
 
@@ -128,8 +128,8 @@ def gallery():
         for j, start in zip(range(len(image_of_text)), itertools.count(0, 5), strict=False)
     ]
     return Gallery(
-        image=picture,
-        image_ids=tuple(f"picture{i}" for i in range(IMAGES)),
+        image=image,
+        image_ids=tuple(f"image{i}" for i in range(IMAGES)),
         texts=tuple(texts),
         text_ids=tuple(f"text{j}" for j in range(len(texts))),
         image_of_text=tuple(image_of_text),
@@ -183,7 +183,7 @@ def test_every_sample_is_encoded_once_and_every_wanted_pair_scored_once():
     model, own = Toy(), gallery()
     evaluate(model, rerank=4, image_batch=3, text_batch=4, pair_batch=6)
     assert sorted(model.images) == pytest.approx(
-        sorted(picture(i).sum().item() for i in range(IMAGES)), abs=1e-5
+        sorted(image(i).sum().item() for i in range(IMAGES)), abs=1e-5
     )
     ids, _ = Words().encode(own.texts, max_tokens=40, separator=False, pad="longest")
     assert sorted(model.texts) == sorted(tuple(row[row > 0].tolist()) for row in ids)
@@ -246,7 +246,7 @@ CONCEPTS = ConceptOptions(max_tokens=6, pad="max")
 
 
 @pytest.mark.parametrize("mask", [False, True])
-def test_pictures_are_compared_with_their_concepts(mask):
+def test_images_are_compared_with_their_concepts(mask):
     own, model = gallery(), Seeing(mask)
     found = evaluate(model, concepts=CONCEPTS, rerank=4, image_batch=3, workers=1)
     assert model.padded == {6} and found.settings["concepts"]["max_tokens"] == 6
@@ -273,16 +273,16 @@ def test_concepts_of_a_gallery_are_complete_and_padded_alike():
     own = gallery()
     with pytest.raises(ValueError, match=r"concepts\.pad=longest: .* give pad=max"):
         evaluate(Seeing(), concepts=ConceptOptions(pad="longest"))
-    with pytest.raises(ValueError, match="sees the words attached to each picture; give concepts"):
+    with pytest.raises(ValueError, match="sees the words attached to each image; give concepts"):
         evaluate(Seeing())
     with pytest.raises(ValueError, match="has no concept encoder; leave concepts out"):
         evaluate(Toy(), concepts=CONCEPTS)
     run = partial(evaluate_retrieval, Seeing(), tokenizer=Words(), view=as_is, concepts=CONCEPTS)
-    with pytest.raises(ValueError, match="the pictures of the gallery have no concepts"):
+    with pytest.raises(ValueError, match="the images of the gallery have no concepts"):
         run(replace(own, concepts=()))
-    with pytest.raises(ValueError, match="picture 'picture2' of the gallery has no concepts, others have"):
+    with pytest.raises(ValueError, match="image 'image2' of the gallery has no concepts, others have"):
         run(replace(own, concepts=(*own.concepts[:2], (), *own.concepts[3:])))
-    with pytest.raises(ValueError, match="11 pictures and the concepts of 2"):
+    with pytest.raises(ValueError, match="11 images and the concepts of 2"):
         replace(own, concepts=own.concepts[:2])
 
 
@@ -310,7 +310,7 @@ def test_samples_name_the_best_five_in_order():
         f"text{j}" for j in of_image[0].argsort(descending=True)[:5].tolist()
     ]
     assert first["texts"] == [f"text{j}" for j, i in enumerate(own.image_of_text) if i == 0]
-    assert found.samples["texts"][3]["image"] == f"picture{own.image_of_text[3]}"
+    assert found.samples["texts"][3]["image"] == f"image{own.image_of_text[3]}"
     assert found.samples["texts"][3]["text"] == own.texts[3]
 
 
@@ -386,12 +386,12 @@ def test_settings_that_cannot_take_effect_are_refused():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_picture_is_named(workers):
+def test_broken_image_is_named(workers):
     def broken(i):
         raise OSError("cannot identify image file")
 
     own = gallery()
-    with pytest.raises(ValueError, match=r"^picture 'picture0' of the gallery: cannot identify image file$"):
+    with pytest.raises(ValueError, match=r"^image 'image0' of the gallery: cannot identify image file$"):
         evaluate_retrieval(
             Toy(), Gallery(**{**vars(own), "image": broken}), Words(), view=as_is, workers=workers
         )
@@ -411,7 +411,7 @@ def test_gallery_options():
         return text
 
     own = Gallery(
-        image=picture,
+        image=image,
         image_ids=("a", "b"),
         texts=("x", "x", "y", "x", "z"),
         text_ids=tuple("12345"),
@@ -429,15 +429,15 @@ def test_gallery_options():
     [
         ({"image_ids": ("a", "a")}, "image id 'a' occurs twice"),
         ({"text_ids": ("1",)}, "2 texts, 1 text ids"),
-        ({"image_of_text": (0, 0)}, "every picture of a gallery needs a text"),
-        ({"image_of_text": (0, 2)}, "every picture of a gallery needs a text"),
+        ({"image_of_text": (0, 0)}, "every image of a gallery needs a text"),
+        ({"image_of_text": (0, 2)}, "every image of a gallery needs a text"),
         ({"image_ids": (), "texts": (), "text_ids": (), "image_of_text": ()}, "the gallery is empty"),
     ],
 )
 def test_bad_galleries_are_refused(change, message):
     fields = {"image_ids": ("a", "b"), "texts": ("x", "y"), "text_ids": ("1", "2"), "image_of_text": (0, 1)}
     with pytest.raises(ValueError, match=message):
-        Gallery(image=picture, **(fields | change))
+        Gallery(image=image, **(fields | change))
 
 
 def test_three_ranks_give_the_result_of_one(tmp_path):

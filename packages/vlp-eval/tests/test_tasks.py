@@ -167,7 +167,7 @@ def refer(world, **options):
 
 
 class Toy(nn.Module):
-    """Sees which row a batch holds by the mean of its pictures; answers what it was told for that picture."""
+    """Sees which row a batch holds by the mean of its images; answers what it was told for that image."""
 
     def __init__(self, known):
         super().__init__()
@@ -195,7 +195,7 @@ def opened(sample, number=0):
 
 
 class Answers(Toy):
-    """Chooses or writes the answer with the number that it knows for a picture."""
+    """Chooses or writes the answer with the number that it knows for an image."""
 
     def ask(self, image, ids, mask):
         return self.look(image)[:, None, None]
@@ -247,7 +247,7 @@ class Captions(Writing):
 
 
 def vqa_toy(world, wrong=()):
-    """Answers every question of a picture with the most frequent answer to the picture's last question, `wrong` pictures with another."""
+    """Answers every question of an image with the most frequent answer to the image's last question, `wrong` images with another."""
     source = task_json(world, "vqa_val")
     answers = json.loads((world / "answer_list.json").read_text())
     known = {}
@@ -325,7 +325,7 @@ def nlvr_toy(world):
     return source, dict.fromkeys(others, 0) | dict(zip(keys, labels, strict=True))
 
 
-def test_statements_about_two_pictures(world, tokenizer, tmp_path):
+def test_statements_about_two_images(world, tokenizer, tmp_path):
     source, known = nlvr_toy(world)
     scores = evaluate_nlvr(Pairs(known), source, tokenizer, replace(ROWS, image_batch=3))
     samples = scores.samples["statements"]
@@ -340,7 +340,7 @@ def test_statements_about_two_pictures(world, tokenizer, tmp_path):
         assert list(csv.reader(stream)) == [[one["id"], one["predicted"]] for one in samples]
 
 
-def test_hypotheses_about_one_picture(world, tokenizer):
+def test_hypotheses_about_one_image(world, tokenizer):
     source = task_json(world, "ve_test")
     keys = keys_of(source)
     scores = evaluate_entailment(Single(dict.fromkeys(keys, 2)), source, tokenizer, ROWS)
@@ -348,7 +348,7 @@ def test_hypotheses_about_one_picture(world, tokenizer):
     assert scores.metrics["accuracy"] == pytest.approx(100 * truth.count(2) / len(truth))
     assert scores.metrics["entailment"] == 100 and scores.metrics["neutral"] == 0
     assert scores.chance["accuracy"] >= 100 / 3
-    with pytest.raises(DataError, match=r"nlvr needs rows of 2 picture\(s\) with one sentence"):
+    with pytest.raises(DataError, match=r"nlvr needs rows of 2 image\(s\) with one sentence"):
         evaluate_nlvr(Single({}), source, tokenizer, ROWS)
 
 
@@ -424,17 +424,17 @@ def test_captions_are_cut_after_the_prompt_and_judged(world, tokenizer, tmp_path
         references.setdefault(one["image_id"], []).append(one["caption"])
     again = evaluate_captioning(Captions(known), source, tokenizer, ROWS, references=references)
     assert again.stages == scores.stages
-    assert 0 < scores.metrics["bleu_1"] < 100 and scores.counts["references"] > scores.counts["pictures"]
+    assert 0 < scores.metrics["bleu_1"] < 100 and scores.counts["references"] > scores.counts["images"]
     assert any("meteor and spice" in note for note in scores.notes)
-    with pytest.raises(ValueError, match="pictures have no references, the first is"):
+    with pytest.raises(ValueError, match="images have no references, the first is"):
         evaluate_captioning(Captions(known), source, tokenizer, ROWS, references={1: ["a"]})
 
 
-def test_rows_of_one_picture_are_one_caption(world, tokenizer):
+def test_rows_of_one_image_are_one_caption(world, tokenizer):
     source = task_json(world, "shapes_train")
     model = Captions(dict.fromkeys(keys_of(source), tokenizer.token_ids("red")[0]))
     scores = evaluate_captioning(model, source, tokenizer, replace(ROWS, limit=7))
-    assert len(model.seen) == scores.counts["pictures"] < 7
+    assert len(model.seen) == scores.counts["images"] < 7
     assert scores.counts["references"] == 7
 
 
@@ -442,7 +442,7 @@ def test_rows_of_one_picture_are_one_caption(world, tokenizer):
 
 
 class Seeing(Toy):
-    """Keeps what it is told of each picture: the words of its concepts, and how many tokens they are padded to."""
+    """Keeps what it is told of each image: the words of its concepts, and how many tokens they are padded to."""
 
     def __init__(self, known, tokenizer):
         super().__init__(known)
@@ -497,7 +497,7 @@ SEEN = {"vqa": "vqa_val", "nlvr": "nlvr_test", "entailment": "ve_test", "caption
 
 
 def with_concepts(world, folder, name):
-    """The list with words attached to its pictures: number n of a list has n % 4 + 1 of them; and these words by row."""
+    """The list with words attached to its images: number n of a list has n % 4 + 1 of them; and these words by row."""
     rows = json.loads((world / f"{name}.json").read_text())
     colours, things = ["red", "blue", "green", "a"], ["circle", "square", "red", "blue"]
     words = []
@@ -513,7 +513,7 @@ def with_concepts(world, folder, name):
 
 
 def without_concepts(world, folder, name):
-    """The list without words attached to its pictures."""
+    """The list without words attached to its images."""
     rows = json.loads((world / f"{name}.json").read_text())
     bare = [{key: value for key, value in row.items() if key != "kwords"} for row in rows]
     assert bare != rows
@@ -536,7 +536,7 @@ def seeing(task, source, tokenizer):
 
 
 @pytest.mark.parametrize("task", list(SEEN))
-def test_each_picture_comes_with_its_own_words(task, world, tokenizer, tmp_path):
+def test_each_image_comes_with_its_own_words(task, world, tokenizer, tmp_path):
     options, words = with_concepts(world, tmp_path, SEEN[task])
     source = options.open()
     model, run = seeing(task, source, tokenizer)
@@ -572,7 +572,7 @@ def test_concepts_and_model_must_fit(world, tokenizer, tmp_path):
     options, _ = with_concepts(world, tmp_path, "ve_test")
     source, how = options.open(), ConceptOptions()
     seeing_model, run = seeing("entailment", source, tokenizer)
-    with pytest.raises(ValueError, match="sees the words attached to each picture; give concepts"):
+    with pytest.raises(ValueError, match="sees the words attached to each image; give concepts"):
         run(seeing_model, source, tokenizer, ROWS)
     with pytest.raises(ValueError, match="has no concept encoder; leave concepts out"):
         run(Single({}), source, tokenizer, replace(ROWS, concepts=how))
@@ -587,7 +587,7 @@ def test_concepts_and_model_must_fit(world, tokenizer, tmp_path):
         evaluate_grounding(Boxes({}), refer(world), tokenizer, replace(ROWS, concepts=how))
 
 
-def test_a_broken_picture_is_named(world, tokenizer, tmp_path):
+def test_a_broken_image_is_named(world, tokenizer, tmp_path):
     rows = json.loads((world / "vqa_val.json").read_text())[:2]
     (tmp_path / "rows.json").write_text(json.dumps([rows[0], {**rows[1], "image": "nowhere.png"}]))
     source = TaskJson(files=(str(tmp_path / "rows.json"),), root=str(world)).open()
@@ -600,7 +600,7 @@ def test_a_broken_picture_is_named(world, tokenizer, tmp_path):
 
 
 class Judging(SeeingSingle):
-    """Judges by the number of words that come with a picture."""
+    """Judges by the number of words that come with an image."""
 
     def __call__(self, image, ids, mask, concepts):
         self.take(image, concepts)
@@ -609,7 +609,7 @@ class Judging(SeeingSingle):
 
 
 def everything(world, tokenizer, folder):
-    """All evaluations on toys, and what the toys saw; `folder` has hypotheses about pictures with concepts."""
+    """All evaluations on toys, and what the toys saw; `folder` has hypotheses about images with concepts."""
     source, answers, known = vqa_toy(world)
     pairs, true = nlvr_toy(world)
     boxes = refer(world)
@@ -643,7 +643,7 @@ def test_two_ranks_give_the_result_of_one_and_see_each_sample_once(world, tokeni
         assert found[0][name][0] == found[1][name][0] == scores
         assert sorted(found[0][name][1] + found[1][name][1]) == sorted(seen)
         assert len(found[0][name][1]) < len(seen)
-    # A picture that one rank cannot open stops both with its name.
+    # An image that one rank cannot open stops both with its name.
     assert all("nowhere.png" in one["broken"] for one in found)
 
 
@@ -705,7 +705,7 @@ LISTS = {"vqa": "vqa_val", "nlvr": "nlvr_test", "captioning": "captions_test"}
 
 
 @pytest.mark.parametrize("case", list(COMMANDS))
-def test_commands_write_scores_predictions_and_picture(case, world, exports, tmp_path, capsys, monkeypatch):
+def test_commands_write_scores_predictions_and_image(case, world, exports, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD", str(world))
     command, model, words = COMMANDS[case]
     if command == "grounding":
@@ -719,10 +719,10 @@ def test_commands_write_scores_predictions_and_picture(case, world, exports, tmp
     scores = Scores(**json.loads((tmp_path / f"{command}.json").read_text()))
     assert printed.startswith(scores.table())
     (samples,) = scores.samples.values()
-    assert len(samples) == (4 if command == "captioning" else 6)  # the split has four pictures
+    assert len(samples) == (4 if command == "captioning" else 6)  # the split has four images
     assert (tmp_path / FILES[command]).is_file()
-    with Image.open(tmp_path / f"{command}.png") as picture:
-        assert picture.width == figures.WIDTH and len(picture.getcolors(1 << 24)) > 50
+    with Image.open(tmp_path / f"{command}.png") as image:
+        assert image.width == figures.WIDTH and len(image.getcolors(1 << 24)) > 50
     assert scores.settings["options"]["limit"] == 6
 
 
@@ -768,7 +768,7 @@ def test_commands_read_concepts_as_the_checkpoint_says(words, model, pad, world,
         sent = json.loads((tmp_path / "trained" / "entailment_labels.json").read_text())
         assert {one["label"] for one in sent} <= set(ENTAILMENT_LABELS)
         assert (tmp_path / "trained" / "entailment.png").is_file()
-    if command == "grounding":  # pictures of 64 pixels hold 3 x 3 patches of 20
+    if command == "grounding":  # images of 64 pixels hold 3 x 3 patches of 20
         source = Refer(**{**refer_files(world), "files": (f"{tmp_path}/refcoco_test.json",)}).open()
         loaded = models.load(exports / model).model
         tokenizer = Tokenizer.wordpiece(world / "vocab.txt")
@@ -793,7 +793,7 @@ def test_concepts_of_the_command_line_fit_data_and_model(world, exports, tmp_pat
     assert main(["retrieval", str(exports / "retrieval"), *bare, "concepts.pad=max"]) == 2
     assert "has no concept encoder; leave concepts out" in capsys.readouterr().err
     assert main(["retrieval", str(exports / "seeing"), *bare]) == 2
-    assert "the pictures of the gallery have no concepts" in capsys.readouterr().err
+    assert "the images of the gallery have no concepts" in capsys.readouterr().err
     assert main(["retrieval", str(exports / "seeing"), *bare, "concepts.max_tokens=1"]) == 2
     assert "max_tokens=1 leaves no room for a concept" in capsys.readouterr().err
 
@@ -843,8 +843,8 @@ def test_mistakes_are_said_in_one_line(words, message, world, exports, tmp_path,
 
 def test_words_get_heat_of_their_own_pieces(world, tokenizer, exports):
     model = models.load(exports / "retrieval").model
-    picture = Image.open(next((world / "images").rglob("*.png"))).convert("RGB")
-    found = grounding.word_heat(model, tokenizer, picture, "a red circle", view=VIEW, layer=3)
+    image = Image.open(next((world / "images").rglob("*.png"))).convert("RGB")
+    found = grounding.word_heat(model, tokenizer, image, "a red circle", view=VIEW, layer=3)
     assert [word for word, _ in found] == ["all words", "a", "red", "circle"]
     assert all(heat.shape == (2, 2) and (heat >= 0).all() for _, heat in found)
 

@@ -91,7 +91,7 @@ def two_towers(case):
 
 
 class Rows:
-    """A source in memory whose picture n is of grey n, by which `view` finds the tensor of the case."""
+    """A source in memory whose image n is of grey n, by which `view` finds the tensor of the case."""
 
     def __init__(self, samples):
         self.samples = samples
@@ -111,7 +111,7 @@ def grey(row, size=(4, 4)):
 
 
 def view_of(inputs):
-    return lambda picture: inputs["image"][picture.getpixel((0, 0))[0]]
+    return lambda image: inputs["image"][image.getpixel((0, 0))[0]]
 
 
 def concept(row):
@@ -206,8 +206,8 @@ def test_grounding_equals_vicha(case):
 
 def hottest(heat, sample, known):
     """The detection with the most heat, from the stored map."""
-    picture = sample.images[0].array
-    full = torch.nn.functional.interpolate(heat[None, None], size=picture.shape[:2], mode="bicubic")[0, 0]
+    image = sample.images[0].array
+    full = torch.nn.functional.interpolate(heat[None, None], size=image.shape[:2], mode="bicubic")[0, 0]
     found = []
     for region in sample.regions[1:]:
         x0, y0, x1, y1 = region.box
@@ -245,7 +245,7 @@ def test_answers_equal_vicha(case):
 
 
 def statements(case, role, names, concepts):
-    """Rows of a case with labels: `names` of the tensors of its pictures, `concepts` of those of their words."""
+    """Rows of a case with labels: `names` of the tensors of its images, `concepts` of those of their words."""
     inputs = case.tensors("inputs")
     rows = len(inputs["targets"])
     samples = [
@@ -273,7 +273,7 @@ def test_entailment_equals_vicha(case):
 
 
 @pytest.mark.golden("vicha", lambda case: is_judged(case) and "image1" in case.tensor_names("inputs"))
-def test_sentences_about_two_pictures_equal_vicha(case):
+def test_sentences_about_two_images_equal_vicha(case):
     source, options = statements(case, "sentence", ["image0", "image1"], ["kw1", "kw2"])
     bert = case.config["bert"]
     layers = 2 * bert["num_hidden_layers"] - bert["fusion_layer"]

@@ -127,7 +127,7 @@ PRETRAIN = {
         "model.embed_width=16",
         "data.images.batch=8",
         "data.regions.texts=8",
-        "data.regions.pictures=4",
+        "data.regions.images=4",
         "retrieval.rerank=3",
         "retrieval.figures=1",
     ),

@@ -16,7 +16,7 @@ SMALL = {
     "xvlm/nlvr_domain": (*CONTRAST, "data.train.batch=6"),
     "xvlm/nlvr": ("data.train.batch=4",),
     "xvlm/refcoco_weak": (*CONTRAST, "data.train.batch=6", "heat.layer=1"),
-    "xvlm/refcoco_boxes_domain": ("data.train.texts=8", "data.train.pictures=4"),
+    "xvlm/refcoco_boxes_domain": ("data.train.texts=8", "data.train.images=4"),
     "xvlm/refcoco_boxes": ("data.train.batch=6",),
     "xvlm/captioning_domain": ("data.train.batch=6",),
     "xvlm/captioning": ("data.train.batch=6", "captions.max_tokens=12"),

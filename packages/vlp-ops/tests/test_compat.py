@@ -169,7 +169,7 @@ def made(name):
 
 
 def numbers(model, inputs):
-    """Two outputs and the gradient of the picture; how often the operator ran forward."""
+    """Two outputs and the gradient of the image; how often the operator ran forward."""
     with Calls() as calls:
         out = model(**inputs)
     keys = ("logits", "pred_boxes", "class_queries_logits", "masks_queries_logits")

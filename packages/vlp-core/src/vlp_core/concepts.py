@@ -1,4 +1,4 @@
-"""Visual concepts: words attached to a picture that its encoder sees as tokens beside the patches.
+"""Visual concepts: words attached to an image that its encoder sees as tokens beside the patches.
 
     words  ->  ConceptEncoder (a small BERT and a linear map)  ->  K tokens  ->  behind the patches of the image encoder
 
@@ -7,8 +7,8 @@ the fusion layers and heads attend to concept tokens as to patches. With place "
 block, as ViCHA has it, which needs an encoder that takes other tokens (`VisionTransformer`); with "last" they are put behind the
 encoder's output, which any encoder allows (Swin, whose windows have no place for them; CLIP).
 
-Padding of a concept list is visible to image encoder and fusion layers as it is in ViCHA's checkpoints: the features of a picture depend
-on how far its concepts are padded, and whoever compares pictures pads them all to one length. With `visible_padding=False` it is not.
+Padding of a concept list is visible to image encoder and fusion layers as it is in ViCHA's checkpoints: the features of an image depend
+on how far its concepts are padded, and whoever compares images pads them all to one length. With `visible_padding=False` it is not.
 
 Source: ViCHA, arXiv 2208.13628 section 3.3; `models/vit.py`, `models/model_pretrain_kw_img.py`.
 
@@ -30,7 +30,7 @@ Place = Literal["first", "last"]
 
 
 class Concepts(NamedTuple):
-    """The words of N pictures, one token sequence each: `ids` [N, K]; `attention_mask` [N, K], 1 for real tokens."""
+    """The words of N images, one token sequence each: `ids` [N, K]; `attention_mask` [N, K], 1 for real tokens."""
 
     ids: Tensor
     attention_mask: Tensor
@@ -62,7 +62,7 @@ class ConceptEncoder(nn.Module):
 
 
 class ConceptVision(nn.Module):
-    """An image encoder that also sees the concepts of its pictures.
+    """An image encoder that also sees the concepts of its images.
 
     Args:
         encoder: Any image encoder of `vlp_core.vision`.
@@ -143,12 +143,12 @@ class ConceptVision(nn.Module):
 
     def _tokens(self, image: Tensor, concepts: Concepts) -> Tensor:
         if len(image) != len(concepts.ids):
-            raise ValueError(f"{len(image)} pictures came with concepts of {len(concepts.ids)}")
+            raise ValueError(f"{len(image)} images came with concepts of {len(concepts.ids)}")
         return self.concepts(concepts)
 
 
 def see(vision: nn.Module, image_NCHW: Tensor, concepts: Concepts | None) -> Tensor:
-    """What a model sees of pictures: `vision(image)`, or with its concepts.
+    """What a model sees of images: `vision(image)`, or with its concepts.
 
     Raises:
         ValueError: Concepts for an encoder without them, or none for one with them.
@@ -159,27 +159,27 @@ def see(vision: nn.Module, image_NCHW: Tensor, concepts: Concepts | None) -> Ten
 def see_groups(
     vision: nn.Module, image_NCHW: Tensor, groups: Concepts | Sequence[Concepts] | None
 ) -> tuple[Tensor, Tensor | None]:
-    """As `see` and `visible_tokens` in one, for pictures whose concepts come in groups, each padded to a length of its own.
+    """As `see` and `visible_tokens` in one, for images whose concepts come in groups, each padded to a length of its own.
 
     Padding is visible, so a group must not be padded to the length of another: such groups pass the encoder one after the other, and are
     filled up behind their last token to one pool, where nothing attends to the filling.
 
     Args:
         vision: Image encoder.
-        image_NCHW: The pictures of all groups, one group after the other.
-        groups: Concepts of the pictures, in one group or several (NLVR2: of the left and the right pictures); None for an encoder without.
+        image_NCHW: The images of all groups, one group after the other.
+        groups: Concepts of the images, in one group or several (NLVR2: of the left and the right images); None for an encoder without.
 
     Returns:
         [N, S, D] with the S of the longest list, and its mask [N, S] bool, or None where everything is visible.
 
     Raises:
-        ValueError: Groups that do not add up to the pictures; see also `see`.
+        ValueError: Groups that do not add up to the images; see also `see`.
     """
     if groups is None or isinstance(groups, Concepts):
         return see(vision, image_NCHW, groups), visible_tokens(vision, groups)
     sizes = [len(group.ids) for group in groups]
     if sum(sizes) != len(image_NCHW):
-        raise ValueError(f"{len(image_NCHW)} pictures came with concepts of {' + '.join(map(str, sizes))}")
+        raise ValueError(f"{len(image_NCHW)} images came with concepts of {' + '.join(map(str, sizes))}")
     if len({group.ids.shape[1] for group in groups}) == 1:
         joined = Concepts(*(torch.cat(parts) for parts in zip(*groups, strict=True)))
         return see(vision, image_NCHW, joined), visible_tokens(vision, joined)
@@ -205,7 +205,7 @@ def takes_concepts(vision: nn.Module, concepts: Concepts | None) -> bool:
     wanted = isinstance(vision, ConceptVision)
     if wanted and concepts is None:
         raise ValueError(
-            "this model sees visual concepts beside the picture; give `concepts` (data.concepts of a recipe)"
+            "this model sees visual concepts beside the image; give `concepts` (data.concepts of a recipe)"
         )
     if concepts is not None and not wanted:
         raise ValueError(f"{type(vision).__name__} sees no visual concepts; leave `concepts` out")

@@ -140,10 +140,10 @@ def similarity_heat(
 
     Args:
         model: In evaluation mode; its parameters get no gradient. May be called under `torch.inference_mode`.
-        image_BCHW: Pictures as the model takes them.
+        image_BCHW: Images as the model takes them.
         ids_BT, attention_mask_BT: Texts; 1 for real tokens.
         block: Number of the image encoder's block (the reference's `block_num`; ViCHA's recipe has 8 of 12).
-        concepts: Of the pictures, for a model that takes them.
+        concepts: Of the images, for a model that takes them.
 
     Raises:
         ValueError: A model in training mode, an image encoder without such a block.
@@ -165,11 +165,11 @@ def similarity_heat(
 
     # Tensors made under inference mode cannot take part in a backward pass; copies can.
     with torch.inference_mode(False), torch.no_grad():
-        picture, ids, mask = (x.detach().clone() for x in (image_BCHW, ids_BT, attention_mask_BT))
+        pixels, ids, mask = (x.detach().clone() for x in (image_BCHW, ids_BT, attention_mask_BT))
         given = () if concepts is None else (Concepts(*(x.detach().clone() for x in concepts)),)
         text = model.encode_text(ids, mask).projection
         with _explicit(attentions[block], watch):
-            image = model.encode_image(picture, *given).projection
+            image = model.encode_image(pixels, *given).projection
         with torch.enable_grad():
             score = (image * text).sum() / model.temperature.detach()
             (gradient,) = torch.autograd.grad(score, watched)
@@ -225,13 +225,13 @@ def detection_scores(
 ) -> Tensor:
     """How much of a heat map lies in each detection, [K].
 
-    The map is resized to the picture (bicubic) and summed inside the box, whose borders are cut to whole pixels; the sum is divided
+    The map is resized to the image (bicubic) and summed inside the box, whose borders are cut to whole pixels; the sum is divided
     by (width * height) ** alpha.
 
     Args:
-        heat_PP: Heat over the patches of the whole picture.
-        boxes_K4: (left, top, width, height) in pixels of the picture.
-        size: (width, height) of the picture, as it was before resizing for the model.
+        heat_PP: Heat over the patches of the whole image.
+        boxes_K4: (left, top, width, height) in pixels of the image.
+        size: (width, height) of the image, as it was before resizing for the model.
         alpha: 0: large boxes win; 1: the mean heat counts.
     """
     width, height = size

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 NO_ID = -100
-"""Identity of entries whose picture is not known; equal to no other."""
+"""Identity of entries whose image is not known; equal to no other."""
 
 
 def teacher_of(model: nn.Module, *, without: Iterable[str] = ()) -> nn.Module:
@@ -48,7 +48,7 @@ class FeatureQueue(nn.Module):
     Args:
         size: Q.
         width: E.
-        identities: Also keep a number for each pair, such as its picture's; -100 where there is none yet.
+        identities: Also keep a number for each pair, such as its image's; -100 where there is none yet.
 
     Buffers: `image`, `text` [Q, E], at first random directions; `pointer`, where the next pair goes; `ids` [Q] int64.
     """

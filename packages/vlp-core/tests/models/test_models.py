@@ -35,11 +35,11 @@ def make(**changes) -> nn.Module:
     return models.create("xvlm", **{**ARGUMENTS, **changes}).eval()
 
 
-def batch(texts: int, pictures: int) -> dict[str, torch.Tensor]:
+def batch(texts: int, images: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, 20, (texts, 7), generator=generator)
     return {
-        "image": torch.randn(pictures, 3, 32, 32, generator=generator),
+        "image": torch.randn(images, 3, 32, 32, generator=generator),
         "ids": ids,
         "mask": torch.ones_like(ids),
         "masked": torch.randint(3, 20, (texts, 7), generator=generator),

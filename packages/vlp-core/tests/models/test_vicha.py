@@ -513,11 +513,11 @@ def test_hidden_padding_of_concepts_has_no_effect():
 
 
 def test_concepts_belong_to_models_that_see_them():
-    with pytest.raises(ValueError, match="sees visual concepts beside the picture"):
+    with pytest.raises(ValueError, match="sees visual concepts beside the image"):
         tiny().encode_image(batch()["image"])
     with pytest.raises(ValueError, match="VisionTransformer sees no visual concepts"):
         tiny(concepts=None).encode_image(batch()["image"], words())
-    with pytest.raises(ValueError, match="4 pictures came with concepts of 3"):
+    with pytest.raises(ValueError, match="4 images came with concepts of 3"):
         tiny().encode_image(batch()["image"], Concepts(*(part[:3] for part in words())))
 
 

@@ -243,14 +243,14 @@ def make(name: str, **arguments) -> nn.Module:
     return model
 
 
-def words(pictures: int, length: int, *, padded: int = 0) -> Concepts:
-    ids = torch.randint(4, 30, (pictures, length), generator=torch.Generator().manual_seed(length))
+def words(images: int, length: int, *, padded: int = 0) -> Concepts:
+    ids = torch.randint(4, 30, (images, length), generator=torch.Generator().manual_seed(length))
     mask = torch.ones_like(ids)
     ids, mask = F.pad(ids, (0, padded)), F.pad(mask, (0, padded))
     return Concepts(ids, mask)
 
 
-def pictures(number: int) -> Tensor:
+def pixels(number: int) -> Tensor:
     return torch.randn(number, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -265,7 +265,7 @@ def texts(number: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("visible_padding", [True, False])
 def test_groups_of_concepts_do_not_see_how_far_others_are_padded(lengths, visible_padding):
     model = make("nlvr", head="relu", concepts={"layers": 1, "visible_padding": visible_padding})
-    images, groups = pictures(4), [words(2, length, padded=1) for length in lengths]
+    images, groups = pixels(4), [words(2, length, padded=1) for length in lengths]
     pool, visible = model.encode(images, groups)
     for number, group in enumerate(groups):
         rows = slice(2 * number, 2 * number + 2)
@@ -281,7 +281,7 @@ def test_groups_of_concepts_do_not_see_how_far_others_are_padded(lengths, visibl
 
 
 def test_filling_of_a_pool_changes_no_class():
-    model, images, (ids, mask) = make("nlvr", head="relu"), pictures(4), texts(2)
+    model, images, (ids, mask) = make("nlvr", head="relu"), pixels(4), texts(2)
     index = torch.tensor([0, 1]), torch.tensor([2, 3])
     groups = [words(2, 3), words(2, 5)]
     pool, visible = model.encode(images, groups)
@@ -292,16 +292,14 @@ def test_filling_of_a_pool_changes_no_class():
     assert not torch.allclose(model.classify(spoiled, *index, ids, mask), logits)
 
 
-def test_groups_must_add_up_to_the_pictures():
+def test_groups_must_add_up_to_the_images():
     model = make("nlvr", head="relu")
-    with pytest.raises(ValueError, match=r"4 pictures came with concepts of 2 \+ 1"):
-        model.encode(pictures(4), [words(2, 3), words(1, 3)])
-    with pytest.raises(
-        ValueError, match="this model sees visual concepts beside the picture; give `concepts`"
-    ):
-        model.encode(pictures(4))
+    with pytest.raises(ValueError, match=r"4 images came with concepts of 2 \+ 1"):
+        model.encode(pixels(4), [words(2, 3), words(1, 3)])
+    with pytest.raises(ValueError, match="this model sees visual concepts beside the image; give `concepts`"):
+        model.encode(pixels(4))
     with pytest.raises(ValueError, match="sees no visual concepts; leave `concepts` out"):
-        see_groups(make("nlvr", concepts=None).vision, pictures(2), [words(1, 3), words(1, 4)])
+        see_groups(make("nlvr", concepts=None).vision, pixels(2), [words(1, 3), words(1, 4)])
 
 
 @pytest.mark.parametrize("name", ["nlvr", "entailment"])
@@ -318,7 +316,7 @@ def test_classifiers_are_chosen_by_name(name):
 
 def test_entailment_of_hidden_padding_does_not_depend_on_it():
     model = make("entailment", concepts={"layers": 1, "visible_padding": False}, classes=4)
-    images, (ids, mask) = pictures(2), texts(2)
+    images, (ids, mask) = pixels(2), texts(2)
     short = model(images, ids, mask, words(2, 3))
     assert short.shape == (2, 4)
     torch.testing.assert_close(model(images, ids, mask, words(2, 3, padded=2)), short)
@@ -330,7 +328,7 @@ def test_entailment_of_hidden_padding_does_not_depend_on_it():
 
 def test_captions_look_at_concepts_and_not_at_hidden_padding():
     model = make("captioning", concepts={"layers": 1, "visible_padding": False})
-    images, (ids, mask) = pictures(2), texts(2)
+    images, (ids, mask) = pixels(2), texts(2)
     logits = model(images, ids, mask, concepts=words(2, 3))
     torch.testing.assert_close(model(images, ids, mask, concepts=words(2, 3, padded=2)), logits)
     assert not torch.allclose(model(images, ids, mask, concepts=words(2, 4)), logits)

@@ -24,7 +24,7 @@ def encoder(**changes) -> Bert:
 
 
 def is_text_case(case) -> bool:
-    """Outputs of an encoder alone: no pictures, image states as inputs."""
+    """Outputs of an encoder alone: no images, image states as inputs."""
     return {"text_ids", "image_embeds", "image_embeds2"} <= case.tensor_names("inputs")
 
 

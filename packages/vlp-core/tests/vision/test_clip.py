@@ -20,7 +20,7 @@ def make(**changes) -> ClipVisionTransformer:
     return model
 
 
-def pictures(count: int = 2) -> torch.Tensor:
+def images(count: int = 2) -> torch.Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
@@ -44,7 +44,7 @@ def test_features_and_gradients_equal_hugging_face(activation):
     adapter = hf_clip_adapter(source_prefix="vision_model." if nested else "")
     theirs.load_state_dict(adapter.to_source(mine.state_dict()), strict=False)
     post = dict(theirs.named_modules())["vision_model.post_layernorm" if nested else "post_layernorm"]
-    expected, found = post(theirs(pixel_values=pictures()).last_hidden_state), mine(pictures())
+    expected, found = post(theirs(pixel_values=images()).last_hidden_state), mine(images())
     assert_close(found, expected, rtol=1e-4, atol=1e-5)
     weight = torch.randn(mine.tokens, mine.width, generator=torch.Generator().manual_seed(2))
     (expected * weight).sum().backward()
@@ -60,8 +60,8 @@ def test_features_and_gradients_equal_hugging_face(activation):
 
 def test_full_mask_gives_the_image_features():
     model, index = make(), torch.tensor([1, 0, 1])
-    found = model.forward_regions(pictures(), index, torch.ones(3, model.tokens, dtype=torch.long))
-    whole = model(pictures())
+    found = model.forward_regions(images(), index, torch.ones(3, model.tokens, dtype=torch.long))
+    whole = model(images())
     assert_close(found.full_embeds, whole, rtol=1e-4, atol=1e-5)
     assert_close(found.image_embeds, whole[index], rtol=1e-4, atol=1e-5)
 
@@ -70,7 +70,7 @@ def test_mask_restricts_the_last_blocks():
     model, index = make(), torch.tensor([0, 1])
     mask = torch.ones(2, model.tokens, dtype=torch.long)
     mask[0, 9:] = 0
-    found, whole = model.forward_regions(pictures(), index, mask), model(pictures())
+    found, whole = model.forward_regions(images(), index, mask), model(images())
     assert not torch.allclose(found.image_embeds[0], whole[0])
     assert_close(found.image_embeds[1], whole[1], rtol=1e-4, atol=1e-5)
 
@@ -105,11 +105,11 @@ def test_init_follows_the_published_rules():
             assert bool((parameter == 0).all())
 
 
-def test_pictures_and_masks_of_another_shape_are_refused():
+def test_images_and_masks_of_another_shape_are_refused():
     model = make()
     with pytest.raises(ValueError, match=r"made for \[N, 3, 32, 32\]"):
         model(torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match=r"image_attention_mask has shape \[2, 16\], expected \[2, 17\]"):
-        model.forward_regions(pictures(), torch.tensor([0, 1]), torch.ones(2, 16))
+        model.forward_regions(images(), torch.tensor([0, 1]), torch.ones(2, 16))
     with pytest.raises(ValueError, match="local_depth=4 must lie between 0 and depth=3"):
         make(local_depth=4)

@@ -28,7 +28,7 @@ def make(size: str = "shifted", **changes) -> SwinTransformer:
     return model
 
 
-def pictures(model: SwinTransformer, count: int = 2) -> torch.Tensor:
+def images(model: SwinTransformer, count: int = 2) -> torch.Tensor:
     return torch.randn(
         count, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(1)
     )
@@ -52,7 +52,7 @@ def test_features_and_gradients_equal_timm(size):
     mine = make(size)
     adapter = timm_swin_adapter(stages=len(mine.depths))
     theirs.load_state_dict(adapter.to_source(mine.state_dict()))
-    image = pictures(mine)
+    image = images(mine)
     weight = torch.randn(mine.tokens - 1, mine.width, generator=torch.Generator().manual_seed(2))
     expected = theirs(image).flatten(1, 2)
     found = mine(image)
@@ -91,15 +91,15 @@ def test_written_out_attention_equals_the_fused_one():
 
 def test_order_of_tokens_is_that_of_rolling_and_cutting():
     resolution, window, shift = 12, 4, 2
-    picture = torch.arange(resolution**2).view(resolution, resolution)
-    rolled = torch.roll(picture, (-shift, -shift), (0, 1))
+    image = torch.arange(resolution**2).view(resolution, resolution)
+    rolled = torch.roll(image, (-shift, -shift), (0, 1))
     cut = [rolled[y : y + window, x : x + window].flatten() for y in range(0, 12, 4) for x in range(0, 12, 4)]
     assert torch.equal(token_order(resolution, window, shift), torch.cat(cut))
 
 
 def test_order_of_merging_is_the_published_one():
-    picture = torch.arange(36).view(6, 6)
-    parts = [picture[dy::2, dx::2] for dy, dx in ((0, 0), (1, 0), (0, 1), (1, 1))]
+    image = torch.arange(36).view(6, 6)
+    parts = [image[dy::2, dx::2] for dy, dx in ((0, 0), (1, 0), (0, 1), (1, 1))]
     assert torch.equal(merge_order(6, 3), torch.stack(parts, -1).flatten())
 
 
@@ -122,7 +122,7 @@ def test_state_holds_parameters_only():
 def test_contract_attributes():
     model = make()
     assert (model.width, model.image_size, model.patch_size, model.tokens) == (32, 64, 16, 17)
-    assert model(pictures(model)).shape == (2, 17, 32)
+    assert model(images(model)).shape == (2, 17, 32)
 
 
 # ---- regions
@@ -130,7 +130,7 @@ def test_contract_attributes():
 
 def test_full_mask_gives_the_image_features():
     model = make()
-    image, index = pictures(model), torch.tensor([1, 0, 1])
+    image, index = images(model), torch.tensor([1, 0, 1])
     found = model.forward_regions(image, index, torch.ones(3, model.tokens, dtype=torch.long))
     whole = model(image)
     assert_close(found.full_embeds, whole)
@@ -139,7 +139,7 @@ def test_full_mask_gives_the_image_features():
 
 def test_region_of_one_patch_pools_that_patch():
     model = make()
-    image, index = pictures(model), torch.tensor([1, 0])
+    image, index = images(model), torch.tensor([1, 0])
     mask = torch.zeros(2, model.tokens, dtype=torch.long)
     mask[:, 0] = mask[0, 5] = mask[1, 16] = 1
     found, whole = model.forward_regions(image, index, mask), model(image)
@@ -149,7 +149,7 @@ def test_region_of_one_patch_pools_that_patch():
 
 def test_texts_of_a_region_batch_are_independent():
     model = make()
-    image, index = pictures(model), torch.tensor([1, 0, 1, 1])
+    image, index = images(model), torch.tensor([1, 0, 1, 1])
     mask = torch.randint(0, 2, (4, model.tokens), generator=torch.Generator().manual_seed(3))
     mask[:, 0] = 1
     order = torch.tensor([2, 3, 0, 1])
@@ -175,7 +175,7 @@ def test_drop_path_rises_linearly_and_acts_in_training_only():
     model = make(drop_path=0.6)
     rates = [block.drop_path for stage in model.stages for block in stage.blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    image = pictures(model)
+    image = images(model)
     assert not torch.equal(model.train()(image), model.train()(image))
     assert torch.equal(model.eval()(image), model.eval()(image))
     assert_close(model(image), make()(image))
@@ -183,13 +183,13 @@ def test_drop_path_rises_linearly_and_acts_in_training_only():
 
 def test_samples_are_independent():
     model = make()
-    image = pictures(model, 3)
+    image = images(model, 3)
     assert_close(model(image)[1:2], model(image[1:2]), rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_autocast_stays_near():
     model = make()
-    image = pictures(model)
+    image = images(model)
     exact = model(image)
     with torch.autocast("cpu", torch.bfloat16):
         for gradient in (True, False):
@@ -204,7 +204,7 @@ def test_blocks_can_be_checkpointed_from_outside():
             block.forward = lambda *arguments, run=block.forward: checkpoint(
                 run, *arguments, use_reentrant=False
             )
-    image = pictures(plain)
+    image = images(plain)
     plain(image).square().sum().backward()
     saving(image).square().sum().backward()
     for (name, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
@@ -213,7 +213,7 @@ def test_blocks_can_be_checkpointed_from_outside():
 
 def test_model_can_be_copied_and_made_on_the_meta_device():
     model = make()
-    image = pictures(model)
+    image = images(model)
     assert torch.equal(copy.deepcopy(model)(image), model(image))
     with torch.device("meta"):
         empty = SwinTransformer(**module.swin_base_224)
@@ -254,14 +254,14 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 1, 64, 64), (3, 64, 64)], ids=str)
-def test_pictures_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"this encoder was made for \[N, 3, 64, 64\]; resize the pictures"):
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"this encoder was made for \[N, 3, 64, 64\]; resize the images"):
         make()(torch.zeros(shape))
 
 
 def test_masks_of_another_shape_are_refused():
     model = make()
-    image, index = pictures(model), torch.tensor([0, 1, 1])
+    image, index = images(model), torch.tensor([0, 1, 1])
     with pytest.raises(ValueError, match=r"image_attention_mask has shape \[3, 16\], expected \[3, 17\]"):
         model.forward_regions(image, index, torch.ones(3, 16))
     with pytest.raises(ValueError, match=r"image_index has shape \[3, 1\]"):

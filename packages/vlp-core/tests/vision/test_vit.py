@@ -20,7 +20,7 @@ def make(**changes) -> VisionTransformer:
     return model
 
 
-def pictures(count: int = 2, seed: int = 1) -> torch.Tensor:
+def images(count: int = 2, seed: int = 1) -> torch.Tensor:
     return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
@@ -32,7 +32,7 @@ def test_features_and_gradients_equal_timm():
     )
     mine, adapter = make(), deit_adapter()
     theirs.load_state_dict(adapter.to_source(mine.state_dict()))
-    expected, found = theirs.forward_features(pictures()), mine(pictures())
+    expected, found = theirs.forward_features(images()), mine(images())
     assert_close(found, expected, rtol=1e-4, atol=1e-5)
     weight = torch.randn(mine.tokens, mine.width, generator=torch.Generator().manual_seed(2))
     (expected * weight).sum().backward()
@@ -48,8 +48,8 @@ def test_features_and_gradients_equal_timm():
 
 def test_full_mask_gives_the_image_features():
     model, index = make(), torch.tensor([1, 0, 1])
-    found = model.forward_regions(pictures(), index, torch.ones(3, model.tokens, dtype=torch.long))
-    whole = model(pictures())
+    found = model.forward_regions(images(), index, torch.ones(3, model.tokens, dtype=torch.long))
+    whole = model(images())
     assert_close(found.full_embeds, whole, rtol=1e-4, atol=1e-5)
     assert_close(found.image_embeds, whole[index], rtol=1e-4, atol=1e-5)
 
@@ -58,7 +58,7 @@ def test_without_local_blocks_the_mask_changes_nothing():
     model, index = make(local_depth=0), torch.tensor([1, 0])
     mask = torch.ones(2, model.tokens)
     mask[:, 3:] = 0
-    assert_close(model.forward_regions(pictures(), index, mask).image_embeds, model(pictures())[index])
+    assert_close(model.forward_regions(images(), index, mask).image_embeds, model(images())[index])
 
 
 def test_local_blocks_see_the_region_only():
@@ -66,9 +66,9 @@ def test_local_blocks_see_the_region_only():
     model, index = make(local_depth=SIZE["depth"]), torch.tensor([0])
     mask = torch.zeros(1, model.tokens)
     mask[0, [0, 1, 2, 5, 6]] = 1  # upper left 2 x 2 of 4 x 4 patches
-    image, changed = pictures(1), pictures(1)
-    changed[:, :, 16:] = pictures(1, seed=5)[:, :, 16:]
-    changed[:, :, :, 16:] = pictures(1, seed=5)[:, :, :, 16:]
+    image, changed = images(1), images(1)
+    changed[:, :, 16:] = images(1, seed=5)[:, :, 16:]
+    changed[:, :, :, 16:] = images(1, seed=5)[:, :, :, 16:]
     inside = mask[0].bool()
     found, other = (model.forward_regions(x, index, mask) for x in (image, changed))
     assert_close(found.image_embeds[:, inside], other.image_embeds[:, inside])
@@ -81,17 +81,17 @@ def test_texts_of_a_region_batch_are_independent():
     mask = torch.randint(0, 2, (4, model.tokens), generator=torch.Generator().manual_seed(3))
     mask[:, 0] = 1
     order = torch.tensor([2, 3, 0, 1])
-    found = model.forward_regions(pictures(), index, mask).image_embeds
-    assert_close(model.forward_regions(pictures(), index[order], mask[order]).image_embeds, found[order])
+    found = model.forward_regions(images(), index, mask).image_embeds
+    assert_close(model.forward_regions(images(), index[order], mask[order]).image_embeds, found[order])
 
 
 def test_bfloat16_autocast_stays_near_in_region_mode():
     model, index = make(), torch.tensor([1, 0])
     mask = torch.ones(2, model.tokens, dtype=torch.long)
     mask[:, 9:] = 0
-    exact = model.forward_regions(pictures(), index, mask).image_embeds
+    exact = model.forward_regions(images(), index, mask).image_embeds
     with torch.autocast("cpu", torch.bfloat16):
-        found = model.forward_regions(pictures(), index, mask).image_embeds
+        found = model.forward_regions(images(), index, mask).image_embeds
     assert_close(found.float(), exact, rtol=0.1, atol=0.15)
 
 
@@ -133,9 +133,9 @@ def test_sizes_that_do_not_fit_are_refused(changes, message):
         make(**changes)
 
 
-def test_pictures_and_masks_of_another_shape_are_refused():
+def test_images_and_masks_of_another_shape_are_refused():
     model = make()
     with pytest.raises(ValueError, match=r"made for \[N, 3, 32, 32\]"):
         model(torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match=r"image_attention_mask has shape \[2, 16\], expected \[2, 17\]"):
-        model.forward_regions(pictures(), torch.tensor([0, 1]), torch.ones(2, 16))
+        model.forward_regions(images(), torch.tensor([0, 1]), torch.ones(2, 16))

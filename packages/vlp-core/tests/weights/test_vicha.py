@@ -285,7 +285,7 @@ def test_official_files_open_without_being_told_what_they_are(stage, tmp_path):
         assert loaded.model.masked_image.ratio == 0.5
 
 
-def test_picture_sizes_that_do_not_fit_the_positions_are_not_believed():
+def test_image_sizes_that_do_not_fit_the_positions_are_not_believed():
     model, teacher, queue = tiny("entailment")
     state = official(model, teacher, queue)
     for config, size in (({}, 64), ({"image_res": 79}, 79), ({"image_res": 384}, 64)):

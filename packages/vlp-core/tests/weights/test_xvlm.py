@@ -241,13 +241,13 @@ def test_official_files_open_without_being_told_what_they_are(task, tmp_path):
     assert all(torch.equal(x, loaded.model.state_dict()[key]) for key, x in model.state_dict().items())
 
 
-def test_picture_size_is_read_from_swins_masks_or_asked_for():
+def test_image_size_is_read_from_swins_masks_or_asked_for():
     state = official(tiny())
     masks = [key for key in state if key.endswith("attn_mask")]
     with_mask = {**state, "vision_encoder.layers.0.blocks.1.attn_mask": torch.empty(64, 4, 4)}
     assert xvlm.infer_arguments(Checkpoint(with_mask, {}))["vision"]["image_size"] == 64
     plain = {key: x for key, x in state.items() if key not in masks}
-    with pytest.raises(CheckpointError, match=r"the picture size is unknown; give `arguments`"):
+    with pytest.raises(CheckpointError, match=r"the image size is unknown; give `arguments`"):
         xvlm.infer_arguments(Checkpoint(plain, {}))
 
 

@@ -1,6 +1,6 @@
 """What a training step gets. `.to(device)` moves every field that is a tensor.
 
-A answers   B texts   N pictures   R image side   L text length   K length of the concepts   M masked positions   P patches
+A answers   B texts   N images   R image side   L text length   K length of the concepts   M masked positions   P patches
 """
 
 from collections.abc import Callable
@@ -30,9 +30,9 @@ class _Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PictureBatch(_Batch):
+class _ImageBatch(_Batch):
     concept_ids: Tensor | None = None
-    """[B, K] int64, the concepts of each picture (regions: [N, K]; pairs: of the first pictures); None without concepts."""
+    """[B, K] int64, the concepts of each image (regions: [N, K]; pairs: of the first images); None without concepts."""
     concept_mask: Tensor | None = None
     """[B, K] int64, 1 = token, 0 = padding."""
 
@@ -47,8 +47,8 @@ def _both(ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor] | No
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextBatch(_PictureBatch):
-    """Pictures with one caption each, and the captions masked."""
+class ImageTextBatch(_ImageBatch):
+    """Images with one caption each, and the captions masked."""
 
     image: Tensor
     """[B, 3, R, R] float32, normalised."""
@@ -65,13 +65,13 @@ class ImageTextBatch(_PictureBatch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionBatch(_PictureBatch):
-    """(region or whole picture, text) pairs from fewer pictures."""
+class RegionBatch(_ImageBatch):
+    """(region or whole image, text) pairs from fewer images."""
 
     image: Tensor
     """[N, 3, R, R] float32, normalised."""
     image_index: Tensor
-    """[B] int64, which picture a pair belongs to."""
+    """[B] int64, which image a pair belongs to."""
     image_attention_mask: Tensor
     """[B, 1 + P] int64; entry 0 is the pooled token and always 1, then patches row by row."""
     text_ids: Tensor
@@ -85,16 +85,16 @@ class RegionBatch(_PictureBatch):
     masked_labels: Tensor
     """[B, M] int64, -100 = unused."""
     target_boxes: Tensor
-    """[B, 4] float32, cx cy w h in 0..1 of the input picture."""
+    """[B, 4] float32, cx cy w h in 0..1 of the input image."""
     is_image: Tensor
-    """[B] int64, 1 = the pair is about the whole picture (no box loss)."""
+    """[B] int64, 1 = the pair is about the whole image (no box loss)."""
     padded_pairs: int = 0
     """Pairs that repeat others because too few were found; they act as false negatives, so they are counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalBatch(_PictureBatch):
-    """Pictures with one caption each, for retrieval training."""
+class RetrievalBatch(_ImageBatch):
+    """Images with one caption each, for retrieval training."""
 
     image: Tensor
     """[B, 3, R, R] float32, normalised."""
@@ -103,12 +103,12 @@ class RetrievalBatch(_PictureBatch):
     attention_mask: Tensor
     """[B, L] int64."""
     image_ids: Tensor
-    """[B] int64, equal where two captions belong to the same picture."""
+    """[B] int64, equal where two captions belong to the same image."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VqaBatch(_PictureBatch):
-    """Questions about pictures, and their distinct answers with weights."""
+class VqaBatch(_ImageBatch):
+    """Questions about images, and their distinct answers with weights."""
 
     image: Tensor
     """[B, 3, R, R] float32, normalised."""
@@ -127,11 +127,11 @@ class VqaBatch(_PictureBatch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NlvrBatch(_PictureBatch):
-    """Sentences about two pictures each."""
+class NlvrBatch(_ImageBatch):
+    """Sentences about two images each."""
 
     image: Tensor
-    """[2B, 3, R, R] float32, normalised: the first pictures of all sentences, then the second ones."""
+    """[2B, 3, R, R] float32, normalised: the first images of all sentences, then the second ones."""
     text_ids: Tensor
     """[B, L] int64."""
     attention_mask: Tensor
@@ -139,19 +139,19 @@ class NlvrBatch(_PictureBatch):
     labels: Tensor
     """[B] int64, 1 = the sentence is true."""
     second_concept_ids: Tensor | None = None
-    """[B, K'] int64, the concepts of the second pictures, padded by themselves; None without concepts."""
+    """[B, K'] int64, the concepts of the second images, padded by themselves; None without concepts."""
     second_concept_mask: Tensor | None = None
     """[B, K'] int64."""
 
     @property
     def second_concepts(self) -> tuple[Tensor, Tensor] | None:
-        """Ids and mask of the second pictures' concepts, or None."""
+        """Ids and mask of the second images' concepts, or None."""
         return _both(self.second_concept_ids, self.second_concept_mask)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntailmentBatch(_PictureBatch):
-    """Pictures with a hypothesis each."""
+class EntailmentBatch(_ImageBatch):
+    """Images with a hypothesis each."""
 
     image: Tensor
     """[B, 3, R, R] float32, normalised."""
@@ -164,8 +164,8 @@ class EntailmentBatch(_PictureBatch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionBatch(_PictureBatch):
-    """Pictures with a caption each, to be written."""
+class CaptionBatch(_ImageBatch):
+    """Images with a caption each, to be written."""
 
     image: Tensor
     """[B, 3, R, R] float32, normalised."""
@@ -179,17 +179,17 @@ class CaptionBatch(_PictureBatch):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionReferencesBatch(_Batch):
-    """Pictures with what people wrote about them, for rewards of sampled captions."""
+    """Images with what people wrote about them, for rewards of sampled captions."""
 
     image: Tensor
     """[B, 3, R, R] float32, normalised."""
     references: tuple[tuple[str, ...], ...]
-    """Per picture its captions as the source has them."""
+    """Per image its captions as the source has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxBatch(_PictureBatch):
-    """Pictures with an expression each and the box it refers to."""
+class BoxBatch(_ImageBatch):
+    """Images with an expression each and the box it refers to."""
 
     image: Tensor
     """[B, 3, R, R] float32, normalised."""
@@ -198,4 +198,4 @@ class BoxBatch(_PictureBatch):
     attention_mask: Tensor
     """[B, L] int64."""
     target_boxes: Tensor
-    """[B, 4] float32, cx cy w h in 0..1 of the input picture."""
+    """[B, 4] float32, cx cy w h in 0..1 of the input image."""

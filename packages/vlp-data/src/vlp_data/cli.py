@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     shapes.add_argument("--seed", type=int, default=0, metavar="S", help="which world (default 0)")
     shapes.add_argument(
-        "--size", type=int, default=96, metavar="PX", help="side of the pictures in pixels (default 96)"
+        "--size", type=int, default=96, metavar="PX", help="side of the images in pixels (default 96)"
     )
     shapes.add_argument(
         "--difficulty",
@@ -56,14 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     shapes.set_defaults(run=_shapes)
 
-    sheet = commands.add_parser("sheet", help="pictures and captions of a shapes folder on one page")
+    sheet = commands.add_parser("sheet", help="images and captions of a shapes folder on one page")
     sheet.add_argument("out", metavar="OUT", help="folder written by `vlp-data shapes`")
     sheet.add_argument("--first", type=int, default=16, metavar="N", help="scenes to show (default 16)")
     sheet.add_argument("--split", choices=("train", "val", "test"), help="only scenes of this split")
     sheet.add_argument("--boxes", action="store_true", help="draw boxes and list referring expressions")
-    sheet.add_argument(
-        "--to", default="sheet.png", metavar="FILE", help="picture to write (default sheet.png)"
-    )
+    sheet.add_argument("--to", default="sheet.png", metavar="FILE", help="image to write (default sheet.png)")
     sheet.set_defaults(run=_sheet)
 
     verify = commands.add_parser("verify", help="compare the files of a shapes folder with their hashes")
@@ -75,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("files", nargs="+", metavar="FILE", help="files or folders; paths or fsspec URLs")
     inspect.add_argument(
-        "--root", default="", metavar="DIR", help="folder or URL that pictures are relative to"
+        "--root", default="", metavar="DIR", help="folder or URL that images are relative to"
     )
     inspect.add_argument(
         "--format",
@@ -84,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("--split", default="train", help="split of a Karpathy file (default train)")
     inspect.add_argument("--rows", type=int, metavar="N", help="look at the first N rows only")
-    inspect.add_argument("--no-pictures", action="store_true", help="do not open the pictures")
+    inspect.add_argument("--no-images", action="store_true", help="do not open the images")
     inspect.set_defaults(run=_inspect)
 
     plan = commands.add_parser(
@@ -107,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_conversions(convert.add_subparsers(dest="what", required=True, metavar="WHAT"))
 
-    concepts = commands.add_parser("concepts", help="words for pictures: from captions to lists with kwords")
+    concepts = commands.add_parser("concepts", help="words for images: from captions to lists with kwords")
     add_concept_commands(concepts.add_subparsers(dest="step", required=True, metavar="STEP"), _progress)
     return parser
 
@@ -122,7 +120,7 @@ def _add_conversions(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]
         "coco", help="COCO instances to X-VLM region lines; the category is the text of a box"
     )
     coco.add_argument("annotations", metavar="FILE", help="instances_*.json")
-    coco.add_argument("--captions", default="", metavar="FILE", help="captions_*.json for the whole pictures")
+    coco.add_argument("--captions", default="", metavar="FILE", help="captions_*.json for the whole images")
     coco.add_argument(
         "--images", default="", metavar="DIR", help="put before the file names, such as train2014"
     )
@@ -136,7 +134,7 @@ def _add_conversions(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]
         "--image-name",
         default="image/{id}.jpg",
         metavar="PATTERN",
-        help="file of a picture; {id} its id, {folder} VG_100K or VG_100K_2 (default image/{id}.jpg)",
+        help="file of an image; {id} its id, {folder} VG_100K or VG_100K_2 (default image/{id}.jpg)",
     )
     vg.add_argument(
         "--exclude-flickr", nargs="+", default=[], metavar="FILE", help="as --exclude, for files of Flickr30k"
@@ -148,7 +146,7 @@ def _add_conversions(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]
             nargs="+",
             default=[],
             metavar="FILE",
-            help="annotation files whose COCO pictures are left out: all of a list or a COCO file, val and test of Karpathy's file",
+            help="annotation files whose COCO images are left out: all of a list or a COCO file, val and test of Karpathy's file",
         )
         parser.add_argument(
             "--files",
@@ -213,7 +211,7 @@ def _inspect(options: argparse.Namespace) -> int:
     paths = tuple(options.files)
     source = tools.source_options(paths, format=options.format, root=options.root, split=options.split).open()
     report = tools.inspect(
-        source, rows=options.rows, pictures=not options.no_pictures, progress=_progress("rows")
+        source, rows=options.rows, images=not options.no_images, progress=_progress("rows")
     )
     print("\n".join(report.lines()))
     return 1 if report.counts else 0
@@ -264,9 +262,9 @@ def _convert_regions(options: argparse.Namespace) -> int:
             annotations=options.annotations, image_data=options.image_data, image_name=options.image_name
         ).open()
     done = convert.write_region_lines(
-        source, options.out, excluded=excluded, shards=options.files, progress=_progress("pictures")
+        source, options.out, excluded=excluded, shards=options.files, progress=_progress("images")
     )
-    print(f"{options.out}: {done.regions} boxes of {done.pictures} pictures in {options.files} files")
+    print(f"{options.out}: {done.regions} boxes of {done.images} images in {options.files} files")
     for cause, count in {**source.describe()["notes"], **done.left_out}.items():
         print(f"{cause}: {count}")
     return 0

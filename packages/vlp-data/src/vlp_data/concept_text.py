@@ -1,4 +1,4 @@
-"""The concepts of a picture as text for a model.
+"""The concepts of an image as text for a model.
 
 Source: ViCHA specification 2.3 and 4.2. Concepts come with a row (`Text.role` "concept"); `vlp-data concepts` assigns them.
 
@@ -17,14 +17,14 @@ from vlp_data.text import Tokenizer
 
 
 def concept_words(sample: Sample, *, image: int = 0) -> list[str]:
-    """The concepts of one picture of a sample in their order, without empty ones. Raises BadSample ("no concepts") when there is none."""
+    """The concepts of one image of a sample in their order, without empty ones. Raises BadSample ("no concepts") when there is none."""
     words = [
         text.text
         for text in sample.texts
         if text.role == "concept" and text.image == image and text.text.strip()
     ]
     if not words:
-        which = f"picture {image + 1} of the row" if len(sample.images) > 1 else "the row"
+        which = f"image {image + 1} of the row" if len(sample.images) > 1 else "the row"
         raise BadSample(
             "no concepts",
             sample.key,
@@ -61,7 +61,7 @@ def sample_concepts(
     *,
     image: int = 0,
 ) -> list[int]:
-    """Ids of the concepts of one picture of a sample, drawn as the options say; empty if `options` is None. Raises BadSample
+    """Ids of the concepts of one image of a sample, drawn as the options say; empty if `options` is None. Raises BadSample
     ("no concepts")."""
     if options is None:
         return []

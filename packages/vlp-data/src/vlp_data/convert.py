@@ -23,15 +23,15 @@ Collection: TypeAlias = Literal["coco", "flickr"]
 class Converted(NamedTuple):
     """What was written, and what was left out, by cause."""
 
-    pictures: int
+    images: int
     regions: int
     left_out: dict[str, int]
 
 
 def held_out(paths: Iterable[str]) -> set[int]:
-    """Numbers of the pictures of validation and test sets, from their annotation files.
+    """Numbers of the images of validation and test sets, from their annotation files.
 
-    Karpathy's file counts by its splits val and test; every picture of a COCO file or a task list counts. The number is that of the file
+    Karpathy's file counts by its splits val and test; every image of a COCO file or a task list counts. The number is that of the file
     name, the same in COCO 2014, COCO 2017 and Flickr. Raises FileNotFoundError, DataError.
     """
     found: set[int] = set()
@@ -54,7 +54,7 @@ def _number(name: Any, where: str) -> int:
     stem = posixpath.splitext(posixpath.basename(name))[0] if isinstance(name, str) else ""
     digits = re.search(r"\d+$", stem)
     if digits is None:
-        raise DataError(f"{where}: the picture {name!r} has no number in its file name")
+        raise DataError(f"{where}: the image {name!r} has no number in its file name")
     return int(digits[0])
 
 
@@ -68,9 +68,9 @@ def write_region_lines(
 ) -> Converted:
     """Write a source of boxes as X-VLM region lines into a new folder, `shards` files of equally many lines.
 
-    `excluded`: pictures not to be written, by the number they have in COCO and in Flickr (`held_out`). Boxes are cut to whole pixels
-    inside the picture, those with nothing left are left out. Raises FileExistsError when the folder has content; DataError for a source
-    whose pictures are not files of their own, and when nothing is left to write.
+    `excluded`: images not to be written, by the number they have in COCO and in Flickr (`held_out`). Boxes are cut to whole pixels
+    inside the image, those with nothing left are left out. Raises FileExistsError when the folder has content; DataError for a source
+    whose images are not files of their own, and when nothing is left to write.
     """
     if shards <= 0:
         raise ValueError(f"shards={shards} must be positive")
@@ -94,7 +94,7 @@ def write_region_lines(
             lines.append(json.dumps(line, ensure_ascii=True))
             regions += len(elems)
         else:
-            left_out["pictures without a box"] += 1
+            left_out["images without a box"] += 1
         if progress is not None:
             progress(number + 1, len(source))
     if len(lines) < shards:
@@ -118,13 +118,13 @@ def _write(path: Path, lines: list[str]) -> None:
 
 
 def _excluded(sample: Sample, excluded: dict[Collection, set[int]]) -> str:
-    """Why a picture is not to be written, "" if it is."""
+    """Why an image is not to be written, "" if it is."""
     own = {"coco": sample.meta.get("coco_id"), "flickr": sample.meta.get("flickr_id")}
     if "coco_id" not in sample.meta and isinstance(sample.images[0].id, int):
         own["coco"] = sample.images[0].id
     for collection, numbers in excluded.items():
         if own[collection] in numbers:
-            return f"pictures held out ({collection})"
+            return f"images held out ({collection})"
     return ""
 
 
@@ -150,5 +150,5 @@ def _elems(sample: Sample, left_out: Counter[str]) -> list[dict[str, Any]]:
 def _path(sample: Sample) -> str:
     path = sample.images[0].path
     if path is None:
-        raise DataError(f"{sample.key}: the picture is no file of its own; lines name files")
+        raise DataError(f"{sample.key}: the image is no file of its own; lines name files")
     return path

@@ -1,4 +1,4 @@
-"""Decoding. Pillow decides what a picture is, whatever the name of the file says.
+"""Decoding. Pillow decides what an image is, whatever the name of the file says.
 
 No rotation by EXIF: boxes refer to the stored pixels. Source: data specification 4.
 """
@@ -22,7 +22,7 @@ _tolerant = threading.Lock()
 def decode(
     data: bytes, *, name: str = "", truncated: bool = False, max_pixels: int = MAX_PIXELS
 ) -> Pillow.Image:
-    """Encoded picture to RGB.
+    """Encoded image to RGB.
 
     `name` is what messages call it. `truncated`: a file that ends early is filled with grey instead of refused. Raises BadSample: "empty
     image", "not an image", "broken image", "image too large".
@@ -30,7 +30,7 @@ def decode(
     if not data:
         raise BadSample("empty image", name, "no bytes")
     try:
-        picture = Pillow.open(io.BytesIO(data))
+        image = Pillow.open(io.BytesIO(data))
     except Pillow.DecompressionBombError as error:
         raise BadSample("image too large", name, str(error)) from error
     except Pillow.UnidentifiedImageError as error:
@@ -38,52 +38,52 @@ def decode(
         raise BadSample("not an image", name, "no known format") from error
     except Exception as error:  # Pillow's format plugins raise nearly anything on damaged headers
         raise BadSample("not an image", name, f"{type(error).__name__}: {error}"[:300]) from error
-    if picture.width * picture.height > max_pixels:
+    if image.width * image.height > max_pixels:
         raise BadSample(
-            "image too large", name, f"{picture.width} x {picture.height} pixels, the limit is {max_pixels}"
+            "image too large", name, f"{image.width} x {image.height} pixels, the limit is {max_pixels}"
         )
     try:
-        picture.load()
+        image.load()
     except Exception as error:
         if not (truncated and isinstance(error, OSError)):
             raise BadSample("broken image", name, f"{type(error).__name__}: {error}"[:300]) from error
-        picture = _load_truncated(data, name)
-    return _to_rgb(picture)
+        image = _load_truncated(data, name)
+    return _to_rgb(image)
 
 
 def _load_truncated(data: bytes, name: str) -> Pillow.Image:
-    # Pillow has a process-wide switch only; it is on for this one picture.
+    # Pillow has a process-wide switch only; it is on for this one image.
     with _tolerant:
         ImageFile.LOAD_TRUNCATED_IMAGES = True  # pyrefly: ignore[bad-assignment]  Pillow declares no type, so it counts as constant
         try:
-            picture = Pillow.open(io.BytesIO(data))
-            picture.load()
+            image = Pillow.open(io.BytesIO(data))
+            image.load()
         except Exception as error:
             raise BadSample("broken image", name, f"{type(error).__name__}: {error}"[:300]) from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = False
-    return picture
+    return image
 
 
-def _to_rgb(picture: Pillow.Image) -> Pillow.Image:
-    if picture.mode == "RGB":
-        return picture
-    if picture.mode.startswith("I;16"):  # 16 bits: keep the high byte; a plain conversion would clip instead
-        return Pillow.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.mode == "P" and isinstance(picture.info.get("transparency"), bytes):
-        picture = picture.convert("RGBA")  # same colours as the direct way, which warns
-    return picture.convert("RGB")
+def _to_rgb(image: Pillow.Image) -> Pillow.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16"):  # 16 bits: keep the high byte; a plain conversion would clip instead
+        return Pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # same colours as the direct way, which warns
+    return image.convert("RGB")
 
 
 def name_of(image: Image, key: str) -> str:
-    """What to call a picture in a message: its path, or the key of its sample."""
+    """What to call an image in a message: its path, or the key of its sample."""
     return image.path or key
 
 
 def open_image(
     image: Image, key: str = "", *, truncated: bool = False, max_pixels: int = MAX_PIXELS
 ) -> Pillow.Image:
-    """Pixels of a picture of the schema, RGB.
+    """Pixels of an image of the schema, RGB.
 
     Raises BadSample as `decode` does, and "missing file" or "unreadable file".
     """

@@ -3,7 +3,7 @@
 What a batch holds depends on (seed, position, rank, number of ranks) alone: not on the number of workers, on prefetching, or on how
 often a run was interrupted. The sample at (epoch, index) draws from a generator seeded by (seed, epoch, index).
 
-Unusable samples (broken picture, empty line, box outside the picture, missing file, ...) are counted, logged once per cause with the
+Unusable samples (broken image, empty line, box outside the image, missing file, ...) are counted, logged once per cause with the
 file's name, and replaced by a sample drawn from (seed, epoch, index, attempt). The loader stops with `DataError` when more than
 `max_bad_fraction` of the samples read so far were unusable, judged from the eleventh unusable one on: so one bad sample early in a run
 never stops it, and a wrong image root stops it within the first batches. `max_bad_fraction=0` stops at the first. Each rank judges what

@@ -47,9 +47,9 @@ class ImageTextLines:
     files: tuple[PathText, ...]
     """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec URLs."""
     root: PathText = ""
-    """Put before relative picture paths."""
+    """Put before relative image paths."""
     image_key: str = ""
-    """Field that holds the picture; "" takes `binary` or `image_rpath`, whichever a line has."""
+    """Field that holds the image; "" takes `binary` or `image_rpath`, whichever a line has."""
     image_kind: Literal["auto", "path", "base64"] = "auto"
     """What that field holds; auto: base64 for `binary`, else a path."""
     caption_keys: tuple[str, ...] = ("caption", "desc")
@@ -79,9 +79,9 @@ class RegionLines:
     files: tuple[PathText, ...]
     """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec URLs."""
     root: PathText = ""
-    """Put before relative picture paths."""
+    """Put before relative image paths."""
     image_key: str = ""
-    """Field that holds the picture; "" takes `binary` or `image_rpath`, whichever a line has."""
+    """Field that holds the image; "" takes `binary` or `image_rpath`, whichever a line has."""
     image_kind: Literal["auto", "path", "base64"] = "auto"
     """What that field holds; auto: base64 for `binary`, else a path."""
     index: PathText = ""
@@ -109,13 +109,13 @@ class TaskJson:
     files: tuple[PathText, ...]
     """JSON files, each one list of objects; paths or fsspec URLs."""
     root: PathText = ""
-    """Put before picture paths."""
+    """Put before image paths."""
     dataset_roots: dict[str, PathText] = field(default_factory=dict)
     """Other roots by the entry's `dataset` field (VQA lists mix `vqa` and `vg`)."""
     prefixes: dict[str, str] = field(default_factory=dict)
-    """{old: new} beginnings of picture paths; where none fits, /data/USER/data/ of ViCHA's own lists gives way to the root."""
+    """{old: new} beginnings of image paths; where none fits, /data/USER/data/ of ViCHA's own lists gives way to the root."""
     group_captions: bool = False
-    """One row per picture with all its captions, where a list has one entry per caption (references for rewards)."""
+    """One row per image with all its captions, where a list has one entry per caption (references for rewards)."""
 
     def open(self) -> "Source":
         from vlp_data.sources.task_json import open_task_json
@@ -135,9 +135,9 @@ class Refer:
     instances: PathText = ""
     """instances.json of REFER; needed with `refs`."""
     detections: PathText = ""
-    """dets.json: boxes to choose from, by picture id; "" for none."""
+    """dets.json: boxes to choose from, by image id; "" for none."""
     root: PathText = ""
-    """Put before picture paths."""
+    """Put before image paths."""
     splits: tuple[str, ...] = ()
     """Keep expressions of these splits of REFER (train, val, testA, testB); () keeps all."""
 
@@ -157,13 +157,13 @@ class Refer:
 
 @dataclass(frozen=True, kw_only=True)
 class CocoCaptions:
-    """COCO captions: one row per picture that has captions."""
+    """COCO captions: one row per image that has captions."""
 
     format: Literal["coco_captions"] = "coco_captions"
     annotations: PathText
     """captions_*.json, path or fsspec URL."""
     images: PathText
-    """Folder of the pictures."""
+    """Folder of the images."""
 
     def open(self) -> "Source":
         from vlp_data.sources.coco import open_captions
@@ -173,15 +173,15 @@ class CocoCaptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CocoInstances:
-    """COCO instances: one row per picture with boxes; the category name is the text of a box."""
+    """COCO instances: one row per image with boxes; the category name is the text of a box."""
 
     format: Literal["coco_instances"] = "coco_instances"
     annotations: PathText
     """instances_*.json, path or fsspec URL."""
     images: PathText
-    """Folder of the pictures."""
+    """Folder of the images."""
     captions: PathText = ""
-    """captions_*.json whose captions become texts of the whole picture; "" for none."""
+    """captions_*.json whose captions become texts of the whole image; "" for none."""
     crowd: bool = False
     """Keep crowd annotations."""
 
@@ -193,17 +193,17 @@ class CocoInstances:
 
 @dataclass(frozen=True, kw_only=True)
 class VisualGenome:
-    """Visual Genome: one row per picture with its objects (attributes before the name) or its regions."""
+    """Visual Genome: one row per image with its objects (attributes before the name) or its regions."""
 
     format: Literal["visual_genome"] = "visual_genome"
     annotations: PathText
     """objects.json, attributes.json or region_descriptions.json; the entries tell which."""
     image_data: PathText
-    """image_data.json: sizes, and the ids the pictures have in COCO and Flickr."""
+    """image_data.json: sizes, and the ids the images have in COCO and Flickr."""
     images: PathText = ""
-    """Folder of the pictures."""
+    """Folder of the images."""
     image_name: str = "image/{id}.jpg"
-    """File of a picture below `images`: `{id}` its id, `{folder}` its folder in the release (VG_100K or VG_100K_2)."""
+    """File of an image below `images`: `{id}` its id, `{folder}` its folder in the release (VG_100K or VG_100K_2)."""
 
     def open(self) -> "Source":
         from vlp_data.sources.visual_genome import open_visual_genome
@@ -213,7 +213,7 @@ class VisualGenome:
 
 @dataclass(frozen=True, kw_only=True)
 class Karpathy:
-    """Karpathy's dataset_*.json: one row per picture of the split."""
+    """Karpathy's dataset_*.json: one row per image of the split."""
 
     format: Literal["karpathy"] = "karpathy"
     annotations: PathText
@@ -232,7 +232,7 @@ class Karpathy:
 
 
 ImageTextSource: TypeAlias = ImageTextLines | TaskJson | CocoCaptions | Karpathy
-"""Sources of (picture, captions) rows."""
+"""Sources of (image, captions) rows."""
 RegionSource: TypeAlias = RegionLines | CocoInstances | VisualGenome
 """Sources of rows with boxes."""
 ExpressionSource: TypeAlias = Refer | TaskJson
@@ -244,14 +244,14 @@ ExpressionSource: TypeAlias = Refer | TaskJson
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """Decoding and the training view of whole pictures (X-VLM specification 4.1)."""
+    """Decoding and the training view of whole images (X-VLM specification 4.1)."""
 
     size: int = 224
     """Side of the square input in pixels."""
     view: Literal["random_resized_crop", "resize"] = "random_resized_crop"
-    """What the model sees of a picture: a random crop, or all of it squashed to the square (weak grounding)."""
+    """What the model sees of an image: a random crop, or all of it squashed to the square (weak grounding)."""
     min_scale: float = 0.2
-    """Smallest share of the picture's area in a random crop: 0.2 pre-training, 0.5 fine-tuning."""
+    """Smallest share of the image's area in a random crop: 0.2 pre-training, 0.5 fine-tuning."""
     flip: float = 0.5
     """Probability of mirroring."""
     careful_flip: Literal["off", "substring", "word"] = "off"
@@ -262,7 +262,7 @@ class ImageOptions:
     truncated: bool = True
     """Accept JPEG files that end early (the missing part stays grey), as the reference systems do."""
     max_pixels: int = 128_000_000
-    """Larger pictures count as broken."""
+    """Larger images count as broken."""
 
     def __post_init__(self) -> None:
         _positive(self, "size", "min_scale", "max_pixels")
@@ -294,7 +294,7 @@ class TextOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptOptions:
-    """From the concepts of a picture to ids (ViCHA specification 2.3 and 4.2). Concepts are taken as they are, without clean-up."""
+    """From the concepts of an image to ids (ViCHA specification 2.3 and 4.2). Concepts are taken as they are, without clean-up."""
 
     max_tokens: int = 55
     """Ids kept, [CLS] included; there is no [SEP] at the end."""
@@ -352,19 +352,19 @@ Masking: TypeAlias = MaskingOptions | IndependentMasking
 
 @dataclass(frozen=True, kw_only=True)
 class RegionOptions:
-    """How pairs are drawn from a picture with boxes (X-VLM specification 5.3)."""
+    """How pairs are drawn from an image with boxes (X-VLM specification 5.3)."""
 
     crop: Literal["around_box", "none"] = "around_box"
-    """What the model sees of a picture: a random crop that holds a drawn box (the reference), or all of it, so that a caption stays true
+    """What the model sees of an image: a random crop that holds a drawn box (the reference), or all of it, so that a caption stays true
     of what is seen. With "none" no box and no corner is drawn."""
     max_regions: int = 5
-    """Pairs of one picture at most, the whole picture included."""
+    """Pairs of one image at most, the whole image included."""
     min_visible: float = 0.5
     """A box is used if more than this share of it lies in the crop."""
     careful_flip: Literal["off", "substring", "word"] = "off"
     """`ImageOptions.careful_flip` for a line with all its texts; the reference publishes "off" and has "substring" as its option."""
     outside_boxes: Literal["skip", "clip"] = "skip"
-    """A box that leaves the picture: skip the line when it is drawn as anchor of the crop (the reference), or clip boxes first."""
+    """A box that leaves the image: skip the line when it is drawn as anchor of the crop (the reference), or clip boxes first."""
 
     def __post_init__(self) -> None:
         _positive(self, "max_regions")

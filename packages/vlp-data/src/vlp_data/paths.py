@@ -1,4 +1,4 @@
-"""Where pictures lie: the paths that annotation files were written with, moved to another place."""
+"""Where images lie: the paths that annotation files were written with, moved to another place."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ VICHA_DISK = re.compile(r"^/data/[^/]+/data/")
 
 
 def rebase(path: str, *, prefixes: Mapping[str, str], root: str) -> str:
-    """A picture's path with the first prefix that fits replaced, below `root`.
+    """An image's path with the first prefix that fits replaced, below `root`.
 
     `prefixes`: {old: new}, longest old first, compared piece by piece ("/a/b" fits "/a/b/c" and not "/a/bc"). Where none fits and there is
     a root, the rule of the ViCHA repository for its own lists applies: /data/USER/data/ is dropped. Source: ViCHA specification 5.2.

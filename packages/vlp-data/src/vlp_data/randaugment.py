@@ -1,4 +1,4 @@
-"""RandAugment of the ALBEF family: OpenCV operations on uint8 RGB pictures at one fixed level.
+"""RandAugment of the ALBEF family: OpenCV operations on uint8 RGB images at one fixed level.
 
 Source: X-VLM dataset/randaugment.py, specification 4.1. One difference on purpose: Sharpness clips to 0..255 where the reference wraps
 around (specification 8.31). AutoContrast keeps a fault of the reference (see `_stretch_table`), because its pixels are pinned.
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Pixels = NDArray[np.uint8]
 
-PICTURE_OPERATIONS = (
+IMAGE_OPERATIONS = (
     "Identity",
     "AutoContrast",
     "Equalize",
@@ -28,9 +28,9 @@ PICTURE_OPERATIONS = (
     "TranslateY",
     "Rotate",
 )
-"""For whole pictures."""
+"""For whole images."""
 BOX_OPERATIONS = ("Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness")
-"""For pictures with boxes: those that move no pixel."""
+"""For images with boxes: those that move no pixel."""
 
 LEVEL = 7
 """Of 10; every recipe of the family uses it."""
@@ -63,50 +63,50 @@ def sign(operation: str, uniform: float) -> int:
     return -1 if uniform > 0.5 else 1
 
 
-def apply(picture_HW3: Pixels, steps: Sequence[Step], *, level: int = LEVEL) -> Pixels:
+def apply(image_HW3: Pixels, steps: Sequence[Step], *, level: int = LEVEL) -> Pixels:
     """Apply operations in order; same size, the input is left alone. Raises ValueError for an unknown operation."""
     for step in steps:
-        picture_HW3 = _apply_one(picture_HW3, step, level)
-    return picture_HW3
+        image_HW3 = _apply_one(image_HW3, step, level)
+    return image_HW3
 
 
-def _apply_one(picture: Pixels, step: Step, level: int) -> Pixels:
+def _apply_one(image: Pixels, step: Step, level: int) -> Pixels:
     factor = level / 10 * 1.8 + 0.1
     shear = float(np.float32(level / 10 * 0.3))  # single precision, as the reference's matrix
     match step.operation:
         case "Identity":
-            return picture
+            return image
         case "AutoContrast":
-            return _per_channel(picture, _stretch_table)
+            return _per_channel(image, _stretch_table)
         case "Equalize":
-            return _per_channel(picture, _equalize_table)
+            return _per_channel(image, _equalize_table)
         case "Brightness":
-            return _to_bytes(np.arange(256) * factor)[picture]
+            return _to_bytes(np.arange(256) * factor)[image]
         case "Contrast":
-            # The weights are those of BGR, though the picture is RGB: kept, as in the reference.
-            mean = float(picture.mean(axis=(0, 1)) @ np.array([0.114, 0.587, 0.299]))
-            return _to_bytes((np.arange(256) - mean) * factor + mean)[picture]
+            # The weights are those of BGR, though the image is RGB: kept, as in the reference.
+            mean = float(image.mean(axis=(0, 1)) @ np.array([0.114, 0.587, 0.299]))
+            return _to_bytes((np.arange(256) - mean) * factor + mean)[image]
         case "Color":
-            return _saturate(picture, factor)
+            return _saturate(image, factor)
         case "Sharpness":
-            return _sharpen(picture, factor)
+            return _sharpen(image, factor)
         case "Solarize":
             values = np.arange(256)
-            return np.where(values < int(level / 10 * 256), values, 255 - values).astype(np.uint8)[picture]
+            return np.where(values < int(level / 10 * 256), values, 255 - values).astype(np.uint8)[image]
         case "Posterize":
-            return picture & np.uint8(0xFF00 >> int(level / 10 * 4) & 0xFF)
+            return image & np.uint8(0xFF00 >> int(level / 10 * 4) & 0xFF)
         case "ShearX":
-            return _warp(picture, [[1, step.sign * shear, 0], [0, 1, 0]])
+            return _warp(image, [[1, step.sign * shear, 0], [0, 1, 0]])
         case "ShearY":
-            return _warp(picture, [[1, 0, 0], [step.sign * shear, 1, 0]])
+            return _warp(image, [[1, 0, 0], [step.sign * shear, 1, 0]])
         case "TranslateX":
-            return _warp(picture, [[1, 0, -step.sign * level], [0, 1, 0]])
+            return _warp(image, [[1, 0, -step.sign * level], [0, 1, 0]])
         case "TranslateY":
-            return _warp(picture, [[1, 0, 0], [0, 1, -step.sign * level]])
+            return _warp(image, [[1, 0, 0], [0, 1, -step.sign * level]])
         case "Rotate":
-            height, width = picture.shape[:2]
+            height, width = image.shape[:2]
             return _warp(
-                picture, cv2.getRotationMatrix2D((width / 2, height / 2), step.sign * level / 10 * 30, 1)
+                image, cv2.getRotationMatrix2D((width / 2, height / 2), step.sign * level / 10 * 30, 1)
             )
         case _:
             raise ValueError(f"unknown operation {step.operation!r}")
@@ -116,9 +116,9 @@ def _to_bytes(values: NDArray[Any]) -> Pixels:
     return values.clip(0, 255).astype(np.uint8)
 
 
-def _per_channel(picture: Pixels, table: Callable[[NDArray[np.integer]], Pixels]) -> Pixels:
-    tables = [table(np.bincount(picture[..., c].ravel(), minlength=256)) for c in range(3)]
-    return np.stack([tables[c][picture[..., c]] for c in range(3)], axis=-1)
+def _per_channel(image: Pixels, table: Callable[[NDArray[np.integer]], Pixels]) -> Pixels:
+    tables = [table(np.bincount(image[..., c].ravel(), minlength=256)) for c in range(3)]
+    return np.stack([tables[c][image[..., c]] for c in range(3)], axis=-1)
 
 
 def _stretch_table(histogram: NDArray[np.integer]) -> Pixels:
@@ -140,25 +140,25 @@ def _equalize_table(histogram: NDArray[np.integer]) -> Pixels:
     return _to_bytes((below + step // 2) // step)
 
 
-def _saturate(picture: Pixels, factor: float) -> Pixels:
+def _saturate(image: Pixels, factor: float) -> Pixels:
     grey = np.array([0.114, 0.587, 0.299], dtype=np.float32)[:, None]
     matrix = (np.eye(3, dtype=np.float32) - grey) * np.float32(factor) + grey
-    return _to_bytes(picture.astype(np.float32) @ matrix)
+    return _to_bytes(image.astype(np.float32) @ matrix)
 
 
-def _sharpen(picture: Pixels, factor: float) -> Pixels:
+def _sharpen(image: Pixels, factor: float) -> Pixels:
     kernel = np.ones((3, 3), dtype=np.float32)
     kernel[1, 1] = 5
     inner = (slice(1, -1), slice(1, -1))
-    blurred = cv2.filter2D(picture, -1, kernel / 13)[inner].astype(np.float32)
-    result = picture.copy()
-    result[inner] = _to_bytes(blurred + factor * (picture[inner].astype(np.float32) - blurred))
+    blurred = cv2.filter2D(image, -1, kernel / 13)[inner].astype(np.float32)
+    result = image.copy()
+    result[inner] = _to_bytes(blurred + factor * (image[inner].astype(np.float32) - blurred))
     return result
 
 
-def _warp(picture: Pixels, matrix: ArrayLike) -> Pixels:
+def _warp(image: Pixels, matrix: ArrayLike) -> Pixels:
     """Affine warp with the fixed-point coordinates of OpenCV 4 (5 bits of fraction), which OpenCV 5 computes in another way."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     (a, b, c), (d, e, f) = np.asarray(matrix, dtype=np.float64)
     scale = 1 / (a * e - b * d)
     a, b, d, e = e * scale, -b * scale, -d * scale, a * scale
@@ -168,7 +168,7 @@ def _warp(picture: Pixels, matrix: ArrayLike) -> Pixels:
     y = _fixed(e * rows - (d * c + e * f)) + 16 + _fixed(d * columns) >> 5
     return np.asarray(
         cv2.remap(
-            picture,
+            image,
             np.stack([x >> 5, y >> 5], axis=-1).astype(np.int16),
             ((y & 31) * 32 + (x & 31)).astype(np.uint16),
             cv2.INTER_LINEAR,

@@ -1,8 +1,8 @@
-"""Region sampling and collation of X-VLM: one random crop per picture, several (region, text) pairs from it.
+"""Region sampling and collation of X-VLM: one random crop per image, several (region, text) pairs from it.
 
 Source: X-VLM specification 5.3 (dataset/pretrain_dataset.py, RegionTextJsonDataset), reproduced draw by draw.
 
-B pairs   N pictures   P patches of a picture (S x S, S = size / patch)
+B pairs   N images   P patches of an image (S x S, S = size / patch)
 """
 
 import math
@@ -27,7 +27,7 @@ Box = tuple[float, float, float, float]
 
 
 class Pair(NamedTuple):
-    """One text with what it is about. `box` is x, y, w, h in pixels of the model's input, None for the whole picture."""
+    """One text with what it is about. `box` is x, y, w, h in pixels of the model's input, None for the whole image."""
 
     text: MaskedText
     box: Box | None
@@ -40,10 +40,10 @@ class RegionExample(NamedTuple):
     image: Tensor
     pairs: tuple[Pair, ...]
     crop: tuple[int, int, int, int]
-    """x0, y0, x1, y1 of the crop in the stored picture."""
+    """x0, y0, x1, y1 of the crop in the stored image."""
     flipped: bool
     concepts: Sequence[int] = ()
-    """Ids of the picture's concepts; `vlp_data.examples.RegionExamples` adds them."""
+    """Ids of the image's concepts; `vlp_data.examples.RegionExamples` adds them."""
 
 
 def pick(texts: Sequence[Text], rng: random.Random) -> str:
@@ -59,7 +59,7 @@ def pick_attribute(attributes: str | tuple[str, ...], rng: random.Random) -> str
 
 
 def inside(box: Box, width: int, height: int) -> bool:
-    """Whether a box (x0, y0, x1, y1) has an area and lies in a picture."""
+    """Whether a box (x0, y0, x1, y1) has an area and lies in an image."""
     x0, y0, x1, y1 = box
     return 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
 
@@ -86,14 +86,14 @@ def _usable_regions(
         raise BadSample(
             "no regions",
             sample.key,
-            f"none of {len(sample.regions)} boxes has a text and lies in the picture",
+            f"none of {len(sample.regions)} boxes has a text and lies in the image",
         )
     return regions
 
 
 def sample_regions(
     sample: Sample,
-    picture: Pillow.Image,
+    decoded: Pillow.Image,
     tokenizer: Tokenizer,
     rng: random.Random,
     *,
@@ -105,21 +105,21 @@ def sample_regions(
 ) -> RegionExample:
     """Crop around a random box, and the texts of the boxes that are visible in the crop.
 
-    `picture` is the decoded image of `sample`. The box the crop is drawn around need not be among the pairs. Draws, in order: anchor box and
+    `decoded` is the decoded image of `sample`. The box the crop is drawn around need not be among the pairs. Draws, in order: anchor box and
     crop corners x0, y0, x1, y1 (unless there is no crop); flip; RandAugment (if `augment`); then per pair the text, its attribute, its masking, with one shuffle
-    of the boxes after the caption of the whole picture.
-    Raises BadSample: "no regions", "box outside the picture", "empty text".
+    of the boxes after the caption of the whole image.
+    Raises BadSample: "no regions", "box outside the image", "empty text".
     """
-    width, height = picture.size
+    width, height = decoded.size
     candidates = _usable_regions(sample, regions, width, height)
     crop = (0, 0, width, height)
     if regions.crop == "around_box":
         _, anchor = rng.choice(candidates)
         if not inside(anchor, width, height):
             raise BadSample(
-                "box outside the picture",
+                "box outside the image",
                 sample.key,
-                f"box {anchor} (x0, y0, x1, y1) in a picture of {width} x {height}",
+                f"box {anchor} (x0, y0, x1, y1) in an image of {width} x {height}",
             )
         crop = crop_around(anchor, width, height, rng)
     crop_x0, crop_y0, crop_x1, crop_y1 = crop
@@ -130,7 +130,7 @@ def sample_regions(
         flipped = flipped and not any(
             names_a_side(t.text, whole_word=whole_word) for t in sample.texts if t.role != "concept"
         )
-    view = resize(flip(picture.crop(crop)) if flipped else picture.crop(crop), size)
+    view = resize(flip(decoded.crop(crop)) if flipped else decoded.crop(crop), size)
     image = augmented(view, randaugment.BOX_OPERATIONS, rng) if augment else normalise(view)
 
     pairs: list[Pair] = []
@@ -186,7 +186,7 @@ def patch_mask(box: Box | None, *, size: int, patch_size: int) -> Tensor:
 
 
 def target_box(box: Box | None, *, size: int) -> Box:
-    """cx, cy, w, h in 0..1 of the input; the whole picture for None."""
+    """cx, cy, w, h in 0..1 of the input; the whole image for None."""
     if box is None:
         return 0.5, 0.5, 1.0, 1.0
     x, y, w, h = box
@@ -220,7 +220,7 @@ def collate_regions(
     patch_size: int,
     concepts: ConceptOptions | None = None,
 ) -> RegionBatch:
-    """One batch with exactly `batch_texts` pairs. Pictures without a pair are left out; other pictures stay even if none of
+    """One batch with exactly `batch_texts` pairs. Images without a pair are left out; other images stay even if none of
     their pairs is chosen. Raises ValueError when there is no pair at all."""
     examples = [example for example in examples if example.pairs]
     pairs = [(number, pair) for number, example in enumerate(examples) for pair in example.pairs]

@@ -1,6 +1,6 @@
 """One in-memory form for a sample of every format.
 
-Rules: bytes stay encoded until the worker needs pixels; boxes are xyxy in pixels of the stored picture; texts are as the source
+Rules: bytes stay encoded until the worker needs pixels; boxes are xyxy in pixels of the stored image; texts are as the source
 has them (never lower-cased); ids are kept as given (number or string).
 """
 
@@ -26,7 +26,7 @@ Identifier: TypeAlias = int | str
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """A picture: exactly one of encoded bytes, a path (fsspec URL), or an array (uint8, HWC or CHW)."""
+    """An image: exactly one of encoded bytes, a path (fsspec URL), or an array (uint8, HWC or CHW)."""
 
     data: bytes | None = None
     path: str | None = None
@@ -54,7 +54,7 @@ class Region:
     """A box with what is said about it."""
 
     box: tuple[float, float, float, float]
-    """x0, y0, x1, y1 in pixels of the stored picture."""
+    """x0, y0, x1, y1 in pixels of the stored image."""
     texts: tuple[int, ...] = ()
     """Positions in `Sample.texts`; alternatives."""
     attributes: str | tuple[str, ...] = ""

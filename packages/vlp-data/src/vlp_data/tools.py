@@ -60,7 +60,7 @@ def detect(paths: tuple[str, ...]) -> Format:
 def source_options(
     paths: tuple[str, ...], *, format: Format | None = None, root: str = "", split: str = "train"
 ) -> ImageTextSource | RegionSource:
-    """Options of a source for files of a format (None: `detect` it), pictures below `root`. `split` is for Karpathy's file."""
+    """Options of a source for files of a format (None: `detect` it), images below `root`. `split` is for Karpathy's file."""
     format = format or detect(paths)
     if format in ("coco_captions", "coco_instances", "karpathy") and len(paths) != 1:
         raise DataError(f"{format} takes one file, got {len(paths)}")
@@ -92,8 +92,8 @@ class Report:
     texts: Counter[str] = field(default_factory=Counter)
     """Texts by role."""
     regions: int = 0
-    pictures: Counter[str] = field(default_factory=Counter)
-    """Pictures by class of their longer side; empty when none was opened."""
+    images: Counter[str] = field(default_factory=Counter)
+    """Images by class of their longer side; empty when none was opened."""
     problems: dict[str, list[str]] = field(default_factory=dict)
     """Per cause the first files."""
     counts: Counter[str] = field(default_factory=Counter)
@@ -115,10 +115,9 @@ class Report:
             found.append("texts: " + ", ".join(f"{count} {role}" for role, count in self.texts.most_common()))
         if self.regions:
             found.append(f"boxes: {self.regions}")
-        if self.pictures:
+        if self.images:
             found.append(
-                "pictures (longer side): "
-                + ", ".join(f"{n} {side}" for side, n in sorted(self.pictures.items()))
+                "images (longer side): " + ", ".join(f"{n} {side}" for side, n in sorted(self.images.items()))
             )
         if self.first is not None:
             found.append(
@@ -134,12 +133,12 @@ def inspect(
     source: Source,
     *,
     rows: int | None = None,
-    pictures: bool = True,
+    images: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Read rows (the first `rows`, None: all), open their pictures unless told not to, and check boxes and keys.
+    """Read rows (the first `rows`, None: all), open their images unless told not to, and check boxes and keys.
 
-    A row counts as unusable for what would make the loader pass it over; a box outside the picture is reported also where training would
+    A row counts as unusable for what would make the loader pass it over; a box outside the image is reported also where training would
     not draw its crop around it.
     """
     from vlp_data.images import open_image
@@ -156,9 +155,9 @@ def inspect(
             keys.add(sample.key)
             report.first = report.first or sample
             sizes = [image.size for image in sample.images]
-            if pictures:
+            if images:
                 sizes = [open_image(image, sample.key).size for image in sample.images]
-                report.pictures.update(_class(max(size)) for size in sizes)
+                report.images.update(_class(max(size)) for size in sizes)
         except BadSample as error:
             report.note(error.cause, error.file or f"row {number}")
             continue
@@ -173,7 +172,7 @@ def inspect(
         width, height = sizes[0] or (float("inf"), float("inf"))
         for x0, y0, x1, y1 in (region.box for region in sample.regions):
             if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-                report.note("box outside the picture", sample.key)
+                report.note("box outside the image", sample.key)
     return report
 
 

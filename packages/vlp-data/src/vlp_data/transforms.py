@@ -1,4 +1,4 @@
-"""Views of a picture, with the reference's pixels: Pillow bicubic resize, OpenCV RandAugment, CLIP normalisation.
+"""Views of an image, with the reference's pixels: Pillow bicubic resize, OpenCV RandAugment, CLIP normalisation.
 
 Source: X-VLM specification 4.1 (dataset/__init__.py). Every draw comes from the generator that is passed in.
 
@@ -24,9 +24,9 @@ _MEAN = torch.tensor(MEAN)[:, None, None]
 _STD = torch.tensor(STD)[:, None, None]
 
 
-def normalise(picture: Pillow.Image | np.ndarray) -> Tensor:
+def normalise(image: Pillow.Image | np.ndarray) -> Tensor:
     """RGB pixels (uint8) to a float32 tensor [3, H, W] with CLIP's mean and deviation."""
-    pixels = torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
     return pixels.to(torch.float32).div_(255).sub_(_MEAN).div_(_STD).contiguous()
 
 
@@ -36,14 +36,14 @@ def denormalise(image_3RR: Tensor) -> np.ndarray:
     return pixels.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def resize(picture: Pillow.Image, size: int) -> Pillow.Image:
+def resize(image: Pillow.Image, size: int) -> Pillow.Image:
     """Squash to size x size, bicubic (the aspect is not kept)."""
-    return picture.resize((size, size), Pillow.Resampling.BICUBIC)
+    return image.resize((size, size), Pillow.Resampling.BICUBIC)
 
 
-def flip(picture: Pillow.Image) -> Pillow.Image:
+def flip(image: Pillow.Image) -> Pillow.Image:
     """Mirror left and right."""
-    return picture.transpose(Pillow.Transpose.FLIP_LEFT_RIGHT)
+    return image.transpose(Pillow.Transpose.FLIP_LEFT_RIGHT)
 
 
 def random_crop_box(
@@ -75,13 +75,13 @@ def random_crop_box(
     return x, y, x + w, y + h
 
 
-def augmented(picture: Pillow.Image, operations: tuple[str, ...], rng: random.Random) -> Tensor:
+def augmented(image: Pillow.Image, operations: tuple[str, ...], rng: random.Random) -> Tensor:
     """Two drawn RandAugment operations, then `normalise`."""
-    return normalise(randaugment.apply(np.asarray(picture), randaugment.draw(operations, 2, rng)))
+    return normalise(randaugment.apply(np.asarray(image), randaugment.draw(operations, 2, rng)))
 
 
 def train_view(
-    picture: Pillow.Image,
+    image: Pillow.Image,
     rng: random.Random,
     *,
     size: int,
@@ -90,20 +90,20 @@ def train_view(
     flip_probability: float = 0.5,
     augment: bool = True,
 ) -> Tensor:
-    """Random crop (or all of the picture) resized to size x size, mirrored with `flip_probability`, two RandAugment operations; float32
+    """Random crop (or all of the image) resized to size x size, mirrored with `flip_probability`, two RandAugment operations; float32
     [3, size, size].
 
     `min_scale` 0.2 is `pretrain_transform`, 0.5 `train_transform`; with `flip_probability=0` `train_transform_wohflip`; `view="resize"`
     is that of weakly supervised grounding.
     """
     if view == "random_resized_crop":
-        picture = picture.crop(random_crop_box(*picture.size, rng, min_scale=min_scale))
-    picture = resize(picture, size)
+        image = image.crop(random_crop_box(*image.size, rng, min_scale=min_scale))
+    image = resize(image, size)
     if rng.random() < flip_probability:
-        picture = flip(picture)
-    return augmented(picture, randaugment.PICTURE_OPERATIONS, rng) if augment else normalise(picture)
+        image = flip(image)
+    return augmented(image, randaugment.IMAGE_OPERATIONS, rng) if augment else normalise(image)
 
 
-def eval_view(picture: Pillow.Image, *, size: int) -> Tensor:
-    """The whole picture squashed to size x size; float32 [3, size, size]."""
-    return normalise(resize(picture, size))
+def eval_view(image: Pillow.Image, *, size: int) -> Tensor:
+    """The whole image squashed to size x size; float32 [3, size, size]."""
+    return normalise(resize(image, size))

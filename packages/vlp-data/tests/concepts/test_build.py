@@ -17,16 +17,16 @@ def written(path: Path, content: object) -> str:
 
 
 def karpathy_file(folder: Path, **more: object) -> str:
-    def picture(number: int, split: str, *captions: str) -> dict:
+    def image(number: int, split: str, *captions: str) -> dict:
         name = f"COCO_{number}.jpg"
         sentences = [{"raw": text, "sentid": n} for n, text in enumerate(captions)]
         return {"filename": name, "split": split, "sentences": sentences, "imgid": number, **more}
 
     images = [
-        picture(1, "train", "a dog", "one dog"),
-        picture(2, "test", "a cat"),
-        picture(3, "restval", "a bird"),
-        picture(4, "val", "a fish"),
+        image(1, "train", "a dog", "one dog"),
+        image(2, "test", "a cat"),
+        image(3, "restval", "a bird"),
+        image(4, "val", "a fish"),
     ]
     return written(folder / "dataset.json", {"images": images, "dataset": "coco"})
 
@@ -51,7 +51,7 @@ def test_flickr_takes_its_folder_and_leaves_out_what_is_not_there(tmp_path: Path
     assert [(row["image"], row["image_id"]) for row in to_rows(found.rows)] == [
         ("flickr30k-images/COCO_1.jpg", 1)
     ] * 2
-    assert found.left_out == {"rows whose picture is not there": 1}
+    assert found.left_out == {"rows whose image is not there": 1}
     with pytest.raises(DataError, match="no captions are left"):
         build.karpathy(file, root=str(tmp_path / "elsewhere"))
 
@@ -71,7 +71,7 @@ def test_visual_genome_has_a_row_per_phrase(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="give image_data"):
         build.visual_genome(file, image_name="{folder}/{id}.jpg")
     other = written(tmp_path / "other.json", [{"image_id": 1, "url": "https://x.org/VG_100K/1.jpg"}])
-    with pytest.raises(DataError, match="picture 12 is not in"):
+    with pytest.raises(DataError, match="image 12 is not in"):
         build.visual_genome(file, image_data=other, image_name="{folder}/{id}.jpg")
 
 
@@ -95,7 +95,7 @@ def test_cc3m_lists_what_arrived(tmp_path: Path) -> None:
         pq.write_table(pa.table(rows), tmp_path / f"{shard}.parquet")
     found = build.cc3m(str(tmp_path), folder="cc3m/train")
     assert to_rows(found.rows) == [{"image": "cc3m/train/00000/000000007.jpg", "caption": "a dog"}]
-    assert found.left_out == {"pictures that did not arrive": 1, "blank captions": 2}
+    assert found.left_out == {"images that did not arrive": 1, "blank captions": 2}
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "x.txt").touch()
     with pytest.raises(DataError, match=r"no NUMBER\.parquet of img2dataset"):

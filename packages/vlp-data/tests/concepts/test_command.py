@@ -17,15 +17,15 @@ CAPTIONS = ["a red", "the red", "a green", "green", "blue", "a blue"]
 
 @pytest.fixture(autouse=True)
 def colour_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CLIP that knows three colours: pictures and texts to how much they have of each."""
+    """A CLIP that knows three colours: images and texts to how much they have of each."""
     import torch
 
-    def prepare(picture: Image.Image) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(picture, dtype=np.float32).mean((0, 1)))
+    def prepare(image: Image.Image) -> torch.Tensor:
+        return torch.from_numpy(np.asarray(image, dtype=np.float32).mean((0, 1)))
 
     encoder = Encoder(
         prepare=prepare,
-        pictures=lambda views: torch.stack(list(views)).numpy(),
+        images=lambda views: torch.stack(list(views)).numpy(),
         texts=lambda texts: np.array(
             [[float(w in text) + 0.01 for w in WORDS] for text in texts], np.float32
         ),
@@ -35,7 +35,7 @@ def colour_clip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Six captions of three plain pictures, with parses in which the colours are nouns; commands run in their folder."""
+    """Six captions of three plain images, with parses in which the colours are nouns; commands run in their folder."""
     for word, colour in zip(WORDS, ((250, 90, 10), (10, 250, 90), (90, 10, 250)), strict=True):
         Image.new("RGB", (8, 8), colour).save(tmp_path / f"{word}.png")
     rows = [
@@ -63,13 +63,13 @@ def run(command: str) -> int:
 def prepared() -> None:
     assert run("extract words.parquet list.json --parts counts --parses parses.json --rows-per-shard 4") == 0
     assert run("embed-concepts words words.parquet --clip x --rows-per-shard 2") == 0
-    assert run("embed-images pictures list.json --clip x --root . --rows-per-shard 2") == 0
+    assert run("embed-images images list.json --clip x --root . --rows-per-shard 2") == 0
 
 
 def test_from_captions_to_lists_with_kwords(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepared()
     assert tables.read_vocabulary("words.parquet") == {"red": 2, "green": 2, "blue": 2}
-    assert run("choose chosen --concepts words --images pictures --k 2") == 0
+    assert run("choose chosen --concepts words --images images --k 2") == 0
     assert run("choose one_pass --concepts words --lists list.json --clip x --root . --k 2") == 0
     capsys.readouterr()
     for choices in ("chosen", "one_pass"):
@@ -103,35 +103,35 @@ def test_interruption_says_how_to_go_on(
         calls.append(len(views))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return encoder.pictures(views)
+        return encoder.images(views)
 
-    monkeypatch.setattr(encoders.Clip, "load", lambda _: encoder._replace(pictures=interrupted))
-    command = "embed-images pictures list.json --clip x --root . --rows-per-shard 1"
+    monkeypatch.setattr(encoders.Clip, "load", lambda _: encoder._replace(images=interrupted))
+    command = "embed-images images list.json --clip x --root . --rows-per-shard 1"
     assert run(command) == 2
     assert (
-        "interrupted with 1 of 3 parts finished in pictures; the same command goes on"
+        "interrupted with 1 of 3 parts finished in images; the same command goes on"
         in capsys.readouterr().err
     )
     assert run(command) == 0
     assert calls == [1, 1, 1, 1]
 
 
-def test_pictures_that_cannot_be_read_are_listed_and_their_rows_wait_for_a_decision(
+def test_images_that_cannot_be_read_are_listed_and_their_rows_wait_for_a_decision(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "green.png").write_bytes(b"no")
     assert run("extract words.json list.json --parts counts --parses parses.json") == 0
     assert run("embed-concepts words words.json --clip x") == 0
-    assert run("embed-images pictures list.json --clip x --root .") == 1
+    assert run("embed-images images list.json --clip x --root .") == 1
     seen = capsys.readouterr()
-    assert "pictures: 2 pictures, 1 that cannot be used" in seen.out
+    assert "images: 2 images, 1 that cannot be used" in seen.out
     assert "green.png" in seen.err
-    assert run("choose chosen --concepts words --images pictures --k 1") == 1
+    assert run("choose chosen --concepts words --images images --k 1") == 1
     capsys.readouterr()
     assert run("assign out.json list.json --choices chosen") == 2
-    assert "1 pictures of the list have no concepts" in capsys.readouterr().err
+    assert "1 images of the list have no concepts" in capsys.readouterr().err
     assert run("assign out.json list.json --choices chosen --missing drop") == 0
-    assert "left out: the rows of 1 pictures" in capsys.readouterr().out
+    assert "left out: the rows of 1 images" in capsys.readouterr().out
     assert [row["kwords"] for row in json.loads(Path("out.json").read_text())] == [["red"]] * 2 + [
         ["blue"]
     ] * 2
@@ -145,7 +145,7 @@ def test_filter_by_vectors_and_again_by_the_stored_scores(
     Path("list.json").write_text(json.dumps([*rows, {**rows[0], "caption": "a green"}]))
     assert run("embed-captions captions list.json --clip x") == 0
     capsys.readouterr()
-    vectors = "--images pictures --captions captions"
+    vectors = "--images images --captions captions"
     assert run(f"filter half.json list.json --keep 0.9 --per-image {vectors} --scored scored.parquet") == 0
     assert capsys.readouterr().out == "half.json: 4 of 7 rows\n"
     kept = json.loads(Path("half.json").read_text())
@@ -166,10 +166,10 @@ def test_convert_between_formats_and_moves_paths(data: Path) -> None:
     rows = json.loads(Path("list.json").read_text())
     moved = [{**row, "image": row["image"].replace("/data/me/data", "here")} for row in rows]
     assert json.loads(Path("back.json").read_text()) == moved
-    assert run("convert vectors pictures pictures.json") == 0
-    assert run("choose chosen --concepts words --images pictures.json --k 1") == 0
-    assert run("convert vectors pictures.json pictures.parquet --prefix /data/me/data=here") == 0
-    assert tables.read_vectors("pictures.parquet").keys.to_pylist() == [f"here/{word}.png" for word in WORDS]
+    assert run("convert vectors images images.json") == 0
+    assert run("choose chosen --concepts words --images images.json --k 1") == 0
+    assert run("convert vectors images.json images.parquet --prefix /data/me/data=here") == 0
+    assert tables.read_vectors("images.parquet").keys.to_pylist() == [f"here/{word}.png" for word in WORDS]
     assert run("convert vocabulary words.parquet words.json") == 0
     assert json.loads(Path("words.json").read_text()) == WORDS
 

@@ -1,4 +1,4 @@
-"""CLIPs of both libraries, tiny and made by the tests; their vectors of texts and pictures."""
+"""CLIPs of both libraries, tiny and made by the tests; their vectors of texts and images."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from vlp_data.concepts import select
-from vlp_data.concepts.embed import EmbedPictures, EmbedTexts, Pictures, encode_pictures
+from vlp_data.concepts.embed import EmbedImages, EmbedTexts, ImageFiles, encode_images
 from vlp_data.concepts.encoders import Clip, Encoder
 from vlp_data.concepts.tables import vectors_of
 from vlp_data.errors import DataError
@@ -75,12 +75,12 @@ def clip(request: pytest.FixtureRequest) -> Clip:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[str]:
-    """Names of pictures below tmp_path: three good ones, one broken, one missing."""
+def images(tmp_path: Path) -> list[str]:
+    """Names of images below tmp_path: three good ones, one broken, one missing."""
     for number in range(3):
         pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     return ["0.png", "broken.png", "1.png", "gone.png", "2.png"]
 
 
@@ -94,22 +94,20 @@ def test_texts_have_vectors_whatever_their_batch(clip: Clip) -> None:
     assert np.abs(found.values[0] - found.values[1]).max() > 1e-3
 
 
-def test_pictures_have_vectors_and_unreadable_ones_say_why(
-    clip: Clip, tmp_path: Path, pictures: list[str]
+def test_images_have_vectors_and_unreadable_ones_say_why(
+    clip: Clip, tmp_path: Path, images: list[str]
 ) -> None:
-    work = EmbedPictures(
-        clip=clip, pictures=Pictures(root=str(tmp_path), batch=2, threads=2), stored="float32"
-    )
-    found = vectors_of(work.start()(pa.table({"key": pictures})), "x")
+    work = EmbedImages(clip=clip, images=ImageFiles(root=str(tmp_path), batch=2, threads=2), stored="float32")
+    found = vectors_of(work.start()(pa.table({"key": images})), "x")
     assert found.keys.to_pylist() == ["0.png", "1.png", "2.png"]
     assert "not an image" in found.problems["broken.png"]
     assert "missing file" in found.problems["gone.png"]
     encoder = clip.load()
     views = [encoder.prepare(Image.open(tmp_path / name)) for name in ("0.png", "1.png", "2.png")]
-    np.testing.assert_allclose(found.values, encoder.pictures(views), atol=1e-5)
+    np.testing.assert_allclose(found.values, encoder.images(views), atol=1e-5)
 
 
-def test_one_pass_chooses_what_saved_vectors_choose(clip: Clip, tmp_path: Path, pictures: list[str]) -> None:
+def test_one_pass_chooses_what_saved_vectors_choose(clip: Clip, tmp_path: Path, images: list[str]) -> None:
     from vlp_data.concepts.tables import encoded, write_bytes
 
     words = pa.table({"key": ["dog", "cat", "a bird", "grass"]})
@@ -117,39 +115,39 @@ def test_one_pass_chooses_what_saved_vectors_choose(clip: Clip, tmp_path: Path, 
         str(tmp_path / "words.parquet"), encoded(EmbedTexts(clip=clip, stored="float32").start()(words))
     )
     options = {"concepts": str(tmp_path / "words.parquet"), "k": 2}
-    where, items = Pictures(root=str(tmp_path), batch=2), pa.table({"key": pictures})
-    saved = EmbedPictures(clip=clip, pictures=where, stored="float32").start()(items)
+    where, items = ImageFiles(root=str(tmp_path), batch=2), pa.table({"key": images})
+    saved = EmbedImages(clip=clip, images=where, stored="float32").start()(items)
     two_steps = select.ChooseSaved(**options, device="cpu").start()(saved)
-    one_pass = select.ChooseInOnePass(**options, clip=clip, pictures=where).start()(items)
+    one_pass = select.ChooseInOnePass(**options, clip=clip, images=where).start()(items)
     assert one_pass.drop_columns("scores").to_pylist() == two_steps.drop_columns("scores").to_pylist()
     assert [row["problem"] is None for row in one_pass.to_pylist()] == [True] * 3 + [False] * 2
 
 
-def test_names_without_extension_get_the_suffix(tmp_path: Path, pictures: list[str]) -> None:
+def test_names_without_extension_get_the_suffix(tmp_path: Path, images: list[str]) -> None:
     encoder = Encoder(
         lambda _: torch.ones(2), lambda views: torch.stack(list(views)).numpy(), lambda _: np.zeros(0)
     )
-    found, problems = encode_pictures(encoder, ["0", "1.png"], Pictures(root=str(tmp_path), suffix=".png"))
+    found, problems = encode_images(encoder, ["0", "1.png"], ImageFiles(root=str(tmp_path), suffix=".png"))
     assert problems == [None, None]
     assert found.tolist() == [[1, 1], [1, 1]]
 
 
-def test_storage_that_fails_stops_the_shard(tmp_path: Path, pictures: list[str], monkeypatch) -> None:
+def test_storage_that_fails_stops_the_shard(tmp_path: Path, images: list[str], monkeypatch) -> None:
     def fail(path: str) -> bytes:
         raise PermissionError(f"{path} is locked")
 
     encoder = Encoder(lambda _: torch.ones(2), lambda views: np.ones((len(views), 2)), lambda _: np.zeros(0))
     monkeypatch.setattr("vlp_data.files.read", fail)
     with pytest.raises(OSError, match=r"unreadable file: .*is locked"):
-        encode_pictures(encoder, ["0.png"], Pictures(root=str(tmp_path)))
+        encode_images(encoder, ["0.png"], ImageFiles(root=str(tmp_path)))
 
 
-def test_folder_that_fits_no_picture_is_an_error(tmp_path: Path) -> None:
+def test_folder_that_fits_no_image_is_an_error(tmp_path: Path) -> None:
     encoder = Encoder(
-        prepare=lambda _: torch.zeros(1), pictures=lambda _: np.zeros((1, 2)), texts=lambda _: np.zeros(0)
+        prepare=lambda _: torch.zeros(1), images=lambda _: np.zeros((1, 2)), texts=lambda _: np.zeros(0)
     )
-    with pytest.raises(DataError, match="none of the 2 pictures can be read, the first is missing file"):
-        encode_pictures(encoder, ["a", "b"], Pictures(root=str(tmp_path)))
+    with pytest.raises(DataError, match="none of the 2 images can be read, the first is missing file"):
+        encode_images(encoder, ["a", "b"], ImageFiles(root=str(tmp_path)))
 
 
 def test_library_is_told_by_the_name(tmp_path: Path, hugging_face_clip: str, open_clip_folder: str) -> None:

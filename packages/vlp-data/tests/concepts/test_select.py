@@ -23,7 +23,7 @@ def is_selection(case) -> bool:
 
 @pytest.fixture
 def chosen(case, tmp_path):
-    """(the case, its choices, pictures and captions), read from the reference's JSON files."""
+    """(the case, its choices, images and captions), read from the reference's JSON files."""
     golden = case.json("selection_and_filtering")
     for name in ("keyword", "image", "caption"):
         (tmp_path / f"{name}.json").write_text(json.dumps(golden[f"{name}_embeddings"]))
@@ -46,7 +46,7 @@ def test_concepts_of_every_row_equal_the_reference(case, chosen) -> None:
 
 
 @pytest.mark.golden("vicha", is_selection)
-def test_both_pictures_of_a_pair_get_their_concepts(case, chosen) -> None:
+def test_both_images_of_a_pair_get_their_concepts(case, chosen) -> None:
     golden, choices, _, _ = chosen
     found = select.assign(from_rows(golden["nlvr_dataset"]), choices, missing="keep")
     assert to_rows(found.rows) == golden["nlvr_dataset_with_kwords"]
@@ -79,10 +79,10 @@ def test_filtered_lists_equal_the_reference(case, chosen) -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 60), st.data())
-def test_nearest_is_the_sorted_matrix_product(pictures: int, count: int, data: st.DataObject) -> None:
+def test_nearest_is_the_sorted_matrix_product(rows: int, count: int, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, count))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 999)))
-    images, concepts = (torch.randn(n, 8, generator=generator) for n in (pictures, count))
+    images, concepts = (torch.randn(n, 8, generator=generator) for n in (rows, count))
     found = select.nearest(images, concepts, k=k)
     scores = torch.nn.functional.normalize(images) @ torch.nn.functional.normalize(concepts).T
     torch.testing.assert_close(found.scores, scores.topk(k).values)
@@ -112,11 +112,11 @@ def choices_of(names: dict[str, list[str] | None]):
     return select.pa.Table.from_pylist(rows)
 
 
-def test_pictures_without_concepts_are_an_error_or_left_out() -> None:
+def test_images_without_concepts_are_an_error_or_left_out() -> None:
     rows = from_rows([{"image": name, "caption": name} for name in ("a", "b", "c", "a")])
     choices = choices_of({"a": ["dog", "cat"], "b": None})
     with pytest.raises(
-        DataError, match="2 pictures of the list have no concepts, the first is b: broken image"
+        DataError, match="2 images of the list have no concepts, the first is b: broken image"
     ):
         select.assign(rows, choices)
     found = select.assign(rows, choices, missing="drop")
@@ -124,15 +124,15 @@ def test_pictures_without_concepts_are_an_error_or_left_out() -> None:
     assert found.without == ["b", "c"]
 
 
-def test_pairs_are_dropped_when_either_picture_has_no_concepts() -> None:
+def test_pairs_are_dropped_when_either_image_has_no_concepts() -> None:
     rows = from_rows([{"images": ["a", "b"], "kwords1": ["old"]}, {"images": ["a", "c"], "kwords1": ["old"]}])
     choices = choices_of({"a": ["dog"], "b": ["cat"]})
     found = select.assign(rows, choices, missing="drop")
     assert to_rows(found.rows) == [{"images": ["a", "b"], "kwords1": ["dog"], "kwords2": ["cat"]}]
     assert found.without == ["c"]
-    assert select.distinct_pictures(rows).to_pylist() == ["a", "b", "c"]
+    assert select.distinct_images(rows).to_pylist() == ["a", "b", "c"]
     with pytest.raises(DataError, match="two paths in every row"):
-        select.pictures_of(from_rows([{"images": ["a"]}]))
+        select.images_of(from_rows([{"images": ["a"]}]))
 
 
 def test_vectors_of_other_models_are_refused() -> None:
@@ -147,7 +147,7 @@ def scored(*pairs: tuple[str, float]):
     )
 
 
-def test_a_picture_with_one_caption_stays_unless_legacy() -> None:
+def test_an_image_with_one_caption_stays_unless_legacy() -> None:
     rows = scored(("a", 0.2), ("b", 0.9), ("a", 0.4), ("a", 0.3))
     assert [row["caption"] for row in to_rows(filtering.best_per_image(rows, 0.5))] == ["a2", "b1"]
     assert [row["caption"] for row in to_rows(filtering.best_per_image(rows, 0.5, keep_one=False))] == ["a2"]

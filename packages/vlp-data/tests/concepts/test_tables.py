@@ -122,8 +122,8 @@ def test_vectors_that_are_none_are_refused(tmp_path: Path) -> None:
         tables.vectors_of(tables.vector_table(["a", "a"], np.ones((2, 1), np.float32)), "x")
 
 
-def test_pictures_of_lists_move() -> None:
-    table = tables.with_pictures(
+def test_images_of_lists_move() -> None:
+    table = tables.with_images(
         tables.from_rows([{"image": "a"}, {"images": ["b", "c"]}]), lambda path: f"x/{path}"
     )
     assert tables.to_rows(table) == [{"image": "x/a"}, {"images": ["x/b", "x/c"]}]

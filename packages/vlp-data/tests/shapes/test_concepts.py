@@ -1,4 +1,4 @@
-"""The words chosen for each picture: from the objects alone, mostly true, never perfect, the same everywhere; and in every list."""
+"""The words chosen for each image: from the objects alone, mostly true, never perfect, the same everywhere; and in every list."""
 
 import itertools
 import json
@@ -34,7 +34,7 @@ def shown(record: dict) -> set[str]:
     return {word for word in words if not word.startswith("plain ") or word == "plain background"}
 
 
-def test_a_picture_has_fifteen_words_of_the_vocabulary(records: list[dict]) -> None:
+def test_an_image_has_fifteen_words_of_the_vocabulary(records: list[dict]) -> None:
     words = concepts.vocabulary()
     assert len(set(words)) == len(words)
     for record in records:
@@ -105,7 +105,7 @@ def test_a_pinned_choice() -> None:
     ]
 
 
-def test_every_list_has_the_words_of_its_pictures(folder: Path, records: list[dict]) -> None:
+def test_every_list_has_the_words_of_its_images(folder: Path, records: list[dict]) -> None:
     expected = {record["image"]: record["concepts"] for record in records}
     for split, dev in DEV.items():
         names = (f"shapes_{split}", f"captions_{split}", f"vqa_{split}", f"ve_{dev}", f"refcoco_{split}")

@@ -42,8 +42,8 @@ def test_caption_readers_give_scenes_with_five_captions(options, root: str, scen
     for number, (scene, texts) in enumerate(scenes):
         sample = source[number]
         assert [text.text for text in sample.texts if text.role == "caption"] == list(texts.captions)
-        picture = decode(Path(sample.images[0].path).read_bytes())
-        assert np.array_equal(np.asarray(picture), scene.image)
+        image = decode(Path(sample.images[0].path).read_bytes())
+        assert np.array_equal(np.asarray(image), scene.image)
 
 
 def test_retrieval_lists_are_read(root: str, scenes) -> None:

@@ -217,14 +217,14 @@ def test_what_easy_scenes_lack_is_asked_with_their_own_words() -> None:
 
 
 @pytest.mark.parametrize("size", [32, 97, 224])
-def test_pictures_of_any_size_show_the_same_objects(size: int) -> None:
+def test_images_of_any_size_show_the_same_objects(size: int) -> None:
     for other in SCENES[:12]:
         scene = shapes.draw(11, other.index, size=size)
         assert scene.image.shape == (size, size, 3)
         assert scene.image.dtype == np.uint8
         assert scene.layout == other.layout
         for whole, whole96 in zip(scene.whole_masks, other.whole_masks, strict=True):
-            # Area and centre as shares of the picture, to about a pixel of the smaller picture.
+            # Area and centre as shares of the image, to about a pixel of the smaller image.
             pixel = 1 / min(size, 96)
             assert abs(whole.mean() ** 0.5 - whole96.mean() ** 0.5) < pixel
             for mine, theirs in zip(np.nonzero(whole), np.nonzero(whole96), strict=True):

@@ -1,4 +1,4 @@
-"""The files of tasks in a shapes folder: layouts as readers expect them, and every row judged by the objects of its pictures."""
+"""The files of tasks in a shapes folder: layouts as readers expect them, and every row judged by the objects of its images."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scenes(folder: Path) -> dict[str, dict]:
-    """Records by picture."""
+    """Records by image."""
     lines = (folder / "annotations.jsonl").read_text().splitlines()
     return {record["image"]: record for record in map(json.loads, lines)}
 
@@ -180,7 +180,7 @@ def test_hypotheses_are_judged_rightly(folder: Path, scenes: dict[str, dict], sp
         record = scenes[row["image"]]
         assert record["split"] == split
         if row["label"] == "neutral":
-            # One of the scene's own, about what no picture shows (tests/shapes/test_truth.py).
+            # One of the scene's own, about what no image shows (tests/shapes/test_truth.py).
             assert {"sentence": row["sentence"], "label": "neutral"} in record["entailment"]
         else:
             assert is_entailed(row["sentence"], record) == (row["label"] == "entailment"), row

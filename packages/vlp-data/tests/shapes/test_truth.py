@@ -381,7 +381,7 @@ def pair_truth(left: Judge, right: Judge, sentence: str) -> bool:
     return any(of(match[1]))
 
 
-def test_sentences_about_two_pictures_have_their_label(world) -> None:
+def test_sentences_about_two_images_have_their_label(world) -> None:
     group = [(scene, judge) for scene, _, judge in world if scene.seed == 0]
     layouts = {scene.index: scene.layout for scene, _ in group}
     labels = []
@@ -411,7 +411,7 @@ def test_the_judge_finds_false_sentences_false(world) -> None:
     assert wrong > 0.97 * 5 * len(captions)
 
 
-def test_texts_hold_at_other_picture_sizes() -> None:
+def test_texts_hold_at_other_image_sizes() -> None:
     for size in (32, 224):
         for index in range(8):
             scene = shapes.draw(3, index, size=size)

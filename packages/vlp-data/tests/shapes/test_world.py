@@ -51,11 +51,11 @@ def test_splits_are_disjoint_and_as_asked(records: list[dict]) -> None:
     assert [record["split"] for record in records] == ["train"] * 21 + ["val"] * 5 + ["test"] * 4
 
 
-def test_pictures_hold_the_drawn_pixels(folder: Path, records: list[dict]) -> None:
+def test_images_hold_the_drawn_pixels(folder: Path, records: list[dict]) -> None:
     assert len(list((folder / "images").iterdir())) == IMAGES
     for record in records:
-        with Image.open(folder / record["image"]) as picture:
-            assert np.array_equal(np.asarray(picture), shapes.draw(SEED, record["index"], size=SIZE).image)
+        with Image.open(folder / record["image"]) as image:
+            assert np.array_equal(np.asarray(image), shapes.draw(SEED, record["index"], size=SIZE).image)
 
 
 @reads_masks
@@ -197,8 +197,8 @@ def test_vocabulary_holds_every_word_and_spells_the_rest(folder: Path, records: 
 def test_verify_names_what_changed(tmp_path: Path) -> None:
     root = shapes.write(tmp_path / "data", images=4, size=32)
     assert shapes.verify(root) == []
-    picture = root / "images" / "000000000002.png"
-    picture.write_bytes(picture.read_bytes()[:-1])
+    image = root / "images" / "000000000002.png"
+    image.write_bytes(image.read_bytes()[:-1])
     (root / "vocab.txt").unlink()
     assert shapes.verify(root) == [
         "images/000000000002.png: changed since it was written",
@@ -388,12 +388,12 @@ def test_progress_counts_every_scene(tmp_path: Path) -> None:
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_sheet_shows_the_pictures(folder: Path, tmp_path: Path) -> None:
+def test_sheet_shows_the_images(folder: Path, tmp_path: Path) -> None:
     plain, boxed = tmp_path / "plain.png", tmp_path / "boxed.png"
     assert sheet(folder, plain, first=3) == 3
     assert sheet(folder, boxed, first=9, split="test", boxes=True) == 4
     with Image.open(plain) as page:
-        # The first cell is the first picture, six times as large.
+        # The first cell is the first image, six times as large.
         shown = np.asarray(page)[12 : 12 + 288, 12 : 12 + 288]
     assert np.array_equal(shown[::6, ::6], shapes.draw(SEED, 0, size=SIZE).image)
     with pytest.raises(ValueError, match="no scene to show"):

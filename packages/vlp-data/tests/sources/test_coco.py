@@ -46,7 +46,7 @@ def instances(tmp_path):
     return str(file)
 
 
-def test_captions_by_picture(captions):
+def test_captions_by_image(captions):
     source = CocoCaptions(annotations=captions, images="/p").open()
     assert [source[n].key for n in range(len(source))] == ["captions_val/1", "captions_val/3"]
     sample = source[0]
@@ -56,7 +56,7 @@ def test_captions_by_picture(captions):
     ]
     assert (sample.images[0].path, sample.images[0].id, sample.images[0].size) == ("/p/1.jpg", 1, (60, 40))
     assert sample.meta["licence"] == "CC BY 2.0"
-    assert source.describe()["notes"] == {"captions of unknown pictures": 1, "pictures without captions": 1}
+    assert source.describe()["notes"] == {"captions of unknown images": 1, "images without captions": 1}
     assert pickle.loads(pickle.dumps(source))[1] == source[1]
 
 
@@ -77,9 +77,9 @@ def test_instances_with_captions(instances, captions):
         "boxes clipped by less than a pixel": 1,
         "boxes without area": 1,
         "crowds": 1,
-        "boxes of unknown pictures": 1,
-        "captions of unknown pictures": 1,
-        "pictures without regions": 2,
+        "boxes of unknown images": 1,
+        "captions of unknown images": 1,
+        "images without regions": 2,
     }
 
 
@@ -135,7 +135,7 @@ def test_faults_name_file_and_field(tmp_path, captions, instances):
         CocoInstances(
             annotations=broken(lambda c: c["annotations"][2].update(category_id=8), instances), images=""
         ).open()
-    with pytest.raises(DataError, match="no picture with captions"):
+    with pytest.raises(DataError, match="no image with captions"):
         CocoCaptions(annotations=broken(lambda c: c["annotations"].clear(), captions), images="").open()
     with pytest.raises(FileNotFoundError, match=r"gone\.json not found"):
         CocoCaptions(annotations=str(tmp_path / "gone.json"), images="").open()
@@ -147,8 +147,8 @@ def test_real_files_agree_with_each_other(shared_data):
     captions = CocoCaptions(
         annotations=str(annotations / "captions.json"), images=str(folder / "images")
     ).open()
-    by_picture = {captions[n].images[0].id: [t.text for t in captions[n].texts] for n in range(len(captions))}
-    assert sum(map(len, by_picture.values())) == len(
+    by_image = {captions[n].images[0].id: [t.text for t in captions[n].texts] for n in range(len(captions))}
+    assert sum(map(len, by_image.values())) == len(
         json.loads((annotations / "captions.json").read_text())["annotations"]
     )
     karpathy = {}
@@ -158,7 +158,7 @@ def test_real_files_agree_with_each_other(shared_data):
         ).open()
         for number in range(len(source)):
             karpathy[source[number].images[0].id] = sorted(t.text for t in source[number].texts)
-    assert karpathy == {key: sorted(texts) for key, texts in by_picture.items()}
+    assert karpathy == {key: sorted(texts) for key, texts in by_image.items()}
 
     instances = CocoInstances(
         annotations=str(annotations / "instances.json"), images=str(folder / "images")
@@ -167,6 +167,6 @@ def test_real_files_agree_with_each_other(shared_data):
     assert sum(len(instances[n].regions) for n in range(len(instances))) == sum(not a["iscrowd"] for a in raw)
     for number in range(len(instances)):
         sample = instances[number]
-        picture = open_image(sample.images[0])
-        assert picture.size == sample.images[0].size
-        assert all(r.box[2] <= picture.width and r.box[3] <= picture.height for r in sample.regions)
+        image = open_image(sample.images[0])
+        assert image.size == sample.images[0].size
+        assert all(r.box[2] <= image.width and r.box[3] <= image.height for r in sample.regions)

@@ -72,7 +72,7 @@ def test_rows_of_image_text_lines(image_lines):
         ("a dog", "caption", True),
         ("a cat on the grass 9", "caption", True),
     ]
-    assert sample.images[0].path == str(image_lines / "pictures" / "09.jpg") and sample.images[0].id == "09"
+    assert sample.images[0].path == str(image_lines / "images" / "09.jpg") and sample.images[0].id == "09"
     assert open_image(sample.images[0]).size == (60, 40)
     assert pickle.loads(pickle.dumps(source))[9] == sample
     assert source.describe() == {"format": "xvlm_images", "files": 3, "lines": 24, "order": "shuffled"}
@@ -80,9 +80,9 @@ def test_rows_of_image_text_lines(image_lines):
         source[24]
 
 
-def test_remote_lines_with_remote_pictures(memory, encoded):
-    memory.pipe("/set/pictures/1.jpg", encoded(1))
-    memory.pipe("/set/lines/a", json.dumps({"desc": "a dog", "image_rpath": "pictures/1.jpg"}).encode())
+def test_remote_lines_with_remote_images(memory, encoded):
+    memory.pipe("/set/images/1.jpg", encoded(1))
+    memory.pipe("/set/lines/a", json.dumps({"desc": "a dog", "image_rpath": "images/1.jpg"}).encode())
     sample = ImageTextLines(files=("memory://set/lines",), root="memory://set").open()[0]
     assert sample.texts[0].text == "a dog" and not sample.texts[0].listed
     assert open_image(sample.images[0]).size == (60, 40)
@@ -168,7 +168,7 @@ def test_faults_of_image_text_lines(tmp_path, line, cause, detail):
         ({"elems": [{"caption": "a", "bb": [1, 2, 3, float("inf")]}]}, "`elems.0.bb` must be"),
         ({"elems": [{"caption": "a", "bb": [1, 2, 3, 4], "attributes": 5}]}, "`elems.0.attributes` must be"),
         ({"kwords": [1]}, "`kwords` must be a list of strings, found [1]"),
-        ({"caption": None, "binary": None}, "no picture"),
+        ({"caption": None, "binary": None}, "no image"),
     ],
 )
 def test_faults_of_region_lines(tmp_path, region_line, change, detail):
@@ -200,10 +200,10 @@ def test_real_lines_are_read_as_expected(shared_data):
             captions = [t.text for t in sample.texts if t.role == "caption"]
             wanted = want.get("caption", [])
             assert captions == (wanted if isinstance(wanted, list) else [wanted])
-            picture = open_image(sample.images[0])
+            image = open_image(sample.images[0])
             if "binary" in want:
                 assert hashlib.sha256(sample.images[0].data).hexdigest() == want["binary"]["sha256"]
-                assert list(picture.size) == want["binary"]["size_wh"]
+                assert list(image.size) == want["binary"]["size_wh"]
             else:
                 assert sample.images[0].path.endswith(want["image_rpath"])
             for region, element in zip(sample.regions, want.get("elems", []), strict=True):
@@ -214,7 +214,7 @@ def test_real_lines_are_read_as_expected(shared_data):
                 x0, y0, x1, y1 = region.box
                 assert [x0, y0, x1 - x0, y1 - y0] == element["bb"]
                 assert region.attributes == element.get("attributes", "")
-                inside = 0 <= x0 < x1 <= picture.width and 0 <= y0 < y1 <= picture.height
+                inside = 0 <= x0 < x1 <= image.width and 0 <= y0 < y1 <= image.height
                 assert inside == element["valid_box"]
 
 

@@ -160,10 +160,10 @@ def test_pickles_become_json(folder):
         (
             "instances.json",
             {**INSTANCES, "annotations": []},
-            r"annotation 50 of picture 7 \(ref_id 5\) is not in",
+            r"annotation 50 of image 7 \(ref_id 5\) is not in",
         ),
-        ("instances.json", {**INSTANCES, "images": []}, r"annotation 50 of picture 7 \(ref_id 5\) is not in"),
-        ("dets.json", {}, r"dets\.json: no detections of picture 7, which .*entry 0 needs"),
+        ("instances.json", {**INSTANCES, "images": []}, r"annotation 50 of image 7 \(ref_id 5\) is not in"),
+        ("dets.json", {}, r"dets\.json: no detections of image 7, which .*entry 0 needs"),
         ("dets.json", {"7": [[1, 2]]}, r"dets\.json: 7: a box must be \[x, y, w, h\], found \[1, 2\]"),
         ("list.json", [{**ENTRIES[0], "kwords": "dog"}], r"list\.json: entry 0: `kwords` must be a list of"),
         ("list.json", [], "no expression in .*the lists are empty"),

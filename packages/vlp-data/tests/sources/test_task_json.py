@@ -22,11 +22,11 @@ def test_captions(opened):
     source = opened(
         {"image": "a.jpg", "caption": "A dog.", "image_id": "coco_1"},
         {"image": "b.jpg", "caption": ["one", "two"], "kwords": ["dog", "cat"]},
-        root="/pictures",
+        root="/images",
     )
     first, second = source[0], source[1]
     assert [(t.text, t.listed) for t in first.texts] == [("A dog.", False)]
-    assert (first.images[0].path, first.images[0].id) == ("/pictures/a.jpg", "coco_1")
+    assert (first.images[0].path, first.images[0].id) == ("/images/a.jpg", "coco_1")
     assert [(t.text, t.role) for t in second.texts] == [
         ("one", "caption"),
         ("two", "caption"),
@@ -61,7 +61,7 @@ def test_answers_are_weighted_by_their_share(opened):
     assert source[1].meta["dataset"] == "vg"
 
 
-def test_pairs_of_pictures(opened):
+def test_pairs_of_images(opened):
     entry = {
         "images": ["a.png", "b.png"],
         "sentence": "Two dogs.",
@@ -157,7 +157,7 @@ def test_real_lists_are_read_entry_by_entry(shared_data):
     assert seen == {"caption", "vqa", "nlvr"}
 
 
-def test_captions_of_a_picture_are_joined(opened):
+def test_captions_of_an_image_are_joined(opened):
     source = opened(
         {"image": "a.jpg", "caption": "one", "image_id": 1},
         {"image": "b.jpg", "caption": ["two", "three"], "image_id": 2},

@@ -15,7 +15,7 @@ from vlp_data.sources.rows import read_json
 from vlp_data.text import Tokenizer
 
 from vlp_eval.concepts import require_fit
-from vlp_eval.inference import PictureBatch, RowOptions, evaluate_rows, read, require_unique
+from vlp_eval.inference import ImageBatch, RowOptions, evaluate_rows, read, require_unique
 from vlp_eval.metrics import captioning as metric
 from vlp_eval.protocol import Captioner
 from vlp_eval.report import Scores
@@ -26,7 +26,7 @@ PROMPT = "a picture of "
 """What X-VLM's captions begin with."""
 
 
-class _Picture(NamedTuple):
+class _Image(NamedTuple):
     name: str
     id: Identifier
     captions: tuple[str, ...]
@@ -34,7 +34,7 @@ class _Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The first row of each picture of a source."""
+    """The first row of each image of a source."""
 
     source: Source
     rows: tuple[int, ...]
@@ -64,31 +64,31 @@ def evaluate_captioning(
     references: Mapping[Identifier, Sequence[str]] | None = None,
     java: Sequence[JavaMetric] = (),
 ) -> Scores:
-    """Write one caption for every picture of a source, and judge it by BLEU, ROUGE-L and CIDEr.
+    """Write one caption for every image of a source, and judge it by BLEU, ROUGE-L and CIDEr.
 
     Args:
         model: Writes captions.
-        source: Rows of one picture; rows of one picture file are one picture.
+        source: Rows of one image; rows of one image file are one image.
         tokenizer: The model's.
-        options: How rows are read. CIDEr depends on which pictures are judged together, so on `limit`.
+        options: How rows are read. CIDEr depends on which images are judged together, so on `limit`.
         prompt: What a caption begins with; not part of the result.
         beams: Of the search.
         max_tokens: Longest caption in tokens, the prompt's included.
         min_tokens: Shortest caption, the same way.
         length_penalty: Exponent of the length by which sums of log-probabilities are divided.
-        references: What people wrote, by picture id (the number in the file name where the source gives none); None takes the captions of the rows.
+        references: What people wrote, by image id (the number in the file name where the source gives none); None takes the captions of the rows.
             Where there are none, the result has no numbers.
         java: Metrics besides that need Java and the extra `vlp-eval[caption-java]`.
 
     Raises:
-        DataError: A row without picture, or two pictures with one id; ValueError: settings that cannot take effect, a picture that cannot
+        DataError: A row without image, or two images with one id; ValueError: settings that cannot take effect, an image that cannot
             be opened, references missing.
     """
     require_fit(model, options.concepts)
-    rows = read(source, _picture, options)
-    pictures = _grouped(rows)
-    require_unique((one.id for one in pictures.values()), "picture")
-    truth = _references(list(pictures.values()), references)
+    rows = read(source, _image, options)
+    images = _grouped(rows)
+    require_unique((one.id for one in images.values()), "image")
+    truth = _references(list(images.values()), references)
     if java and truth is None:
         raise ValueError(f"java={list(java)} has no effect without references")
     start = prompt_ids(tokenizer, prompt)
@@ -97,7 +97,7 @@ def evaluate_captioning(
             f"max_tokens={max_tokens} counts the {len(start)} tokens that the prompt {prompt!r} takes; give more"
         )
 
-    def run(chosen: Sequence[int], batch: PictureBatch) -> list[str]:
+    def run(chosen: Sequence[int], batch: ImageBatch) -> list[str]:
         written = model.generate(
             model.vision(batch.image.squeeze(1), *batch.given),
             torch.tensor([start] * len(chosen), device=batch.image.device),
@@ -122,7 +122,7 @@ def evaluate_captioning(
         tokenizer=tokenizer,
         what="captions",
     )
-    written = {one.id: text for one, text in zip(pictures.values(), captions, strict=True)}
+    written = {one.id: text for one, text in zip(images.values(), captions, strict=True)}
     settings = {
         "prompt": prompt,
         "beams": beams,
@@ -135,7 +135,7 @@ def evaluate_captioning(
 
 
 def read_references(path: str) -> dict[Identifier, list[str]]:
-    """By picture id: the captions of a file in COCO's format (coco_karpathy_test_gt.json). Raises FileNotFoundError, DataError."""
+    """By image id: the captions of a file in COCO's format (coco_karpathy_test_gt.json). Raises FileNotFoundError, DataError."""
     found: dict[Identifier, list[str]] = {}
     try:
         for one in read_json(path, dict)["annotations"]:
@@ -145,19 +145,19 @@ def read_references(path: str) -> dict[Identifier, list[str]]:
     return found
 
 
-def _picture(sample: Sample) -> _Picture:
+def _image(sample: Sample) -> _Image:
     if len(sample.images) != 1:
-        raise DataError(f"{sample.key}: captioning needs rows of one picture")
+        raise DataError(f"{sample.key}: captioning needs rows of one image")
     image = sample.images[0]
     number = sample.key if image.id is None else image.id
     if isinstance(number, str) and (tail := number.rsplit("_", 1)[-1]).isdigit():
-        number = int(tail)  # COCO_val2014_000000391895: the server knows pictures by number
+        number = int(tail)  # COCO_val2014_000000391895: the server knows images by number
     captions = tuple(text.text for text in sample.texts if text.role == "caption")
-    return _Picture(image.path or sample.key, number, captions)
+    return _Image(image.path or sample.key, number, captions)
 
 
-def _grouped(rows: Sequence[_Picture]) -> dict[str, _Picture]:
-    found: dict[str, _Picture] = {}
+def _grouped(rows: Sequence[_Image]) -> dict[str, _Image]:
+    found: dict[str, _Image] = {}
     for row in rows:
         known = found.get(row.name)
         found[row.name] = row if known is None else known._replace(captions=known.captions + row.captions)
@@ -165,19 +165,19 @@ def _grouped(rows: Sequence[_Picture]) -> dict[str, _Picture]:
 
 
 def _references(
-    pictures: Sequence[_Picture], given: Mapping[Identifier, Sequence[str]] | None
+    images: Sequence[_Image], given: Mapping[Identifier, Sequence[str]] | None
 ) -> dict[Identifier, Sequence[str]] | None:
     if given is not None:
-        missing = [one.id for one in pictures if one.id not in given]
+        missing = [one.id for one in images if one.id not in given]
         if missing:
-            raise ValueError(f"{len(missing)} pictures have no references, the first is {missing[0]!r}")
-        return {one.id: given[one.id] for one in pictures}
-    bare = [one.id for one in pictures if not one.captions]
-    if bare and len(bare) < len(pictures):
+            raise ValueError(f"{len(missing)} images have no references, the first is {missing[0]!r}")
+        return {one.id: given[one.id] for one in images}
+    bare = [one.id for one in images if not one.captions]
+    if bare and len(bare) < len(images):
         raise ValueError(
-            f"{len(bare)} of {len(pictures)} pictures have no caption to compare with, such as {bare[0]!r}"
+            f"{len(bare)} of {len(images)} images have no caption to compare with, such as {bare[0]!r}"
         )
-    return None if bare else {one.id: one.captions for one in pictures}
+    return None if bare else {one.id: one.captions for one in images}
 
 
 def _scores(
@@ -187,7 +187,7 @@ def _scores(
     settings: dict[str, Any],
 ) -> Scores:
     samples: list[dict[str, Any]] = [{"id": one, "caption": text} for one, text in written.items()]
-    counts = {"pictures": len(written)}
+    counts = {"images": len(written)}
     if truth is None:
         return Scores(
             benchmark="captioning",
@@ -195,8 +195,8 @@ def _scores(
             counts=counts,
             stages={},
             hits={},
-            samples={"pictures": samples},
-            notes=("the pictures come without captions of people: no numbers, only the file of captions",),
+            samples={"images": samples},
+            notes=("the images come without captions of people: no numbers, only the file of captions",),
         )
     total, each = metric.scores(written, truth)
     if java:
@@ -210,7 +210,7 @@ def _scores(
         sample |= {name: round(value, 6) for name, value in each[sample["id"]].items()}
         sample["references"] = list(truth[sample["id"]])
     left = [name for name in ("meteor", "spice") if name not in java]
-    notes = ["CIDEr and BLEU are numbers of this set of pictures; those of a part of it cannot be compared"]
+    notes = ["CIDEr and BLEU are numbers of this set of images; those of a part of it cannot be compared"]
     if left:
         notes.append(f"not computed: {' and '.join(left)} (java={left} with the extra caption-java)")
     return Scores(
@@ -219,6 +219,6 @@ def _scores(
         counts={**counts, "references": sum(map(len, truth.values()))},
         stages={"written": {name: 100 * value for name, value in total.items()}},
         hits={},
-        samples={"pictures": samples},
+        samples={"images": samples},
         notes=tuple(notes),
     )

@@ -36,8 +36,8 @@ BENCHMARKS = {
         ("Karpathy", "CocoCaptions", "TaskJson", "ImageTextLines"),
     ),
     "vqa": Benchmark("Visual question answering, chosen or written answers", "Vqa", ("TaskJson",)),
-    "nlvr": Benchmark("NLVR2: sentences about two pictures", "Nlvr", ("TaskJson",)),
-    "entailment": Benchmark("SNLI-VE: does a hypothesis follow from a picture?", "Entailment", ("TaskJson",)),
+    "nlvr": Benchmark("NLVR2: sentences about two images", "Nlvr", ("TaskJson",)),
+    "entailment": Benchmark("SNLI-VE: does a hypothesis follow from an image?", "Entailment", ("TaskJson",)),
     "grounding": Benchmark(
         "Referring expressions, by boxes or by heat of attention", "Grounding", ("Refer",)
     ),

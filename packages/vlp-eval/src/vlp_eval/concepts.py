@@ -1,4 +1,4 @@
-"""Words attached to pictures (visual concepts), on their way into a model that sees them.
+"""Words attached to images (visual concepts), on their way into a model that sees them.
 
 Source: ViCHA, arXiv 2208.13628 section 3.3; `vlp_core.concepts`, `vlp_data.concept_text`.
 """
@@ -16,7 +16,7 @@ from vlp_data.text import Tokenizer
 
 
 def words_of(sample: Sample, image: int = 0) -> tuple[str, ...]:
-    """The words attached to a picture of a sample, in order; empty where there are none (`concept_words` refuses that)."""
+    """The words attached to an image of a sample, in order; empty where there are none (`concept_words` refuses that)."""
     try:
         return tuple(concept_words(sample, image=image))
     except BadSample:
@@ -31,11 +31,11 @@ class ConceptReader:
     options: ConceptOptions
 
     def ids(self, words: Sequence[str]) -> list[int]:
-        """Ids of the words of one picture."""
+        """Ids of the words of one image."""
         return concept_ids(words, self.tokenizer, self.options)
 
     def collate(self, rows: Sequence[Sequence[int]]) -> Concepts:
-        """Concepts of pictures, padded as the options say."""
+        """Concepts of images, padded as the options say."""
         ids, mask = collate_concepts(rows, self.tokenizer, self.options)
         assert ids is not None and mask is not None
         return Concepts(ids, mask)
@@ -43,7 +43,7 @@ class ConceptReader:
 
 def as_evaluated(trained: ConceptOptions, *, alike: bool) -> ConceptOptions:
     """How concepts are read after training with `trained`: none are drawn, and with `alike` (the reference's retrieval and grounding) all are
-    padded to `max_tokens`, so that the features of a picture do not depend on its batch."""
+    padded to `max_tokens`, so that the features of an image do not depend on its batch."""
     return replace(trained, share=None, pad="max" if alike else trained.pad)
 
 
@@ -57,7 +57,7 @@ def require_fit(model: Any, options: ConceptOptions | None) -> None:
     reads = reads_concepts(model)
     if reads and options is None:
         raise ValueError(
-            f"this {type(model).__name__} sees the words attached to each picture; give concepts, how they are read"
+            f"this {type(model).__name__} sees the words attached to each image; give concepts, how they are read"
         )
     if not reads and options is not None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Pictures of what a model answered, for a README, a report or a look at what it confuses."""
+"""Images of what a model answered, for a README, a report or a look at what it confuses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ BEST_WIDTH = SHOWN * (THUMB + GAP) - GAP
 WIDTH = 2 * MARGIN + TEXT_WIDTH + GAP + BEST_WIDTH
 INK, FAINT, RIGHT, WRONG, PAPER, PANEL = "#1b1f24", "#6a737d", "#1a7f37", "#c62828", "#ffffff", "#eef1f4"
 Heat = Callable[[Image.Image, str, Sequence[str]], Sequence[tuple[str, np.ndarray]]]
-"""From a picture, a text and the words attached to the picture to (word, heat [P,P]), such as `vlp_eval.grounding.word_heat` with its first arguments filled in."""
+"""From an image, a text and the words attached to the image to (word, heat [P,P]), such as `vlp_eval.grounding.word_heat` with its first arguments filled in."""
 
 
 def retrieval_figure(scores: Scores, gallery: Gallery, *, queries: int = 4) -> Image.Image:
-    """Texts with their five best pictures, then pictures with their five best texts, by the last stage of `scores`.
+    """Texts with their five best images, then images with their five best texts, by the last stage of `scores`.
 
     `queries` of each kind, spread evenly over the gallery, so that they are neither the best nor the worst ones. Right answers have a green frame
     or green letters and the word "right"; where the right one is not among the five, its rank is said. `gallery` must be the one that
@@ -36,16 +36,16 @@ def retrieval_figure(scores: Scores, gallery: Gallery, *, queries: int = 4) -> I
         raise ValueError("the scores are of another gallery: ids differ")
     place = {name: i for i, name in enumerate(gallery.image_ids)}
     words = dict(zip(gallery.text_ids, gallery.texts, strict=True))
-    head = f"{stage}: {len(images)} pictures, {len(texts)} texts"
-    blocks = [_heading(f"Text to picture, {head}")]
+    head = f"{stage}: {len(images)} images, {len(texts)} texts"
+    blocks = [_heading(f"Text to image, {head}")]
     blocks += [_text_row(texts[j], stage, place, gallery) for j in _spread(len(texts), queries)]
-    blocks += [_heading(f"Picture to text, {head}")]
+    blocks += [_heading(f"Image to text, {head}")]
     blocks += [_image_row(images[i], stage, words, gallery.image(i)) for i in _spread(len(images), queries)]
     return _page(blocks)
 
 
 def samples_figure(scores: Scores, source: Source, *, queries: int = 4) -> Image.Image:
-    """Questions, statements or captions of `scores` beside their pictures, spread evenly over the data; right ones green, wrong ones red.
+    """Questions, statements or captions of `scores` beside their images, spread evenly over the data; right ones green, wrong ones red.
 
     `source` must be the one that `scores` is of. Captions are not judged one by one, so they are black.
     """
@@ -53,8 +53,8 @@ def samples_figure(scores: Scores, source: Source, *, queries: int = 4) -> Image
     rows = _rows(scores, source)
     blocks = [_heading(f"{scores.benchmark}: {len(samples)} {next(iter(scores.samples))}")]
     for n in _spread(len(samples), queries):
-        pictures = [open_image(image) for image in source[rows[n]].images]
-        blocks.append(_sample_row(pictures, *_lines(samples[n])))
+        images = [open_image(image) for image in source[rows[n]].images]
+        blocks.append(_sample_row(images, *_lines(samples[n])))
     return _page(blocks)
 
 
@@ -66,9 +66,9 @@ def grounding_figure(
     blocks = [_heading(f"{scores.benchmark}: {len(samples)} expressions, true box green, predicted box red")]
     for n in _spread(len(samples), queries):
         row = source[n]
-        picture = open_image(row.images[0])
-        maps = () if heat is None else heat(picture, samples[n]["text"], words_of(row))
-        blocks.append(_grounding_row(samples[n], picture, maps))
+        image = open_image(row.images[0])
+        maps = () if heat is None else heat(image, samples[n]["text"], words_of(row))
+        blocks.append(_grounding_row(samples[n], image, maps))
     return _page(blocks)
 
 
@@ -83,7 +83,7 @@ def _page(blocks: Sequence[Image.Image]) -> Image.Image:
 
 
 def _rows(scores: Scores, source: Source) -> list[int]:
-    """The row of each sample; captions have one sample per picture, at the picture's first row."""
+    """The row of each sample; captions have one sample per image, at the image's first row."""
     if scores.benchmark != "captioning":
         return list(range(len(source)))
     first: dict[str, int] = {}
@@ -108,12 +108,12 @@ def _lines(sample: Mapping[str, Any]) -> tuple[str, str, str, str]:
 
 
 def _sample_row(
-    pictures: Sequence[Image.Image], asked: str, said: str, colour: str, people: str
+    images: Sequence[Image.Image], asked: str, said: str, colour: str, people: str
 ) -> Image.Image:
     block, draw = _canvas(THUMB + 8)
-    for n, picture in enumerate(pictures):
-        _thumb(block, draw, (n * (THUMB + GAP), 0), picture, right=False)
-    left = len(pictures) * (THUMB + GAP)
+    for n, image in enumerate(images):
+        _thumb(block, draw, (n * (THUMB + GAP), 0), image, right=False)
+    left = len(images) * (THUMB + GAP)
     width, bottom = block.width - left, 0
     for text, size, fill in ((asked, 20, INK), (said, 20, colour), (people, 16, FAINT)):
         if text:
@@ -122,13 +122,13 @@ def _sample_row(
 
 
 def _grounding_row(
-    sample: Mapping[str, Any], picture: Image.Image, maps: Sequence[tuple[str, np.ndarray]]
+    sample: Mapping[str, Any], image: Image.Image, maps: Sequence[tuple[str, np.ndarray]]
 ) -> Image.Image:
     lines = -(-len(maps) // SHOWN)
     side = TEXT_WIDTH - GAP
     block, draw = _canvas(max(side, 40 + lines * (THUMB + 26)))
-    scale = min(side / picture.width, side / picture.height)
-    small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    scale = min(side / image.width, side / image.height)
+    small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     block.paste(small, (0, 0))
     for box, colour in ((sample["predicted"], WRONG), (sample["box"], RIGHT)):
         if box is not None:
@@ -143,23 +143,23 @@ def _grounding_row(
     )
     for n, (word, heat) in enumerate(maps):
         at = (TEXT_WIDTH + GAP + n % SHOWN * (THUMB + GAP), 40 + n // SHOWN * (THUMB + 26))
-        _thumb(block, draw, at, heated(_shrunk(picture, THUMB), heat), right=False)
+        _thumb(block, draw, at, heated(_shrunk(image, THUMB), heat), right=False)
         _paragraph(draw, (at[0], at[1] + THUMB + 2), word, THUMB, _font(15), FAINT, lines=1)
     return block
 
 
-def heated(picture: Image.Image, heat: np.ndarray) -> Image.Image:
-    """The picture with the colours of heat [P,P] over it: from blue, where there is little, to red, where there is most; plain without heat.
+def heated(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """The image with the colours of heat [P,P] over it: from blue, where there is little, to red, where there is most; plain without heat.
 
     Each map has a scale of its own, from its least to its most, as in ALBEF's notebook: it says where the model looks for a word, not how much.
-    The map is resized (bicubic), smoothed (Gaussian, 0.02 of the longer side) and laid over the picture with weight heat ** 0.7.
+    The map is resized (bicubic), smoothed (Gaussian, 0.02 of the longer side) and laid over the image with weight heat ** 0.7.
     """
     share = _unit(heat)
-    share = np.asarray(Image.fromarray(share).resize(picture.size, Image.Resampling.BICUBIC))
-    share = _unit(_smooth(share, 0.02 * max(picture.size)))
+    share = np.asarray(Image.fromarray(share).resize(image.size, Image.Resampling.BICUBIC))
+    share = _unit(_smooth(share, 0.02 * max(image.size)))
     colour = 255 * np.stack([np.interp(share, *points) for points in _JET], axis=-1)
     weight = share[..., None] ** 0.7
-    mixed = (1 - weight) * np.asarray(picture.convert("RGB")) + weight * colour
+    mixed = (1 - weight) * np.asarray(image.convert("RGB")) + weight * colour
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
@@ -190,11 +190,11 @@ def _smooth(x: np.ndarray, deviation: float) -> np.ndarray:
     return x
 
 
-def _shrunk(picture: Image.Image, side: int) -> Image.Image:
-    """The picture in a square of `side`, where it is larger."""
-    scale = min(1.0, side / max(picture.size))
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+def _shrunk(image: Image.Image, side: int) -> Image.Image:
+    """The image in a square of `side`, where it is larger."""
+    scale = min(1.0, side / max(image.size))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _spread(total: int, count: int) -> list[int]:
@@ -221,7 +221,7 @@ def _heading(text: str) -> Image.Image:
 def _text_row(text: Mapping[str, Any], stage: str, place: dict[str, int], gallery: Gallery) -> Image.Image:
     block, draw = _canvas(THUMB + 26)
     bottom = _paragraph(draw, (0, 0), text["text"], TEXT_WIDTH - GAP, _font(18), INK, lines=6)
-    draw.text((0, bottom + 6), f"right picture: rank {text['rank'][stage]}", font=_font(15), fill=FAINT)
+    draw.text((0, bottom + 6), f"right image: rank {text['rank'][stage]}", font=_font(15), fill=FAINT)
     for n, name in enumerate(text["best"][stage]):
         left = TEXT_WIDTH + GAP + n * (THUMB + GAP)
         right = name == text["image"]
@@ -232,11 +232,11 @@ def _text_row(text: Mapping[str, Any], stage: str, place: dict[str, int], galler
 
 
 def _image_row(
-    image: Mapping[str, Any], stage: str, words: dict[str, str], picture: Image.Image
+    image: Mapping[str, Any], stage: str, words: dict[str, str], shown: Image.Image
 ) -> Image.Image:
     step, left = 48, THUMB + 2 * GAP
     block, draw = _canvas(max(THUMB + 26, SHOWN * step))
-    _thumb(block, draw, (0, 0), picture, right=False)
+    _thumb(block, draw, (0, 0), shown, right=False)
     draw.text((0, THUMB + 4), f"first right text: rank {image['rank'][stage]}", font=_font(15), fill=FAINT)
     for n, name in enumerate(image["best"][stage]):
         right, top = name in image["texts"], n * step
@@ -253,15 +253,15 @@ def _image_row(
 
 
 def _thumb(
-    block: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], picture: Image.Image, *, right: bool
+    block: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int], image: Image.Image, *, right: bool
 ) -> None:
-    """The whole picture in a square, not cropped: what is cut off may be what the text is about."""
+    """The whole image in a square, not cropped: what is cut off may be what the text is about."""
     left, top = at
     draw.rectangle((left, top, left + THUMB - 1, top + THUMB - 1), fill=PANEL)
     room = THUMB - (12 if right else 0)
-    scale = min(room / picture.width, room / picture.height)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    small = picture.resize(size, Image.Resampling.LANCZOS)
+    scale = min(room / image.width, room / image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    small = image.resize(size, Image.Resampling.LANCZOS)
     block.paste(small, (left + (THUMB - size[0]) // 2, top + (THUMB - size[1]) // 2))
     if right:
         draw.rectangle((left, top, left + THUMB - 1, top + THUMB - 1), outline=RIGHT, width=5)

@@ -1,4 +1,4 @@
-"""What retrieval is measured on: pictures, texts, and which text describes which picture."""
+"""What retrieval is measured on: images, texts, and which text describes which image."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from vlp_eval.concepts import words_of
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """N pictures and M texts; text j describes picture `image_of_text[j]`, every picture has at least one text.
+    """N images and M texts; text j describes image `image_of_text[j]`, every image has at least one text.
 
-    `image(i)` decodes picture i. It must be picklable when worker processes are used. `concepts[i]` are the words attached to picture i; empty where
-    nothing is known of any picture.
+    `image(i)` decodes image i. It must be picklable when worker processes are used. `concepts[i]` are the words attached to image i; empty where
+    nothing is known of any image.
     """
 
     image: Callable[[int], Any]
@@ -30,10 +30,10 @@ class Gallery:
     def __post_init__(self) -> None:
         if not len(self.texts) == len(self.text_ids) == len(self.image_of_text):
             raise ValueError(
-                f"{len(self.texts)} texts, {len(self.text_ids)} text ids and {len(self.image_of_text)} pictures of texts"
+                f"{len(self.texts)} texts, {len(self.text_ids)} text ids and {len(self.image_of_text)} images of texts"
             )
         if self.concepts and len(self.concepts) != len(self.image_ids):
-            raise ValueError(f"{len(self.image_ids)} pictures and the concepts of {len(self.concepts)}")
+            raise ValueError(f"{len(self.image_ids)} images and the concepts of {len(self.concepts)}")
         for name, ids in (("image", self.image_ids), ("text", self.text_ids)):
             if len(set(ids)) < len(ids):
                 double = Counter(ids).most_common(1)[0][0]
@@ -41,14 +41,14 @@ class Gallery:
         if not self.texts:
             raise ValueError("the gallery is empty")
         if set(self.image_of_text) != set(range(len(self.image_ids))):
-            raise ValueError("every picture of a gallery needs a text, and every text a picture")
+            raise ValueError("every image of a gallery needs a text, and every text an image")
 
     @classmethod
     def from_source(cls, source: Source, *, limit: int | None = None) -> "Gallery":
-        """All pictures of a source with their captions, or the first `limit` pictures; rows of one picture file are taken together.
+        """All images of a source with their captions, or the first `limit` images; rows of one image file are taken together.
 
-        Pictures are named by the key of their (first) row, texts by that key and a number. Raises `DataError` for a row that
-        cannot be read, or that has no caption or several pictures (leaving it out would change the result), and for a picture that has
+        Images are named by the key of their (first) row, texts by that key and a number. Raises `DataError` for a row that
+        cannot be read, or that has no caption or several images (leaving it out would change the result), and for an image that has
         concepts in one row and others or none in another.
         """
         rows: list[int] = []
@@ -63,7 +63,7 @@ class Gallery:
                 raise DataError(f"{problem}; an evaluation needs every row") from problem
             own = [text.text for text in sample.texts if text.role == "caption"]
             if not own or len(sample.images) != 1:
-                raise DataError(f"{sample.key}: retrieval needs rows of one picture with captions")
+                raise DataError(f"{sample.key}: retrieval needs rows of one image with captions")
             name = sample.images[0].path or sample.key
             if name not in known:
                 if len(rows) == limit:
@@ -100,14 +100,14 @@ class Gallery:
         return replace(self, texts=tuple(cleaned))
 
     def without_repeated_texts(self) -> "Gallery":
-        """The first of equal texts of a picture only, as ViLT and VLC evaluate; texts of different pictures may still be equal."""
+        """The first of equal texts of an image only, as ViLT and VLC evaluate; texts of different images may still be equal."""
         kept: dict[tuple[int, str], int] = {}
         for j, key in enumerate(zip(self.image_of_text, self.texts, strict=True)):
             kept.setdefault(key, j)
         return self._texts(list(kept.values()))
 
     def first_texts(self, count: int) -> "Gallery":
-        """The first `count` texts of each picture only; many CLIP papers cut COCO to five."""
+        """The first `count` texts of each image only; many CLIP papers cut COCO to five."""
         seen, kept = [0] * len(self.image_ids), []
         for j, i in enumerate(self.image_of_text):
             seen[i] += 1
@@ -126,7 +126,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _SourceImages:
-    """Decodes picture i of a gallery from its row; a class and not a closure, so that worker processes can have it."""
+    """Decodes image i of a gallery from its row; a class and not a closure, so that worker processes can have it."""
 
     source: Source
     rows: tuple[int, ...]

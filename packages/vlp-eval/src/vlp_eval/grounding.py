@@ -1,7 +1,7 @@
 """Referring expressions: the box that a text means, told by a box head, or chosen among detections by where the model looks.
 
-With "boxes" the model tells (cx, cy, w, h) of the squashed picture, which are fractions of the stored one too. With "heat" nothing was trained on boxes:
-the heat of attention (`vlp_core.explain`) decides among the detections of the picture, so accuracy is bounded by them. It is the heat of the match logit
+With "boxes" the model tells (cx, cy, w, h) of the squashed image, which are fractions of the stored one too. With "heat" nothing was trained on boxes:
+the heat of attention (`vlp_core.explain`) decides among the detections of the image, so accuracy is bounded by them. It is the heat of the match logit
 by cross-attention (mode "itm"), or that of the similarity of image and text by a block of the image encoder ("itc").
 A prediction is right if it overlaps the annotated box by at least one half.
 
@@ -23,7 +23,7 @@ from vlp_data.text import Tokenizer
 from vlp_eval.concepts import ConceptReader, require_fit
 from vlp_eval.inference import (
     READING,
-    PictureBatch,
+    ImageBatch,
     Reading,
     RowOptions,
     View,
@@ -40,7 +40,7 @@ from vlp_eval.report import Scores
 By = Literal["boxes", "heat"]
 Mode = Literal["itm", "itc"]
 Box = tuple[float, float, float, float]
-"""x, y, w, h in pixels of the stored picture."""
+"""x, y, w, h in pixels of the stored image."""
 
 
 class _Expression(NamedTuple):
@@ -73,9 +73,9 @@ def evaluate_grounding(
 
     Args:
         model: With a box head (`locate`), or for "heat" one with a match head ("itm"), or with projections and a ViT ("itc").
-        source: Rows of a picture with an expression and the box it means (`vlp_data.options.Refer`); regions after it are detections.
+        source: Rows of an image with an expression and the box it means (`vlp_data.options.Refer`); regions after it are detections.
         tokenizer: The model's.
-        options: How rows are read; the view must squash the whole picture, as `vlp_data.transforms.eval_view` does. ViCHA pads concepts to
+        options: How rows are read; the view must squash the whole image, as `vlp_data.transforms.eval_view` does. ViCHA pads concepts to
             `max_tokens` here.
         reading: How expressions become ids.
         by: What decides, see above.
@@ -85,33 +85,33 @@ def evaluate_grounding(
         alpha: "heat": a detection's heat is divided by its area to this power.
 
     A detection counts only if its heat is above 0, as in the reference; without one there is no box, which is wrong (the reference takes the box of the
-    sample before). `accuracy` is over all expressions, besides it that of each split (val, testA, testB) where the rows tell it. `chance`: the whole picture as box, or a
+    sample before). `accuracy` is over all expressions, besides it that of each split (val, testA, testB) where the rows tell it. `chance`: the whole image as box, or a
     detection drawn at random.
 
     Raises:
-        DataError: A row without expression, picture or box; ValueError: settings that cannot take effect, a picture that cannot be opened.
+        DataError: A row without expression, image or box; ValueError: settings that cannot take effect, an image that cannot be opened.
     """
     _check(model, by, mode, layer)
     require_fit(model, options.concepts)
     expressions = read(source, _expression, options)
     require_unique((one.id for one in expressions), "expression")
 
-    def run(rows: Sequence[int], pictures: PictureBatch) -> list[_Found]:
-        device = pictures.image.device
+    def run(rows: Sequence[int], images: ImageBatch) -> list[_Found]:
+        device = images.image.device
         ids, mask = reading.encode(tokenizer, [expressions[row].text for row in rows], device)
-        sizes = [own[0] for own in pictures.sizes]
-        image = pictures.image.squeeze(1)
+        sizes = [own[0] for own in images.sizes]
+        image = images.image.squeeze(1)
         if by == "boxes":
             index = torch.arange(len(rows), device=device)
             grounder = cast(Grounder, model)
-            features = grounder.encode_image(image, *pictures.given)
+            features = grounder.encode_image(image, *images.given)
             text = grounder.encode_text(ids, mask)
             told = grounder.locate(features, text, index, index).float().cpu().numpy()
             if np.isnan(told).any():
                 raise ValueError("a predicted box is NaN")
             boxes = metric.pixel_boxes(told, sizes)
             return [_Found(_box(box), size) for box, size in zip(boxes, sizes, strict=True)]
-        heat = _heat(model, image, ids, mask, mode, cast(int, layer), pictures.given).mean.cpu()
+        heat = _heat(model, image, ids, mask, mode, cast(int, layer), images.given).mean.cpu()
         return [
             _Found(_chosen(one, expressions[row].detections, size, alpha), size)
             for row, one, size in zip(rows, heat, sizes, strict=True)
@@ -130,7 +130,7 @@ def evaluate_grounding(
 def word_heat(
     model: HeatMapper,
     tokenizer: Tokenizer,
-    picture: Any,
+    image: Any,
     text: str,
     words: Sequence[str] = (),
     *,
@@ -140,10 +140,10 @@ def word_heat(
     reading: Reading = READING,
     concepts: ConceptOptions | None = None,
 ) -> list[tuple[str, np.ndarray]]:
-    """Where the model looks in a picture for each word of a text: (word, heat [P,P] float32) in order, pieces of a word averaged.
+    """Where the model looks in an image for each word of a text: (word, heat [P,P] float32) in order, pieces of a word averaged.
 
     The mean over all tokens, of which `evaluate_grounding` takes the best detection, comes first as "all words"; with mode "itc" it is all there is.
-    `words` are the concepts of the picture. Other arguments as there.
+    `words` are the concepts of the image. Other arguments as there.
     """
     require_fit(model, concepts)
     device = device_of(model)
@@ -154,7 +154,7 @@ def word_heat(
         read_words = reader.collate([reader.ids(words)])
         given = (read_words._make(x.to(device) for x in read_words),)
     with evaluating(model):
-        heat = _heat(model, view(picture)[None].to(device), ids, mask, mode, layer, given)
+        heat = _heat(model, view(image)[None].to(device), ids, mask, mode, layer, given)
     found = [("all words", heat.mean[0].cpu().numpy())]
     if heat.words is None:
         return found
@@ -226,7 +226,7 @@ def _expression(sample: Sample) -> _Expression:
     place = None if sample.target is None else sample.target.box
     if len(texts) != 1 or len(sample.images) != 1 or place is None:
         raise DataError(
-            f"{sample.key}: grounding needs rows of one picture with one expression and its box; data.format=refer joins lists with REFER's files"
+            f"{sample.key}: grounding needs rows of one image with one expression and its box; data.format=refer joins lists with REFER's files"
         )
     boxes = [_xywh(region.box) for region in sample.regions]
     detections = tuple(box for number, box in enumerate(boxes) if number != place)
@@ -273,7 +273,7 @@ def _scores(
         benchmark="grounding",
         settings={
             **settings,
-            "chance": "the whole picture as box" if by == "boxes" else "a detection drawn at random",
+            "chance": "the whole image as box" if by == "boxes" else "a detection drawn at random",
         },
         counts={"expressions": len(truth)},
         stages={by: {name: 100 * sum(right[one] for one in ids) / len(ids) for name, ids in groups.items()}},
@@ -297,7 +297,7 @@ def _scores(
 
 
 def _blind(one: _Expression, size: tuple[int, int], by: By) -> float:
-    """Share of right boxes without a look at the picture."""
+    """Share of right boxes without a look at the image."""
     width, height = size
     guesses: Sequence[Box] = [(0.0, 0.0, width, height)] if by == "boxes" else one.detections
     if not guesses:

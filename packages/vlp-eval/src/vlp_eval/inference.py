@@ -1,6 +1,6 @@
-"""What all evaluations share: the model's mode, device and precision, pictures in batches, and samples shared out among ranks.
+"""What all evaluations share: the model's mode, device and precision, images in batches, and samples shared out among ranks.
 
-Evaluations of rows (everything but retrieval, whose pictures and texts are no pairs) take one value for what they have in common, `RowOptions`, and
+Evaluations of rows (everything but retrieval, whose images and texts are no pairs) take one value for what they have in common, `RowOptions`, and
 those with a text in each row another, `Reading`.
 
 Rank r of w takes the samples r, r + w, ...; none is evaluated twice when their number does not divide, unlike with a sampler that pads. Every
@@ -31,7 +31,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Progress = Callable[[str, int, int], None]
 """Called with what is counted, how many are done, and of how many."""
 View = Callable[[Any], Tensor]
-"""From a picture to the model's input [3,H,W]; picklable when worker processes are used."""
+"""From an image to the model's input [3,H,W]; picklable when worker processes are used."""
 
 T = TypeVar("T")
 
@@ -41,9 +41,9 @@ class RowOptions:
     """How the rows of a source are read and pass through a model; what every evaluation of rows takes."""
 
     view: View
-    """From a picture to the model's input [3,H,W]."""
+    """From an image to the model's input [3,H,W]."""
     concepts: ConceptOptions | None = None
-    """How the words attached to each picture are read; needed by a model with a concept encoder and refused by any other. Padding of concepts is
+    """How the words attached to each image are read; needed by a model with a concept encoder and refused by any other. Padding of concepts is
     visible to such models: with `pad="longest"` the result depends on which rows share a batch (as in the reference for questions,
     NLVR2 and entailment), with `pad="max"` it does not (as in the reference for grounding)."""
     limit: int | None = None
@@ -51,9 +51,9 @@ class RowOptions:
     image_batch: int = 32
     """Rows taken together."""
     workers: int = 0
-    """Processes that decode pictures; 0 decodes in this one."""
+    """Processes that decode images; 0 decodes in this one."""
     device: torch.device | str | None = None
-    """Where pictures and texts go; None: where the model is. The model is not moved."""
+    """Where images and texts go; None: where the model is. The model is not moved."""
     precision: Precision = "fp32"
     """Below fp32 the model runs in autocast."""
     progress: Progress | None = None
@@ -129,15 +129,15 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
-class Picture(NamedTuple):
-    """A decoded picture, and the words attached to it."""
+class DecodedImage(NamedTuple):
+    """A decoded image, and the words attached to it."""
 
     image: Any
     words: tuple[str, ...] = ()
 
 
 class _Views(NamedTuple):
-    """What a worker makes of a row: views [I,3,H,W] and sizes of its pictures, ids of their concepts; or what is wrong with them."""
+    """What a worker makes of a row: views [I,3,H,W] and sizes of its images, ids of their concepts; or what is wrong with them."""
 
     image: Tensor | None
     sizes: list[tuple[int, int]]
@@ -145,22 +145,22 @@ class _Views(NamedTuple):
     problem: str = ""
 
 
-class Pictures(Dataset):
-    """Views of the pictures of a row with their sizes and concepts, or what is wrong with them.
+class ImageRows(Dataset):
+    """Views of the images of a row with their sizes and concepts, or what is wrong with them.
 
     An exception would reach the user wrapped in the tracebacks of worker processes, so a fault is returned as a sentence. Without `concepts` the words
-    attached to pictures are not looked at.
+    attached to images are not looked at.
     """
 
     def __init__(
         self,
-        pictures: Callable[[int], Sequence[Picture]],
+        images: Callable[[int], Sequence[DecodedImage]],
         rows: Sequence[int],
         view: View,
         name: Callable[[int], str],
         concepts: ConceptReader | None = None,
     ) -> None:
-        self.pictures, self.rows, self.view, self.name, self.concepts = pictures, rows, view, name, concepts
+        self.images, self.rows, self.view, self.name, self.concepts = images, rows, view, name, concepts
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -168,47 +168,47 @@ class Pictures(Dataset):
     def __getitem__(self, place: int) -> _Views:
         row = self.rows[place]
         try:
-            pictures = self.pictures(row)
-            sizes = [getattr(one.image, "size", (0, 0)) for one in pictures]
-            words = [] if self.concepts is None else [self.concepts.ids(one.words) for one in pictures]
-            return _Views(torch.stack([self.view(one.image) for one in pictures]), sizes, words)
-        except Exception as problem:  # whatever a decoder raises: a missing picture would change the result
+            images = self.images(row)
+            sizes = [getattr(one.image, "size", (0, 0)) for one in images]
+            words = [] if self.concepts is None else [self.concepts.ids(one.words) for one in images]
+            return _Views(torch.stack([self.view(one.image) for one in images]), sizes, words)
+        except Exception as problem:  # whatever a decoder raises: a missing image would change the result
             return _Views(None, [], [], f"{self.name(row)}: {problem}")
 
 
-class PictureBatch(NamedTuple):
-    """Views [B,I,3,H,W] of the I pictures of B rows, the pictures' (width, height) as stored, and with a concept reader the concepts of
-    the first pictures, of the second ones and so on."""
+class ImageBatch(NamedTuple):
+    """Views [B,I,3,H,W] of the I images of B rows, the images' (width, height) as stored, and with a concept reader the concepts of
+    the first images, of the second ones and so on."""
 
     image: Tensor
     sizes: list[list[tuple[int, int]]]
     concepts: tuple[Concepts, ...] = ()
 
-    def to(self, device: torch.device) -> "PictureBatch":
+    def to(self, device: torch.device) -> "ImageBatch":
         """The same on a device."""
         concepts = tuple(Concepts(*(x.to(device) for x in one)) for one in self.concepts)
         return self._replace(image=self.image.to(device), concepts=concepts)
 
     @property
     def given(self) -> tuple[Any, ...]:
-        """What a model is given last: nothing, the concepts of the one picture of each row, or a pair of concepts."""
+        """What a model is given last: nothing, the concepts of the one image of each row, or a pair of concepts."""
         if not self.concepts:
             return ()
         return (self.concepts[0] if len(self.concepts) == 1 else self.concepts,)
 
 
-def picture_batches(pictures: Pictures, *, batch: int, workers: int) -> Iterator[PictureBatch]:
-    """The rows of `pictures` in order. Raises ValueError that names the first picture that cannot be used."""
+def image_batches(images: ImageRows, *, batch: int, workers: int) -> Iterator[ImageBatch]:
+    """The rows of `images` in order. Raises ValueError that names the first image that cannot be used."""
     # A generator of its own: the loader draws a seed for its workers, and evaluation must not move the training's random state.
     loader = DataLoader(
-        pictures, batch_size=batch, num_workers=workers, collate_fn=_stack, generator=torch.Generator()
+        images, batch_size=batch, num_workers=workers, collate_fn=_stack, generator=torch.Generator()
     )
-    reader = pictures.concepts
+    reader = images.concepts
     for image, sizes, words, problem in loader:
         if problem:
             raise ValueError(problem)
         concepts = () if reader is None else tuple(reader.collate(own) for own in zip(*words, strict=True))
-        yield PictureBatch(image, sizes, concepts)
+        yield ImageBatch(image, sizes, concepts)
 
 
 def _stack(
@@ -221,16 +221,16 @@ def _stack(
     return views, [row.sizes for row in rows], [row.concepts for row in rows], ""
 
 
-class SourcePictures:
-    """Decodes the pictures of a row of a source; a class and not a closure, so that worker processes can have it."""
+class SourceImages:
+    """Decodes the images of a row of a source; a class and not a closure, so that worker processes can have it."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
 
-    def __call__(self, row: int) -> list[Picture]:
+    def __call__(self, row: int) -> list[DecodedImage]:
         sample = self.source[row]
         return [
-            Picture(open_image(image, sample.key), words_of(sample, number))
+            DecodedImage(open_image(image, sample.key), words_of(sample, number))
             for number, image in enumerate(sample.images)
         ]
 
@@ -242,7 +242,7 @@ def _row(row: int) -> str:
 
 def read(source: Source, parse: Callable[[Sample], T], options: RowOptions) -> list[T]:
     """What `parse` makes of each row that the options name. Raises DataError for a row that cannot be read, or that lacks the concepts of a
-    picture where they are wanted: leaving it out would change the result."""
+    image where they are wanted: leaving it out would change the result."""
     total = len(source) if options.limit is None else min(options.limit, len(source))
     if not total:
         raise DataError("the source has no rows to evaluate")
@@ -270,7 +270,7 @@ def evaluate_rows(
     model: Any,
     source: Source,
     rows: int,
-    run: Callable[[Sequence[int], PictureBatch], Sequence[T]],
+    run: Callable[[Sequence[int], ImageBatch], Sequence[T]],
     options: RowOptions,
     *,
     tokenizer: Tokenizer,
@@ -278,8 +278,8 @@ def evaluate_rows(
 ) -> list[T]:
     """Results of the first `rows` rows of a source, each evaluated by exactly one rank, in order of the rows on every rank.
 
-    `run(rows, pictures)` returns one picklable result for each of the rows of a batch; the model is in evaluation mode meanwhile. `tokenizer` reads
-    concepts. A picture that cannot be used is a ValueError on all ranks.
+    `run(rows, images)` returns one picklable result for each of the rows of a batch; the model is in evaluation mode meanwhile. `tokenizer` reads
+    concepts. An image that cannot be used is a ValueError on all ranks.
     """
     own = range(distributed.rank(), rows, distributed.world_size())
     device = device_of(model) if options.device is None else torch.device(options.device)
@@ -287,10 +287,10 @@ def evaluate_rows(
     say = speaker(options.progress)
     found: dict[int, T] = {}
     problem = ""
-    pictures = Pictures(SourcePictures(source), own, options.view, _row, reader)
+    images = ImageRows(SourceImages(source), own, options.view, _row, reader)
     try:
         with evaluating(model), autocast(device, options.precision):
-            for part in picture_batches(pictures, batch=options.image_batch, workers=options.workers):
+            for part in image_batches(images, batch=options.image_batch, workers=options.workers):
                 chosen = own[len(found) : len(found) + len(part.image)]
                 results = run(chosen, part.to(device))
                 found |= dict(zip(chosen, results, strict=True))

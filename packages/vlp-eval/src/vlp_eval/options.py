@@ -12,22 +12,22 @@ class Evaluation:
     """What all benchmarks have."""
 
     limit: int | None = None
-    """First so many pictures (rows of other tasks) only, for a quick look; null takes all."""
+    """First so many images (rows of other tasks) only, for a quick look; null takes all."""
     tokenizer: tuple[PathText, ...] = ()
     """vocab.txt, or vocab.json and merges.txt; empty takes the checkpoint's (official checkpoints hold none)."""
     image_batch: int = 32
-    """Pictures, or rows of a task, taken together."""
+    """Images, or rows of a task, taken together."""
     workers: int = 0
-    """Processes that decode pictures; 0 decodes in the main process."""
+    """Processes that decode images; 0 decodes in the main process."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     concepts: ConceptOptions | None = None
-    """How the words attached to a picture (kwords) are read, for a model with a concept encoder: concepts.max_tokens, concepts.separator,
+    """How the words attached to an image (kwords) are read, for a model with a concept encoder: concepts.max_tokens, concepts.separator,
     concepts.pad. null takes the checkpoint's, padded to max_tokens in retrieval and grounding, as the reference evaluates."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the model; scores are compared in fp32."""
     figures: int = 4
-    """Samples (of each direction, in retrieval) in the picture; 0 draws none."""
+    """Samples (of each direction, in retrieval) in the image; 0 draws none."""
     out: PathText = "eval"
     """Folder for BENCHMARK.json, the file of predictions and BENCHMARK.png; files there are replaced."""
 
@@ -53,7 +53,7 @@ class Retrieval(Evaluation):
     """Image-text retrieval in both directions."""
 
     data: ImageTextLines | TaskJson | CocoCaptions | Karpathy
-    """Pictures with their captions; rows of one picture are taken together."""
+    """Images with their captions; rows of one image are taken together."""
     clean: Literal["caption", "none"] = "caption"
     """Clean texts as the ALBEF family does (lower case, no punctuation, first max_words words), or take them as they are."""
     max_words: int | None = None
@@ -61,15 +61,15 @@ class Retrieval(Evaluation):
     max_tokens: int | None = None
     """Longest text in tokens; null takes the checkpoint's, or 40 where it says nothing."""
     first_captions: int | None = None
-    """Captions of each picture that count, in order of the file; null takes all."""
+    """Captions of each image that count, in order of the file; null takes all."""
     repeated_captions: bool = True
-    """Keep equal captions of one picture; false keeps the first, as ViLT and VLC evaluate."""
+    """Keep equal captions of one image; false keeps the first, as ViLT and VLC evaluate."""
     rerank: int = 0
     """Candidates of each query that the fusion encoder scores; 0 ranks by similarity alone. X-VLM: 256 for COCO, 128 for Flickr30k."""
     ties: Literal["pessimistic", "index"] = "pessimistic"
     """Equal scores: wrong candidates count as better, or the order of the file decides."""
     fold_size: int | None = None
-    """Also report the mean over folds of so many pictures; "COCO 1k" is 1000."""
+    """Also report the mean over folds of so many images; "COCO 1k" is 1000."""
     text_batch: int = 256
     """Texts encoded together."""
     pair_batch: int = 256
@@ -91,7 +91,7 @@ class Vqa(Evaluation):
     """Visual question answering."""
 
     data: TaskJson
-    """Questions about pictures, with answers of people where there are any."""
+    """Questions about images, with answers of people where there are any."""
     answers: PathText = ""
     """answer_list.json, the answers to choose from; "" lets the model write answers."""
     k: int = 128
@@ -120,7 +120,7 @@ class Vqa(Evaluation):
 
 @dataclass(frozen=True, kw_only=True)
 class _Statements(Evaluation):
-    """Statements about pictures."""
+    """Statements about images."""
 
     max_words: int | None = None
     """Words kept of a statement; null takes the checkpoint's, or 30 where it says nothing."""
@@ -134,18 +134,18 @@ class _Statements(Evaluation):
 
 @dataclass(frozen=True, kw_only=True)
 class Nlvr(_Statements):
-    """NLVR2: is a sentence about two pictures true?"""
+    """NLVR2: is a sentence about two images true?"""
 
     data: TaskJson
-    """Sentences with two pictures and a label."""
+    """Sentences with two images and a label."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entailment(_Statements):
-    """SNLI-VE: does a hypothesis follow from a picture?"""
+    """SNLI-VE: does a hypothesis follow from an image?"""
 
     data: TaskJson
-    """Hypotheses with a picture and a label."""
+    """Hypotheses with an image and a label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,7 @@ class Captioning(Evaluation):
     """Image captioning."""
 
     data: TaskJson | CocoCaptions | Karpathy | ImageTextLines
-    """Pictures; their captions are the references unless `references` names others."""
+    """Images; their captions are the references unless `references` names others."""
     references: PathText = ""
     """Captions of people in COCO's format (coco_karpathy_test_gt.json); "" takes those of the data."""
     prompt: str | None = None

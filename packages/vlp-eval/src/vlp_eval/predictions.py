@@ -39,7 +39,7 @@ _WRITERS: dict[str, tuple[str, str, Any]] = {
     "vqa": ("vqa_result.json", "questions", lambda one: {"question_id": one["id"], "answer": one["answer"]}),
     "captioning": (
         "captions.json",
-        "pictures",
+        "images",
         lambda one: {"image_id": one["id"], "caption": one["caption"]},
     ),
     "nlvr": ("nlvr.csv", "statements", lambda one: (one["id"], one["predicted"])),

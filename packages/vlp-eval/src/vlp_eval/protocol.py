@@ -1,14 +1,14 @@
 """What a model must offer to be evaluated. Nothing is inherited: any object with these methods will do.
 
-Features are NamedTuples of tensors whose first axis counts the pictures or texts, so that an evaluation can cut, gather and select
+Features are NamedTuples of tensors whose first axis counts the images or texts, so that an evaluation can cut, gather and select
 them without knowing the model.
 
-A model whose image encoder sees words attached to the pictures (`vision.concepts` is its encoder of them, as in `vlp_core.concepts.ConceptVision`)
-takes them last wherever it takes pictures: `encode_image(image, concepts)`, `ask(image, ids, mask, concepts)` and so on, `concepts` a
-`vlp_core.concepts.Concepts`; for two pictures a pair of these. Its `embeds` may be longer than the patches (`vision.tokens` is 1 and the number of these),
+A model whose image encoder sees words attached to the images (`vision.concepts` is its encoder of them, as in `vlp_core.concepts.ConceptVision`)
+takes them last wherever it takes images: `encode_image(image, concepts)`, `ask(image, ids, mask, concepts)` and so on, `concepts` a
+`vlp_core.concepts.Concepts`; for two images a pair of these. Its `embeds` may be longer than the patches (`vision.tokens` is 1 and the number of these),
 and its image features may have an `attention_mask` [B,N] beside them. Fields of features may be None.
 
-Letters: B pictures or texts, N image tokens, T text tokens, E shared embedding, D / W widths, R pairs, C answers to choose from,
+Letters: B images or texts, N image tokens, T text tokens, E shared embedding, D / W widths, R pairs, C answers to choose from,
 L answer tokens, K classes.
 """
 
@@ -28,7 +28,7 @@ class ImageFeatures(Protocol):
 
     @property
     def projection(self) -> Tensor:
-        """[B,E] of length 1: the score of a picture and a text is the inner product."""
+        """[B,E] of length 1: the score of an image and a text is the inner product."""
         ...
 
 
@@ -55,7 +55,7 @@ class DualEncoder(Protocol):
     """Enough for retrieval by similarity alone."""
 
     def encode_image(self, image: Tensor, /) -> ImageFeatures:
-        """Features of pictures [B,3,H,W]."""
+        """Features of images [B,3,H,W]."""
         ...
 
     def encode_text(self, ids: Tensor, attention_mask: Tensor, /) -> TextFeatures:
@@ -64,14 +64,14 @@ class DualEncoder(Protocol):
 
 
 class RetrievalModel(DualEncoder, Protocol):
-    """A dual encoder with a fusion encoder on top, which looks at picture and text together."""
+    """A dual encoder with a fusion encoder on top, which looks at image and text together."""
 
     def match(
         self, image: ImageFeatures, text: TextFeatures, image_index: Tensor, text_index: Tensor, /
     ) -> Tensor:
-        """Score of R pairs [R], higher is better: pair r is picture image_index[r] and text text_index[r].
+        """Score of R pairs [R], higher is better: pair r is image image_index[r] and text text_index[r].
 
-        X-VLM: the raw logit of "match". Work that depends on the picture alone is best done once per picture of `image`.
+        X-VLM: the raw logit of "match". Work that depends on the image alone is best done once per image of `image`.
         """
         ...
 
@@ -100,10 +100,10 @@ class Written(Protocol):
 
 
 class QuestionAnswering(Protocol):
-    """Answers questions about pictures, by choosing (`rank_answers`) or by writing (`generate_answers`)."""
+    """Answers questions about images, by choosing (`rank_answers`) or by writing (`generate_answers`)."""
 
     def ask(self, image: Tensor, ids: Tensor, attention_mask: Tensor, /) -> Tensor:
-        """States [B,T,W] of B questions about pictures [B,3,H,W]."""
+        """States [B,T,W] of B questions about images [B,3,H,W]."""
         ...
 
     def rank_answers(
@@ -137,17 +137,17 @@ class QuestionAnswering(Protocol):
 
 
 class PairClassifier(Protocol):
-    """Classifies a text beside two pictures."""
+    """Classifies a text beside two images."""
 
     def __call__(
         self, image: Tensor, first: Tensor, second: Tensor, ids: Tensor, attention_mask: Tensor, /
     ) -> Tensor:
-        """Logits [B,K] of texts with the pictures first[b] and second[b] of a batch [N,3,H,W]."""
+        """Logits [B,K] of texts with the images first[b] and second[b] of a batch [N,3,H,W]."""
         ...
 
 
 class Classifier(Protocol):
-    """Classifies a text beside one picture."""
+    """Classifies a text beside one image."""
 
     def __call__(self, image: Tensor, ids: Tensor, attention_mask: Tensor, /) -> Tensor:
         """Logits [B,K]."""
@@ -155,12 +155,12 @@ class Classifier(Protocol):
 
 
 class Grounder(DualEncoder, Protocol):
-    """Says where in a picture a text points to."""
+    """Says where in an image a text points to."""
 
     def locate(
         self, image: ImageFeatures, text: TextFeatures, image_index: Tensor, text_index: Tensor, /
     ) -> Tensor:
-        """Box (cx, cy, w, h) in 0..1 of the picture, for R pairs as in `match`: [R,4]."""
+        """Box (cx, cy, w, h) in 0..1 of the image, for R pairs as in `match`: [R,4]."""
         ...
 
 
@@ -176,7 +176,7 @@ class Captioner(Protocol):
     """Writes captions."""
 
     def vision(self, image: Tensor, /) -> Tensor:
-        """States [B,N,D] of pictures."""
+        """States [B,N,D] of images."""
         ...
 
     def generate(

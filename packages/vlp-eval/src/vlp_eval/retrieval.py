@@ -2,15 +2,15 @@
 
 Two stages, as in ALBEF, X-VLM and ViCHA (evaluation of ALBEF, arXiv 2107.07651, section 6; X-VLM `Retrieval.py`):
 
-1. similarity of all pictures and texts: inner products of the projections, without temperature;
-2. for each picture the K most similar texts, and for each text the K most similar pictures, are scored by `model.match`; this score
+1. similarity of all images and texts: inner products of the projections, without temperature;
+2. for each image the K most similar texts, and for each text the K most similar images, are scored by `model.match`; this score
    alone ranks them (the similarity is not added), and what is no candidate stands behind all candidates.
 
 Different from the reference, with the same ranks: a pair wanted in both directions is scored once, many queries share a batch, padding is cut to the
 longest text of a batch, scores of ranks are gathered and not summed (the reference shifts them by -100 per further rank and loses digits), and
 no sample is evaluated twice when it does not divide by the number of ranks.
 
-Letters: N pictures, M texts, K candidates, P pairs, T tokens, E shared embedding.
+Letters: N images, M texts, K candidates, P pairs, T tokens, E shared embedding.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ from vlp_data.options import ConceptOptions
 from vlp_eval.concepts import ConceptReader, require_fit
 from vlp_eval.gallery import Gallery
 from vlp_eval.inference import (
-    Picture,
-    Pictures,
+    DecodedImage,
+    ImageRows,
     Precision,
     Progress,
     View,
     autocast,
     device_of,
     evaluating,
-    picture_batches,
+    image_batches,
     silent,
     speaker,
 )
@@ -82,12 +82,12 @@ def evaluate_retrieval(
 ) -> Scores:
     """Retrieval in both directions, by similarity and, with `rerank`, by the fusion encoder.
 
-    `view` makes the model's input [3,H,W] from what `gallery.image` returns. `concepts` says how the words attached to the pictures
+    `view` makes the model's input [3,H,W] from what `gallery.image` returns. `concepts` says how the words attached to the images
     (`gallery.concepts`) are read, which a model with a concept encoder needs and any other refuses; their padding is visible to it, so it must
-    be the same for all pictures (`pad="max"`, as in the reference). `rerank` is K, the number of candidates of each query
+    be the same for all images (`pad="max"`, as in the reference). `rerank` is K, the number of candidates of each query
     that `model.match` scores; 0 leaves the second stage out, and a K above the size of the gallery scores all pairs and
-    says so in the notes. `fold_size` adds the stage "dual, folds of ...": the mean over folds of that many pictures ("COCO 1k": 1000).
-    Batch sizes, workers and the number of ranks change nothing but rounding. `device` defaults to where the model is; pictures and
+    says so in the notes. `fold_size` adds the stage "dual, folds of ...": the mean over folds of that many images ("COCO 1k": 1000).
+    Batch sizes, workers and the number of ranks change nothing but rounding. `device` defaults to where the model is; images and
     texts are moved there, the model is not. With `precision` below fp32 the model runs in autocast; scores are ranked in fp32.
 
     Under torch.distributed each rank encodes its share, each sample exactly once, and all ranks return the same Scores.
@@ -106,9 +106,7 @@ def evaluate_retrieval(
             f"rerank={rerank}: {type(model).__name__} has no fusion encoder (`match`); use rerank=0"
         )
     if world > min(images, texts):
-        raise ValueError(
-            f"{images} pictures and {texts} texts cannot be shared by {world} ranks; start fewer"
-        )
+        raise ValueError(f"{images} images and {texts} texts cannot be shared by {world} ranks; start fewer")
     require_fit(model, concepts)
     reader = None if concepts is None else _reader(gallery, tokenizer, concepts)
     device = device_of(model) if device is None else torch.device(device)
@@ -193,7 +191,7 @@ def rerank(
 ) -> tuple[Tensor, Tensor]:
     """Scores of the candidates of both directions, on one process: [N,K] and [M,K'] fp32 on the CPU.
 
-    `of_image_NK[i]` are the texts to score for picture i, `of_text_MK[j]` the pictures for text j (see `metrics.retrieval.top`).
+    `of_image_NK[i]` are the texts to score for image i, `of_text_MK[j]` the images for text j (see `metrics.retrieval.top`).
     A pair that occurs in both is scored once, and nothing but these pairs is.
     """
     return _rerank(model, image, text, of_image_NK, of_text_MK, pair_batch, silent, world=1, rank=0)
@@ -211,7 +209,7 @@ def score_pairs(
 ) -> Tensor:
     """`model.match` of P pairs of indices, in batches: [P] fp32 on the CPU.
 
-    Pairs of one picture are scored together, so that the model prepares a picture once or a few times, and among them texts
+    Pairs of one image are scored together, so that the model prepares an image once or a few times, and among them texts
     of like length, so that little padding is computed.
     """
     device = image.embeds.device
@@ -260,7 +258,7 @@ def _rerank(
     world: int | None = None,
     rank: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`image` holds the pictures rank, rank + world, ... only, `text` all texts: each rank scores the pairs of its pictures."""
+    """`image` holds the images rank, rank + world, ... only, `text` all texts: each rank scores the pairs of its images."""
     world = distributed.world_size() if world is None else world
     rank = distributed.rank() if rank is None else rank
     texts = len(of_text_MK)
@@ -294,31 +292,31 @@ def _reader(gallery: Gallery, tokenizer: Any, concepts: ConceptOptions) -> Conce
     """What reads the gallery's concepts. Raises ValueError where there are none, or their padding would differ between batches."""
     if concepts.pad != "max":
         raise ValueError(
-            f"concepts.pad={concepts.pad}: the features of a picture would depend on its batch, and all pictures of a gallery are compared; "
+            f"concepts.pad={concepts.pad}: the features of an image would depend on its batch, and all images of a gallery are compared; "
             "give pad=max"
         )
     if not gallery.concepts:
         raise ValueError(
-            "the pictures of the gallery have no concepts; `vlp-data concepts assign` writes lists with them"
+            "the images of the gallery have no concepts; `vlp-data concepts assign` writes lists with them"
         )
     for name, words in zip(gallery.image_ids, gallery.concepts, strict=True):
         if not words:
-            raise ValueError(f"picture {name!r} of the gallery has no concepts, others have")
+            raise ValueError(f"image {name!r} of the gallery has no concepts, others have")
     return ConceptReader(tokenizer, concepts)
 
 
-class _GalleryPictures:
-    """Picture i of a gallery, and its name; picklable."""
+class _GalleryImages:
+    """Image i of a gallery, and its name; picklable."""
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
 
-    def __call__(self, i: int) -> list[Picture]:
+    def __call__(self, i: int) -> list[DecodedImage]:
         words = self.gallery.concepts[i] if self.gallery.concepts else ()
-        return [Picture(self.gallery.image(i), words)]
+        return [DecodedImage(self.gallery.image(i), words)]
 
     def name(self, i: int) -> str:
-        return f"picture {self.gallery.image_ids[i]!r} of the gallery"
+        return f"image {self.gallery.image_ids[i]!r} of the gallery"
 
 
 def _encode_images(
@@ -332,10 +330,10 @@ def _encode_images(
     device: torch.device,
     say: Progress,
 ) -> ImageFeatures:
-    pictures = _GalleryPictures(gallery)
+    images = _GalleryImages(gallery)
     parts = []
-    for part in picture_batches(
-        Pictures(pictures, indices, view, pictures.name, reader), batch=batch, workers=workers
+    for part in image_batches(
+        ImageRows(images, indices, view, images.name, reader), batch=batch, workers=workers
     ):
         part = part.to(device)
         parts.append(model.encode_image(part.image.squeeze(1), *part.given))
@@ -343,7 +341,7 @@ def _encode_images(
             raise ValueError(
                 f"{type(model).__name__} has no projection into a shared space; it cannot retrieve"
             )
-        say("pictures", sum(len(part.projection) for part in parts), len(indices))
+        say("images", sum(len(part.projection) for part in parts), len(indices))
     return _join(parts)
 
 

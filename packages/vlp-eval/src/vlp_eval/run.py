@@ -126,7 +126,7 @@ def _statements(
 
 
 def grounding(checkpoint: str, options: Grounding) -> Scores:
-    """`vlp-eval grounding`; the picture shows true and predicted boxes and, with by=heat, the heat of each word."""
+    """`vlp-eval grounding`; the image shows true and predicted boxes and, with by=heat, the heat of each word."""
     with _session(checkpoint, options) as session:
         source = options.data.open()
         setup = session.load("boxes" if options.by == "boxes" else "weak_grounding")
@@ -185,7 +185,7 @@ def captioning(checkpoint: str, options: Captioning) -> Scores:
 
 
 def retrieval_gallery(options: Retrieval) -> Gallery:
-    """The pictures and captions that the options name; texts are not cleaned yet."""
+    """The images and captions that the options name; texts are not cleaned yet."""
     gallery = Gallery.from_source(options.data.open(), limit=options.limit)
     if options.first_captions is not None:
         gallery = gallery.first_texts(options.first_captions)

@@ -1,4 +1,4 @@
-"""Statements about pictures, true or not: NLVR2 (a sentence and two pictures) and SNLI-VE (a hypothesis and one picture).
+"""Statements about images, true or not: NLVR2 (a sentence and two images) and SNLI-VE (a hypothesis and one image).
 
 Source: NLVR2, arXiv 1811.00491; SNLI-VE, arXiv 1901.06706; evaluation of ALBEF (arXiv 2107.07651) and X-VLM `NLVR.py`.
 """
@@ -16,7 +16,7 @@ from vlp_data.sources.task_json import ENTAILMENT_LABELS, NLVR_LABELS
 from vlp_data.text import Tokenizer
 
 from vlp_eval.concepts import require_fit
-from vlp_eval.inference import READING, PictureBatch, Reading, RowOptions, evaluate_rows, read, require_unique
+from vlp_eval.inference import READING, ImageBatch, Reading, RowOptions, evaluate_rows, read, require_unique
 from vlp_eval.metrics import labels as metric
 from vlp_eval.protocol import Classifier, PairClassifier
 from vlp_eval.report import Scores
@@ -36,18 +36,18 @@ def evaluate_nlvr(
     *,
     reading: Reading = READING,
 ) -> Scores:
-    """Whether sentences about two pictures are true: accuracy, and consistency where the rows carry NLVR2 identifiers.
+    """Whether sentences about two images are true: accuracy, and consistency where the rows carry NLVR2 identifiers.
 
     Consistency is the share of sentences that are right with all of their image pairs; only a whole split makes it meaningful. `chance`
-    is the share of the more frequent label. The model gets the concepts of the first pictures and of the second ones as a pair. Other arguments and
+    is the share of the more frequent label. The model gets the concepts of the first images and of the second ones as a pair. Other arguments and
     errors as in `evaluate_vqa`.
     """
 
-    def logits(pictures: PictureBatch, ids: Tensor, mask: Tensor) -> Tensor:
-        image_BI3HW = pictures.image
+    def logits(batch: ImageBatch, ids: Tensor, mask: Tensor) -> Tensor:
+        image_BI3HW = batch.image
         rows = torch.arange(len(image_BI3HW), device=image_BI3HW.device)
         images = image_BI3HW.transpose(0, 1).flatten(0, 1)
-        return model(images, rows, rows + len(rows), ids, mask, *pictures.given)
+        return model(images, rows, rows + len(rows), ids, mask, *batch.given)
 
     return _evaluate(
         "nlvr",
@@ -71,13 +71,13 @@ def evaluate_entailment(
     *,
     reading: Reading = READING,
 ) -> Scores:
-    """Whether hypotheses follow from a picture (contradiction, neutral, entailment): accuracy on the original labels, and of each label.
+    """Whether hypotheses follow from an image (contradiction, neutral, entailment): accuracy on the original labels, and of each label.
 
     `chance` is the share of the most frequent label. Other arguments and errors as in `evaluate_vqa`.
     """
 
-    def logits(pictures: PictureBatch, ids: Tensor, mask: Tensor) -> Tensor:
-        return model(pictures.image.squeeze(1), ids, mask, *pictures.given)
+    def logits(batch: ImageBatch, ids: Tensor, mask: Tensor) -> Tensor:
+        return model(batch.image.squeeze(1), ids, mask, *batch.given)
 
     return _evaluate(
         "entailment",
@@ -97,7 +97,7 @@ def evaluate_entailment(
 def _evaluate(
     benchmark: str,
     model: Any,
-    logits: Callable[[PictureBatch, Tensor, Tensor], Tensor],
+    logits: Callable[[ImageBatch, Tensor, Tensor], Tensor],
     source: Source,
     tokenizer: Tokenizer,
     options: RowOptions,
@@ -112,7 +112,7 @@ def _evaluate(
         label = None if sample.target is None else sample.target.label
         if len(texts) != 1 or len(sample.images) != images or label is None:
             raise DataError(
-                f"{sample.key}: {benchmark} needs rows of {images} picture(s) with one {role} and its label"
+                f"{sample.key}: {benchmark} needs rows of {images} image(s) with one {role} and its label"
             )
         return _Statement(str(sample.meta.get("identifier", sample.key)), texts[0], label)
 
@@ -120,9 +120,9 @@ def _evaluate(
     statements = read(source, parse, options)
     require_unique((one.id for one in statements), "statement")
 
-    def run(rows: Sequence[int], pictures: PictureBatch) -> list[int]:
-        ids, mask = reading.encode(tokenizer, [statements[row].text for row in rows], pictures.image.device)
-        found = logits(pictures, ids, mask)
+    def run(rows: Sequence[int], batch: ImageBatch) -> list[int]:
+        ids, mask = reading.encode(tokenizer, [statements[row].text for row in rows], batch.image.device)
+        found = logits(batch, ids, mask)
         if found.shape != (len(rows), len(names)):
             raise ValueError(
                 f"the model gives logits of shape {tuple(found.shape)} for {len(rows)} statements of {len(names)} labels"

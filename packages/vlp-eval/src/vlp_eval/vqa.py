@@ -19,7 +19,7 @@ from vlp_data.sources.rows import read_json
 from vlp_data.text import Tokenizer, pre_question
 
 from vlp_eval.concepts import require_fit
-from vlp_eval.inference import PictureBatch, Reading, RowOptions, evaluate_rows, read, require_unique
+from vlp_eval.inference import ImageBatch, Reading, RowOptions, evaluate_rows, read, require_unique
 from vlp_eval.metrics import vqa as metric
 from vlp_eval.protocol import QuestionAnswering
 from vlp_eval.report import Scores
@@ -54,9 +54,9 @@ def evaluate_vqa(
 
     Args:
         model: Made for questions; in evaluation mode meanwhile.
-        source: Rows of a picture with a question; `question_id`, or the key of the row, names it.
+        source: Rows of an image with a question; `question_id`, or the key of the row, names it.
         tokenizer: The model's.
-        options: How rows are read; with `concepts` the model is given those of each picture.
+        options: How rows are read; with `concepts` the model is given those of each image.
         candidates: The answers to choose from; None lets the model write.
         k: So many candidates are scored to the end.
         annotations: What people answered, by question id, as in the `annotations` of VQA v2 files: gives accuracies per answer type too.
@@ -68,8 +68,8 @@ def evaluate_vqa(
         pairs: Candidates scored at a time.
 
     Raises:
-        DataError: A row without question or picture, a picture without concepts where they are wanted, or an id that occurs twice; ValueError:
-            settings that cannot take effect, concepts for a model that reads none or none for one that does, a picture that cannot be
+        DataError: A row without question or image, an image without concepts where they are wanted, or an id that occurs twice; ValueError:
+            settings that cannot take effect, concepts for a model that reads none or none for one that does, an image that cannot be
             opened, annotations of other questions.
     """
     require_fit(model, options.concepts)
@@ -80,12 +80,12 @@ def evaluate_vqa(
     answers = _answers(questions, annotations)
     choices = None if candidates is None else answer_ids(tokenizer, candidates)
 
-    def run(rows: Sequence[int], pictures: PictureBatch) -> list[str]:
-        device = pictures.image.device
+    def run(rows: Sequence[int], images: ImageBatch) -> list[str]:
+        device = images.image.device
         ids, mask = reading.encode(
             tokenizer, [questions[row].text for row in rows], device, clean=pre_question
         )
-        states = model.ask(pictures.image.squeeze(1), ids, mask, *pictures.given)
+        states = model.ask(images.image.squeeze(1), ids, mask, *images.given)
         if candidates is not None and choices is not None:
             ranked = model.rank_answers(
                 states, mask, choices.ids.to(device), choices.attention_mask.to(device), k, pairs=pairs
@@ -114,7 +114,7 @@ def evaluate_vqa(
 def _question(sample: Sample) -> _Question:
     asked = [text for text in sample.texts if text.role == "question"]
     if len(asked) != 1 or len(sample.images) != 1:
-        raise DataError(f"{sample.key}: answering needs rows of one picture with one question")
+        raise DataError(f"{sample.key}: answering needs rows of one image with one question")
     name = sample.key if asked[0].id is None else asked[0].id
     return _Question(name, asked[0].text, sample.target.raw_answers if sample.target is not None else ())
 

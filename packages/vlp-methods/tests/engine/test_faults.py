@@ -104,7 +104,7 @@ def test_changed_recipe_is_refused_with_the_difference(toy, tmp_path, capsys, mo
 def test_recipe_may_change_before_the_first_checkpoint(toy, tmp_path, capsys):
     run = tmp_path / "run"
     assert toy.train("toy/tiny", "faults.missing_file=true", "--run", run) == 2
-    assert "pictures.json not found" in capsys.readouterr().err
+    assert "images.json not found" in capsys.readouterr().err
     assert toy.train("toy/tiny", "--run", run) == 0
 
 

@@ -36,7 +36,7 @@ def reported(run: Path) -> set[str]:
     return set(line["losses"]) - {"loss", "grad_norm"}
 
 
-def test_run_ends_with_retrieval_picture_and_a_model_that_loads(train, tiny, tmp_path):
+def test_run_ends_with_retrieval_image_and_a_model_that_loads(train, tiny, tmp_path):
     run = tmp_path / "run"
     assert train(*tiny, "steps=3", "--run", run) == 0
     assert reported(run) == LOSSES

@@ -22,7 +22,7 @@ WORDS = [
     "[SEP]",
     "[MASK]",
     "a",
-    "picture",
+    "image",
     "of",
     "red",
     "green",
@@ -38,7 +38,7 @@ CAPTIONS = (
 )
 
 
-class Pictures:
+class ImageRows:
     """A source without pixels."""
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ def make(folder: Path, *, dropout: float = 0.1, **options) -> ScstTask:
         text={"vocabulary": len(WORDS), "width": 16, "layers": 2, "fusion_layer": 1, "heads": 2, "hidden": 16,
               "positions": 32, "dropout": dropout, "attention_dropout": dropout},
     )  # fmt: skip
-    reward = CiderReward(Pictures(), max_words=10)
+    reward = CiderReward(ImageRows(), max_words=10)
     tokenizer = Tokenizer.wordpiece(vocabulary)
     return ScstTask(
         model, tokenizer, reward, Reward(**{"samples": 3, "max_tokens": 10, **options}), "a picture of "
@@ -84,7 +84,7 @@ def batch(*rows: int) -> CaptionReferencesBatch:
 
 
 def test_reward_prefers_what_people_said():
-    reward = CiderReward(Pictures(), max_words=10)
+    reward = CiderReward(ImageRows(), max_words=10)
     good, other, nothing = reward(["a red dog runs", "a green cat sleeps", ""], [CAPTIONS[0]] * 3).tolist()
     assert good > other >= nothing
     assert reward.frequency.images == 3

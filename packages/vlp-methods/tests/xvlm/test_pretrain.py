@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from vlp_core import models
 
 
-def test_run_ends_with_retrieval_picture_and_a_model_that_loads(train, tiny, tmp_path):
+def test_run_ends_with_retrieval_image_and_a_model_that_loads(train, tiny, tmp_path):
     run = tmp_path / "run"
     assert train(*tiny, "steps=3", "--run", run) == 0
     scores = json.loads((run / "eval" / "step-00000003.json").read_text())
@@ -157,7 +157,7 @@ COCO = (
 )
 
 
-def test_real_pictures_train_by_data_keys_only(train, tiny, tmp_path, shared_data):
+def test_real_images_train_by_data_keys_only(train, tiny, tmp_path, shared_data):
     vocabulary = shared_data / "bert-base-uncased" / "vocab.txt"
     data = [key.format(vocabulary=vocabulary) for key in COCO]
     options = [option for option in tiny if not option.startswith("data.world")]
@@ -170,7 +170,7 @@ def test_real_pictures_train_by_data_keys_only(train, tiny, tmp_path, shared_dat
     assert result["counts"]["texts"] == 235
 
 
-def test_missing_picture_folder_is_said_with_its_name(train, tiny, capsys, tmp_path):
+def test_missing_image_folder_is_said_with_its_name(train, tiny, capsys, tmp_path):
     assert train(*tiny, "steps=1", "data.images.source.files=[nowhere]", "--run", tmp_path / "run") == 2
     assert "nowhere" in capsys.readouterr().err
 

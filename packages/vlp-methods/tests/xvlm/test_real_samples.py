@@ -37,7 +37,7 @@ def report(run: Path, name: str) -> dict:
 
 @pytest.fixture
 def lists(shared_data, tmp_path):
-    """The ALBEF-type lists beside the COCO pictures."""
+    """The ALBEF-type lists beside the COCO images."""
     root = tmp_path / "data"
     shutil.copytree(shared_data / "formats/albef_json", root)
     (root / "images").symlink_to(shared_data / "coco-mini/images")
@@ -63,13 +63,13 @@ def test_vqa_with_visual_genome(train, real, lists, tmp_path):
 
 
 def test_nlvr(train, real, lists, tmp_path):
-    """The pictures of NLVR2 are not among the samples: others stand in under their names."""
-    pictures = sorted((lists / "images").iterdir())
+    """The images of NLVR2 are not among the samples: others stand in under their names."""
+    images = sorted((lists / "images").iterdir())
     for number, name in enumerate(
         {name for one in json.loads((lists / "nlvr_dev.json").read_text()) for name in one["images"]}
     ):
         (lists / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(pictures[number], lists / name)
+        shutil.copy(images[number], lists / name)
     files = "[nlvr_dev.json]"
     options = (f"data.train.source.files={files}", f"data.val.files={files}", f"data.test.files={files}",
                "data.train.batch=4", "evaluate.every=null")  # fmt: skip
@@ -88,7 +88,7 @@ def test_captions(train, real, lists, tmp_path):
 
 
 def test_self_critical_captions(train, real, lists, tmp_path):
-    """Rows of one caption each are joined by picture: four pictures with five captions."""
+    """Rows of one caption each are joined by image: four images with five captions."""
     options = ("data.train.source.files=[coco_train.json]", "data.train.batch=2", "data.val=null", "data.test=null",
                "evaluate={every: null, best: null}", "reward.samples=2", "reward.max_tokens=8")  # fmt: skip
     assert train(*real("xvlm/shapes_captioning_scst", lists, *options), "--run", tmp_path / "run") == 0
@@ -98,7 +98,7 @@ def test_self_critical_captions(train, real, lists, tmp_path):
 
 @pytest.fixture
 def refer(shared_data, tmp_path):
-    """The RefCOCO+ sample; its pictures are not among the samples, grey ones of the stated sizes stand in."""
+    """The RefCOCO+ sample; its images are not among the samples, grey ones of the stated sizes stand in."""
     root = tmp_path / "refer"
     shutil.copytree(shared_data / "refcocoplus-sample", root)
     sizes = {
@@ -138,7 +138,7 @@ def test_domain_stages_on_lines(train, real, shared_data, tmp_path):
     )
     assert train(*real("xvlm/shapes_nlvr_domain", folder, *common, *images), "--run", tmp_path / "nlvr") == 0
     assert train(*real("xvlm/shapes_captioning_domain", folder, *images), "--run", tmp_path / "caption") == 0
-    regions = ("data.train.source.files=[regions_binary]", "data.train.texts=6", "data.train.pictures=3")
+    regions = ("data.train.source.files=[regions_binary]", "data.train.texts=6", "data.train.images=3")
     assert (
         train(*real("xvlm/shapes_refcoco_boxes_domain", folder, *regions), "--run", tmp_path / "boxes") == 0
     )

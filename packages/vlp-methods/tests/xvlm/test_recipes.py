@@ -57,7 +57,7 @@ def test_base_recipe_holds_every_official_number():
     assert (recipe.steps, recipe.clip_norm, recipe.seed) == (41 * 4995, 1.0, 42)
     data, regions = recipe.data, recipe.data.regions
     assert data.images.batch == 8 * 128
-    assert (regions.texts, regions.pictures, regions.share) == (8 * 128, 8 * 48, 0.5)
+    assert (regions.texts, regions.images, regions.share) == (8 * 128, 8 * 48, 0.5)
     assert (regions.options.max_regions, regions.options.min_visible, regions.options.careful_flip) == (
         5,
         0.5,
@@ -163,7 +163,7 @@ TASKS: dict[str, dict[str, object]] = {
         "steps": 2 * 1660,
         "lr": 3e-5,
         "texts": 8 * 24,
-        "pictures": 8 * 9,
+        "images": 8 * 9,
     },
     "refcoco_boxes": {"steps": 10 * 752, "lr": 3e-5, "batch": 8 * 20},
     "captioning_domain": {"domain": True, "steps": 2 * 4995, "lr": 3e-5, "batch": 8 * 128},
@@ -203,7 +203,7 @@ def test_task_recipe_holds_every_official_number(name):
     others = {
         "batch": lambda: train.batch,
         "texts": lambda: train.texts,
-        "pictures": lambda: train.pictures,
+        "images": lambda: train.images,
         "rerank": lambda: recipe.retrieval.rerank,
         "candidates": lambda: recipe.answers.candidates,
         "layer": lambda: recipe.heat.layer,
@@ -215,7 +215,7 @@ def test_task_recipe_holds_every_official_number(name):
         "refcoco_weak",
         "refcoco_boxes",
         "refcoco_boxes_domain",
-    ):  # whole pictures, or crops around boxes
+    ):  # whole images, or crops around boxes
         wanted.pop("min_scale"), found.pop("min_scale")
     wanted.pop("domain", None)
     assert found == wanted
@@ -311,6 +311,6 @@ def test_tokenizer_and_text_encoder_must_be_of_one_kind():
         load("xvlm/shapes", ["model.text.kind=roberta"])
 
 
-def test_pictures_must_have_the_size_that_the_encoder_takes():
+def test_images_must_have_the_size_that_the_encoder_takes():
     with pytest.raises(RecipeError, match=r"data\.view\.size=48 must equal model\.vision\.image_size=128"):
         load("xvlm/shapes", ["model.vision.image_size=128"])

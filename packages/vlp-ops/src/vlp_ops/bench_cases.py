@@ -617,7 +617,7 @@ def attention_cases(device: str, dtype: torch.dtype, notes: dict[str, str]) -> I
     )
 
 
-# Rows, inputs, outputs: 16 pictures of ViCHA in a ViT a quarter as wide as the published one, 8 in a ViT-B.
+# Rows, inputs, outputs: 16 images of ViCHA in a ViT a quarter as wide as the published one, 8 in a ViT-B.
 LINEAR = ((4272, 192, 768), (1576, 768, 3072))
 
 

@@ -23,7 +23,7 @@ class MaskedImageDecoder(nn.Module):
     Args:
         image_width: D.
         patch: Side of a patch in pixels.
-        image_size: Side of the pictures in pixels.
+        image_size: Side of the images in pixels.
         width: Width of the decoder. With "both", where one mask token serves both ways, it must be D; with "fusion" it has no effect.
         depth, heads: Blocks and attention heads of the decoder; no effect with "fusion".
         by: What looks at the patches in between: "decoder", a small ViT of its own; "fusion", the fusion layers of a model, where patches
@@ -34,7 +34,7 @@ class MaskedImageDecoder(nn.Module):
     in the reference. The mask token starts as zeros and the final norm has PyTorch's epsilon (1e-5).
 
     Raises:
-        ValueError: An unknown way, a ratio outside 0..1, a picture that is no multiple of the patch, widths that do not fit.
+        ValueError: An unknown way, a ratio outside 0..1, an image that is no multiple of the patch, widths that do not fit.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class MaskedImageDecoder(nn.Module):
             raise ValueError(f"ratio={ratio} must lie in 0..1")
         if image_size % patch:
             raise ValueError(
-                f"masked image modelling needs pictures of whole patches, image_size={image_size} is no multiple of patch={patch}"
+                f"masked image modelling needs images of whole patches, image_size={image_size} is no multiple of patch={patch}"
             )
         if by == "both" and width != image_width:
             raise ValueError(

@@ -15,12 +15,12 @@ def patch_targets(image_NCHW: Tensor, patch: int) -> Tensor:
     Order within a patch: row, column, channel. (x - mean) / sqrt(variance + 1e-6), with the unbiased variance.
 
     Raises:
-        ValueError: The picture is no multiple of the patch: pixels beyond the last one could not be predicted.
+        ValueError: The image is no multiple of the patch: pixels beyond the last one could not be predicted.
     """
     height, width = image_NCHW.shape[2:]
     if height % patch or width % patch:
         raise ValueError(
-            f"masked image modelling needs pictures of whole patches, {height} x {width} is no multiple of patch={patch}"
+            f"masked image modelling needs images of whole patches, {height} x {width} is no multiple of patch={patch}"
         )
     x = image_NCHW.float().unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
     x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)

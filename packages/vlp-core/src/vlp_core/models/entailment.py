@@ -1,4 +1,4 @@
-"""Does a picture entail a sentence (SNLI-VE)? One state of the fused sentence, classified.
+"""Does an image entail a sentence (SNLI-VE)? One state of the fused sentence, classified.
 
 Source: ALBEF, arXiv 2107.07651 section 4; ViCHA `models/model_ve_kw_img.py`.
 

@@ -78,7 +78,7 @@ class NlvrModel(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """The pool of N images, [N, L, D], and which of its tokens are visible, [N, L] bool (None: all).
 
-        `concepts`, where `vision` takes them: of all images, or of successive groups of them (left and right pictures), each group padded
+        `concepts`, where `vision` takes them: of all images, or of successive groups of them (left and right images), each group padded
         to its own length; see `vlp_core.concepts.see_groups`.
         """
         return see_groups(self.vision, image_NCHW, concepts)

@@ -156,7 +156,7 @@ def method_of(name: str, arguments: Mapping[str, Any]) -> Method:
 def task_arguments(pretrained: Mapping[str, Any], stage: Stage, method: Method = "xvlm") -> dict[str, Any]:
     """Arguments of `vlp_core.models.create` for a model that starts from a pre-training model made with `pretrained`.
 
-    The picture size stays; change `vision` for another one. The name for `create` is `model_name(stage, method)`.
+    The image size stays; change `vision` for another one. The name for `create` is `model_name(stage, method)`.
 
     Raises:
         ValueError: An unknown stage, or one that the method has not.

@@ -3,9 +3,9 @@
 Two encoders and a fusion encoder (`vlp_core.models.fusion`), trained beside a momentum teacher (`vlp_core.momentum`). Three additions to
 ALBEF, each of which can be left out:
 
-    visual concepts  `vision` is a `vlp_core.concepts.ConceptVision`: words chosen for the picture stand beside its patches, in every task
+    visual concepts  `vision` is a `vlp_core.concepts.ConceptVision`: words chosen for the image stand beside its patches, in every task
     hierarchy        "hidden" among the heads: class tokens of lower image blocks meet those of lower text layers in spaces of their own
-    masked images    `masked_image`: patches of the same picture are removed, and the image encoder has to predict them
+    masked images    `masked_image`: patches of the same image are removed, and the image encoder has to predict them
 
 Without all three it is ALBEF. What differs from the reference is the order of work, not its result: original and masked texts pass the
 text layers as one batch; positives, negatives and masked texts pass the fusion layers as one batch over one pool of images; vocabulary
@@ -213,17 +213,17 @@ class Vicha(FusionModel):
         negatives: Negatives | None = None,
         patch_noise_BL: Tensor | None = None,
     ) -> Pairs:
-        """Pre-training on B pictures with a text each. Clamps the temperature.
+        """Pre-training on B images with a text each. Clamps the temperature.
 
         Args:
-            image_BCHW: Pictures.
-            text_ids_BT: One text per picture.
+            image_BCHW: Images.
+            text_ids_BT: One text per image.
             attention_mask_BT: 1 for real tokens; masked texts share it.
             masked_ids_BT: The texts with tokens masked.
             masked_positions_BP: Positions to predict; unused places hold any valid position.
             masked_labels_BP: The tokens there, -100 at unused places.
             taught: What the teacher makes of the batch; its features decide which negatives are hard.
-            concepts: Of the pictures, where `vision` is a `ConceptVision`.
+            concepts: Of the images, where `vision` is a `ConceptVision`.
             negatives: Negatives to use; None draws them.
             patch_noise: Numbers to sort patches by, the smallest are kept; None draws them.
         """

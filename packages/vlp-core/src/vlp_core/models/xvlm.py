@@ -1,8 +1,8 @@
 """X-VLM: image encoder, text encoder and fusion encoder for images, regions and objects.
 
-One picture is encoded once; every box in it is a set of its patches. A text is encoded by the lower half of BERT, fused with a
-picture or region by the upper half. Heads on top say whether text and visual concept match, which tokens were masked, and where in
-the picture the text points to. `Xvlm` serves pre-training, retrieval and box regression (parts that a task does not need are left
+One image is encoded once; every box in it is a set of its patches. A text is encoded by the lower half of BERT, fused with a
+image or region by the upper half. Heads on top say whether text and visual concept match, which tokens were masked, and where in
+the image the text points to. `Xvlm` serves pre-training, retrieval and box regression (parts that a task does not need are left
 out); `vlp_core.models.nlvr`, `vqa` and `captioning` hold the models of the other tasks.
 
 What differs from the reference is the order of work, not its result: original and masked texts pass the text layers as one batch;
@@ -127,15 +127,15 @@ class Xvlm(FusionModel):
         """Pre-training on a batch of whole images, or of regions when `image_index` is given. Clamps the temperature.
 
         Args:
-            image_NCHW: Pictures.
-            text_ids_BT: One text per picture or region.
+            image_NCHW: Images.
+            text_ids_BT: One text per image or region.
             attention_mask_BT: 1 for real tokens; masked texts share it.
             masked_ids_BT: The texts with tokens masked.
             masked_positions_BP: Positions to predict; unused places hold any valid position.
             masked_labels_BP: The tokens there, -100 at unused places.
-            image_index_B: Picture of each text.
+            image_index_B: Image of each text.
             image_attention_mask_BL: [B, 1+L], 1 for the pooled token and the patches inside the box; required with `image_index`.
-            concepts: Of the pictures, where `vision` is a `ConceptVision`.
+            concepts: Of the images, where `vision` is a `ConceptVision`.
             negatives: Negatives to use; None draws them by similarity.
         """
         if (image_index_B is None) != (image_attention_mask_BL is None):

@@ -38,7 +38,7 @@ def pretrain_losses(
 ) -> dict[str, Tensor]:
     """`itc`, `itm`, `mlm`, and for a region batch `bbox` (L1) and `giou`; all have weight 1.
 
-    `is_image`: 1 for pairs whose box is the whole picture, which do not count in the box losses; None: all count.
+    `is_image`: 1 for pairs whose box is the whole image, which do not count in the box losses; None: all count.
     """
     if (pairs.boxes is None) != (target_boxes_B4 is None):
         raise ValueError("target boxes belong to a region batch: give them with image_index, and only then")

@@ -5,7 +5,7 @@ norm is applied to all tokens, and there is no projection. In region mode the la
 the region only.
 
 Source: CLIP, arXiv 2103.00020 (Hugging Face's `CLIPVisionModel`); X-VLM, arXiv 2111.08276, models/clip_vit.py.
-Shapes: B texts, N images, R picture side, G patches per side, L = G*G, T = 1+L tokens, D width.
+Shapes: B texts, N images, R image side, G patches per side, L = G*G, T = 1+L tokens, D width.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from vlp_core.vision.layers import (
     Block,
     PatchEmbedding,
     VisionRegions,
-    check_picture,
+    check_image,
     check_regions,
     run_region_blocks,
 )
@@ -28,7 +28,7 @@ from vlp_core.vision.vit import resize_to_shape
 class ClipVisionTransformer(nn.Module):
     """CLIP's ViT with a class token and learned positions.
 
-    `image_size`: side of the pictures; exactly this size is accepted. `patch`: side of a patch, in pixels. `width`, `depth`, `heads`:
+    `image_size`: side of the images; exactly this size is accepted. `patch`: side of a patch, in pixels. `width`, `depth`, `heads`:
     channels, blocks, attention heads. `hidden`: width inside the feed-forward. `activation`: inside the feed-forward; "quick_gelu" in
     OpenAI's models. `local_depth`: number of last blocks that attend to the region only, in region mode. LayerNorm eps is 1e-5.
 
@@ -67,7 +67,7 @@ class ClipVisionTransformer(nn.Module):
 
     def embed(self, image_NCHW: Tensor) -> Tensor:
         """[N, 3, R, R] -> [N, 1+L, D] before the blocks."""
-        check_picture(image_NCHW, self.image_size)
+        check_image(image_NCHW, self.image_size)
         patches_NLD = self.patch(image_NCHW).flatten(1, 2)
         token_N1D = self.class_token.expand(len(patches_NLD), 1, -1)
         return self.pre_norm(torch.cat([token_N1D, patches_NLD], dim=1) + self.positions)

@@ -1,6 +1,6 @@
 """Parts shared by the vision encoders: patch embedding, feed-forward, self-attention, pre-norm block, region mode.
 
-Shapes: B texts (regions), N images, C channels, R picture side, P patch side, G patches per side, L = G*G patches, D width, H heads,
+Shapes: B texts (regions), N images, C channels, R image side, P patch side, G patches per side, L = G*G patches, D width, H heads,
 K width per head.
 """
 
@@ -29,11 +29,11 @@ class VisionRegions(NamedTuple):
     """[N, 1+L, D]: features of the whole images."""
 
 
-def check_picture(image_NCHW: Tensor, image_size: int) -> None:
+def check_image(image_NCHW: Tensor, image_size: int) -> None:
     if image_NCHW.ndim != 4 or image_NCHW.shape[1:] != (3, image_size, image_size):
         raise ValueError(
-            f"pictures have shape {list(image_NCHW.shape)}, this encoder was made for [N, 3, {image_size}, {image_size}]; "
-            "resize the pictures, or make the encoder with another image_size (its position tables are resized when loading)"
+            f"images have shape {list(image_NCHW.shape)}, this encoder was made for [N, 3, {image_size}, {image_size}]; "
+            "resize the images, or make the encoder with another image_size (its position tables are resized when loading)"
         )
 
 
@@ -42,7 +42,7 @@ def check_regions(
 ) -> None:
     if image_index_B.ndim != 1:
         raise ValueError(
-            f"image_index has shape {list(image_index_B.shape)}, expected [B]: the picture's number for each text"
+            f"image_index has shape {list(image_index_B.shape)}, expected [B]: the image's number for each text"
         )
     if image_attention_mask_BT.shape != (len(image_index_B), tokens):
         raise ValueError(

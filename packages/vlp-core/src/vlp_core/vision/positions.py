@@ -1,4 +1,4 @@
-"""Position tables for another picture size.
+"""Position tables for another image size.
 
 Source: X-VLM models/swin_transformer.py `interpolate_relative_pos_embed` (from BEiT) and models/vit.py `interpolate_pos_embed`.
 """

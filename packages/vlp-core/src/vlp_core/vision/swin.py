@@ -2,7 +2,7 @@
 
 Differs from a textbook Swin: the mean of the last stage's tokens (of the region's tokens, in region mode) is put in front of them; a
 stage no larger than the window becomes one window without shift. Here, tokens stay in the order of the windows from block to block and
-are re-ordered once between blocks, which gives the same numbers as rolling and cutting the picture twice in every block.
+are re-ordered once between blocks, which gives the same numbers as rolling and cutting the image twice in every block.
 
 Source: Swin, arXiv 2103.14030; X-VLM, arXiv 2111.08276, models/swin_transformer.py.
 Shapes: B texts, N images, W windows, T tokens per window, L = W*T tokens, C channels of a stage, D = output width, H heads, K width per
@@ -21,7 +21,7 @@ from vlp_core.vision.layers import (
     FeedForward,
     PatchEmbedding,
     VisionRegions,
-    check_picture,
+    check_image,
     check_regions,
     take_rows,
 )
@@ -31,7 +31,7 @@ PATCH = 4
 
 
 def shift_mask(resolution: int, window: int, shift: int) -> Tensor:
-    """[W, T, T] float32: 0 where two tokens of a shifted window are neighbours in the picture, -100 where the shift wrapped one round."""
+    """[W, T, T] float32: 0 where two tokens of a shifted window are neighbours in the image, -100 where the shift wrapped one round."""
     steps = torch.zeros(resolution, dtype=torch.long, device="cpu")
     steps[resolution - window : resolution - shift] = 1
     steps[resolution - shift :] = 2
@@ -46,7 +46,7 @@ def windows(grid: Tensor, window: int) -> Tensor:
 
 
 def token_order(resolution: int, window: int, shift: int) -> Tensor:
-    """[L]: the picture's token number (row by row) at every place of the window order, after rolling up and left by `shift`."""
+    """[L]: the image's token number (row by row) at every place of the window order, after rolling up and left by `shift`."""
     grid = torch.arange(resolution * resolution, device="cpu").view(resolution, resolution)
     return windows(grid.roll((-shift, -shift), (0, 1)), window).flatten()
 
@@ -234,7 +234,7 @@ class SwinStage(nn.Module):
 class SwinTransformer(nn.Module):
     """Swin v1 with a pooled token.
 
-    `image_size`: side of the pictures; exactly this size is accepted. `window`: side of the attention windows, in tokens.
+    `image_size`: side of the images; exactly this size is accepted. `window`: side of the attention windows, in tokens.
     `width`: channels of the first stage; each further stage doubles them. `depths`, `heads`: blocks and attention heads per stage.
     `mlp_ratio`: hidden width of the feed-forward over its width. `drop_path`: stochastic depth of the last block, rising linearly from 0.
 
@@ -297,7 +297,7 @@ class SwinTransformer(nn.Module):
 
     def patches(self, image_NCHW: Tensor) -> Tensor:
         """[N, 3, R, R] -> [N, L, D], row by row, normalised."""
-        check_picture(image_NCHW, self.image_size)
+        check_image(image_NCHW, self.image_size)
         x_NLC = self.enter(self.patch_norm(self.patch(image_NCHW).flatten(1, 2)))
         for stage in self.stages:
             x_NLC = stage(x_NLC)

@@ -1,6 +1,6 @@
 """DeiT / ViT as vision encoder of X-VLM, ALBEF and ViCHA.
 
-Differs from a textbook ViT: no dropout and no stochastic depth; the final norm is applied to all tokens. Besides whole pictures
+Differs from a textbook ViT: no dropout and no stochastic depth; the final norm is applied to all tokens. Besides whole images
 (`forward`) it encodes
 
     regions         the last `local_depth` blocks run once per text and attend to the region only (X-VLM)
@@ -9,7 +9,7 @@ Differs from a textbook ViT: no dropout and no stochastic depth; the final norm 
     what is kept    a part of the patches, for masked image modelling (MAE, ViCHA)
 
 Source: DeiT, arXiv 2012.12877; X-VLM, arXiv 2111.08276, models/vit.py; ViCHA, arXiv 2208.13628, models/vit.py.
-Shapes: B texts, N images, R picture side, G patches per side, L = G*G, K other tokens, T = 1+L(+K) tokens, D width, S summaries.
+Shapes: B texts, N images, R image side, G patches per side, L = G*G, K other tokens, T = 1+L(+K) tokens, D width, S summaries.
 """
 
 import math
@@ -25,7 +25,7 @@ from vlp_core.vision.layers import (
     Block,
     PatchEmbedding,
     VisionRegions,
-    check_picture,
+    check_image,
     check_regions,
     outside_bias,
     run_region_blocks,
@@ -43,7 +43,7 @@ class Summarised(NamedTuple):
 class VisionTransformer(nn.Module):
     """ViT with a class token and learned positions.
 
-    `image_size`: side of the pictures; exactly this size is accepted, and pixels beyond the last whole patch have no effect (380 pixels
+    `image_size`: side of the images; exactly this size is accepted, and pixels beyond the last whole patch have no effect (380 pixels
     are 23 patches of 16). `patch`: side of a patch, in pixels. `width`, `depth`, `heads`:
     channels, blocks, attention heads. `local_depth`: number of last blocks that attend to the region only, in region mode.
     `mlp_ratio`: hidden width of the feed-forward over the width. `initializer_range`: standard deviation of the initial weights; the
@@ -85,7 +85,7 @@ class VisionTransformer(nn.Module):
 
     def embed(self, image_NCHW: Tensor, others_NKD: Tensor | None = None) -> Tensor:
         """[N, 3, R, R] -> [N, T, D] before the blocks; other tokens come last and get no position."""
-        check_picture(image_NCHW, self.image_size)
+        check_image(image_NCHW, self.image_size)
         patches_NLD = self.patch(image_NCHW).flatten(1, 2)
         token_N1D = self.class_token.expand(len(patches_NLD), 1, -1)
         x_NTD = torch.cat([token_N1D, patches_NLD], dim=1) + self.positions

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class HasPositionTables(Protocol):
-    """A module some of whose parameters have the size of the picture."""
+    """A module some of whose parameters have the size of the image."""
 
     def position_tables(self) -> dict[str, Callable[[Tensor, Size], Tensor]]:
         """Parameter name -> function(tensor of a checkpoint, wanted shape) that resizes it."""
@@ -51,7 +51,7 @@ def load(
     `allow_missing`: groups of our names that may be absent and keep their values; a group is a prefix (`"itm_head"`) and may hold `*`
         (`"text.layers.*.cross_attention"`).
     `allow_unexpected`: groups of the source's names that may be left over, in the same form.
-    `resize`: position tables made for another picture size are resized to the model's (said once in the log); with False that is an error.
+    `resize`: position tables made for another image size are resized to the model's (said once in the log); with False that is an error.
     `name`: what messages call the state dict; the path when one is given.
 
     Raises `CheckpointError` that lists missing and unexpected names by group, every tensor of a wrong shape, and refuses a checkpoint of

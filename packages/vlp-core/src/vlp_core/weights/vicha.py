@@ -188,7 +188,7 @@ def load(
 ) -> Loaded:
     """Fill a model from an official checkpoint of the same task, and its teacher and queue where they are given.
 
-    Position tables for another picture size are resized, those of the teacher too.
+    Position tables for another image size are resized, those of the teacher too.
 
     Raises:
         CheckpointError: A checkpoint of another stage, or without the teacher or queue that is to be filled, with the way out; see also
@@ -331,7 +331,7 @@ def infer_arguments(
 ) -> dict[str, Any]:
     """Arguments of `vlp_core.models.create` for an official checkpoint, from the shapes of its tensors and the config beside them.
 
-    Of the config, `image_res` (a picture of 380 pixels leaves no trace in a table of 23 x 23 patches of 16; without it the size is that of
+    Of the config, `image_res` (an image of 380 pixels leaves no trace in a table of 23 x 23 patches of 16; without it the size is that of
     whole patches) and `mask_ratio` are read.
 
     Args:

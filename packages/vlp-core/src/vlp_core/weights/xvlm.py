@@ -27,7 +27,7 @@ from vlp_core.weights.loading import Loaded
 from vlp_core.weights.shapes import count, infer_text, infer_vit
 from vlp_core.weights.vision import xvlm_vision_adapter
 
-# Stored by the source and computed here; also for another picture size, where their number and shape differ.
+# Stored by the source and computed here; also for another image size, where their number and shape differ.
 _BUFFERS = Adapter(
     (
         Drop("vision_encoder.layers.{i}.blocks.{j}.attn.relative_position_index"),
@@ -98,7 +98,7 @@ def xvlm_adapter(model: nn.Module) -> Adapter:
 
 
 def load(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
-    """Fill a model from an official checkpoint of the same task; position tables for another picture size are resized.
+    """Fill a model from an official checkpoint of the same task; position tables for another image size are resized.
 
     Raises:
         CheckpointError: A checkpoint of another stage, with the way out; see also `vlp_core.weights.load`.
@@ -235,7 +235,7 @@ def infer_arguments(checkpoint: Checkpoint, *, head_width: int = 64) -> dict[str
     `head_width`: channels per attention head, which no shape tells (except Swin's); 64 in every published X-VLM.
 
     Raises:
-        CheckpointError: A width that is no multiple of `head_width`, or a picture size that nothing tells.
+        CheckpointError: A width that is no multiple of `head_width`, or an image size that nothing tells.
     """
     state = checkpoint.state
     found = layout(state)
@@ -271,7 +271,7 @@ def _infer_vision(state: Mapping[str, Tensor], size: int | None, head_width: int
         mask = state.get(f"{base}layers.0.blocks.1.attn_mask")
         if mask is None:
             raise CheckpointError(
-                "the checkpoint has neither `image_res` in its config nor Swin's masks, so the picture size is unknown; "
+                "the checkpoint has neither `image_res` in its config nor Swin's masks, so the image size is unknown; "
                 "give `arguments`"
             )
         size = 4 * window * math.isqrt(len(mask))

@@ -32,10 +32,10 @@ class Built(NamedTuple):
 def karpathy(
     annotations: str, *, splits: tuple[Split, ...] = ("train", "val"), folder: str = "", root: str = ""
 ) -> Built:
-    """COCO or Flickr30k by Karpathy's file: a row per sentence, with the `image_id` of its picture (cocoid, else imgid).
+    """COCO or Flickr30k by Karpathy's file: a row per sentence, with the `image_id` of its image (cocoid, else imgid).
 
     `restval` is a split of its own, as in the file. `folder` is put before the file names ("flickr30k-images"). With `root` rows whose
-    picture is not below it are left out. Raises FileNotFoundError, DataError.
+    image is not below it are left out. Raises FileNotFoundError, DataError.
     """
     rows: list[dict[str, Any]] = []
     for split in splits:
@@ -54,13 +54,13 @@ def visual_genome(
 ) -> Built:
     """Visual Genome: a row per phrase of region_descriptions.json.
 
-    `image_name`: path of a picture; {id} its number, {folder} VG_100K or VG_100K_2, which image_data.json tells. Blank phrases are left
+    `image_name`: path of an image; {id} its number, {folder} VG_100K or VG_100K_2, which image_data.json tells. Blank phrases are left
     out. Raises FileNotFoundError, DataError.
     """
     folders: dict[int, str] = {}
     if "{folder}" in image_name:
         if not image_data:
-            raise DataError("{folder} of a picture stands in image_data.json; give image_data")
+            raise DataError("{folder} of an image stands in image_data.json; give image_data")
         for number, entry in enumerate(read_json(image_data, list)):
             where = f"{image_data}: entry {number}"
             url = urlsplit(field(entry, "url", str, where)).path
@@ -73,7 +73,7 @@ def visual_genome(
         if identifier is None:
             raise DataError(f"{where}: neither `id` nor `image_id`")
         if folders and identifier not in folders:
-            raise DataError(f"{where}: picture {identifier} is not in {image_data}")
+            raise DataError(f"{where}: image {identifier} is not in {image_data}")
         image = image_name.format(id=identifier, folder=folders.get(identifier, ""))
         for region in field(entry, "regions", list, where):
             phrase = field(region, "phrase", str, where)
@@ -102,9 +102,9 @@ def sbu(annotations: str, *, images: str = "images_train", root: str = "") -> Bu
 
 
 def cc3m(downloads: str, *, folder: str = "", root: str = "") -> Built:
-    """CC3M (or any set of links) as img2dataset downloads it: a row per picture that arrived, from the 00000.parquet of every shard.
+    """CC3M (or any set of links) as img2dataset downloads it: a row per image that arrived, from the 00000.parquet of every shard.
 
-    Pictures are named SHARD/KEY.jpg below `folder`, which is where `output_format=files` puts them; a .tar shard has to be unpacked into a
+    Images are named SHARD/KEY.jpg below `folder`, which is where `output_format=files` puts them; a .tar shard has to be unpacked into a
     folder of its name. Raises FileNotFoundError, DataError.
     """
     tables = [path for path in files.expand([downloads]) if path.endswith(".parquet")]
@@ -119,7 +119,7 @@ def _arrived(path: str, folder: str, left_out: Counter[str]) -> Iterator[dict[st
     shard = posixpath.splitext(posixpath.basename(path))[0]
     for row in read_table(path, ["key", "caption", "status"]).to_pylist():
         if row["status"] != "success":
-            left_out["pictures that did not arrive"] += 1
+            left_out["images that did not arrive"] += 1
         elif not (row["caption"] or "").strip():
             left_out["blank captions"] += 1
         else:
@@ -132,7 +132,7 @@ def _present(rows: list[dict[str, Any]], root: str, left_out: Counter[str] | Non
         there = {
             path: _exists(files.join(root, path)) for path in dict.fromkeys(row["image"] for row in rows)
         }
-        left_out["rows whose picture is not there"] = sum(not there[row["image"]] for row in rows)
+        left_out["rows whose image is not there"] = sum(not there[row["image"]] for row in rows)
         rows = [row for row in rows if there[row["image"]]]
     if not rows:
         raise DataError(f"no captions are left ({dict(left_out)}); does root fit the files?")

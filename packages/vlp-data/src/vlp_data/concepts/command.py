@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlp_data.concepts.embed import Pictures
+    from vlp_data.concepts.embed import ImageFiles
     from vlp_data.concepts.encoders import Clip
     from vlp_data.concepts.jobs import Done, Engine, Job, Work
 
@@ -44,14 +44,14 @@ def _add_build(kinds: Subparsers) -> None:
         help="coco, flickr30k: default train val; restval is a split of its own",
     )
     build.add_argument(
-        "--folder", metavar="DIR", help="coco, flickr30k, cc3m: put before the names of pictures"
+        "--folder", metavar="DIR", help="coco, flickr30k, cc3m: put before the names of images"
     )
     build.add_argument("--image-data", metavar="FILE", help="vg: image_data.json, for {folder}")
     build.add_argument(
         "--image-name", metavar="PATTERN", help="vg: default image/{id}.jpg; {folder} is VG_100K or VG_100K_2"
     )
     build.add_argument(
-        "--root", default="", metavar="DIR", help="leave out rows whose picture is not below DIR"
+        "--root", default="", metavar="DIR", help="leave out rows whose image is not below DIR"
     )
     build.set_defaults(run=_build)
 
@@ -116,11 +116,11 @@ def _add_embed(kinds: Subparsers, progress: Callable[[str], Any]) -> None:
         _add_stored(texts)
         _add_job(texts, rows=20000)
         texts.set_defaults(run=lambda options: _embed_texts(options, progress("parts")))
-    images = kinds.add_parser("embed-images", help="vectors of the pictures of lists, each picture once")
+    images = kinds.add_parser("embed-images", help="vectors of the images of lists, each image once")
     images.add_argument("out", metavar="OUT", help="folder of the job, read by choose and filter")
     images.add_argument("lists", nargs="+", metavar="LIST", help=LIST_HELP)
     _add_clip(images, batch=64)
-    _add_pictures(images)
+    _add_images(images)
     _add_stored(images)
     _add_job(images, rows=4096)
     images.set_defaults(run=lambda options: _embed_images(options, progress("parts")))
@@ -129,25 +129,25 @@ def _add_embed(kinds: Subparsers, progress: Callable[[str], Any]) -> None:
 def _add_choose(kinds: Subparsers, progress: Callable[[str], Any]) -> None:
     choose = kinds.add_parser(
         "choose",
-        help="the k concepts nearest to each picture, from saved vectors or in one pass over the pictures",
+        help="the k concepts nearest to each image, from saved vectors or in one pass over the images",
     )
     choose.add_argument("out", metavar="OUT", help="folder of the job, read by assign")
     choose.add_argument("--concepts", required=True, metavar="VECTORS", help="from embed-concepts")
     source = choose.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", metavar="VECTORS", help="from embed-images, or the reference's .json")
     source.add_argument(
-        "--lists", nargs="+", metavar="LIST", help="one pass over the pictures of these lists; with --clip"
+        "--lists", nargs="+", metavar="LIST", help="one pass over the images of these lists; with --clip"
     )
-    choose.add_argument("--k", type=int, default=15, help="concepts per picture (default 15)")
+    choose.add_argument("--k", type=int, default=15, help="concepts per image (default 15)")
     _add_clip(choose, batch=64, required=False)
-    _add_pictures(choose)
+    _add_images(choose)
     _add_job(choose, rows=4096)
     choose.set_defaults(run=lambda options: _choose(options, progress("parts")))
 
 
 def _add_lists(kinds: Subparsers) -> None:
     assign = kinds.add_parser(
-        "assign", help="lists with the concepts of their pictures: kwords, for pairs kwords1 and kwords2"
+        "assign", help="lists with the concepts of their images: kwords, for pairs kwords1 and kwords2"
     )
     assign.add_argument("out", metavar="OUT", help="list to write, .json or .parquet")
     assign.add_argument("lists", nargs="+", metavar="LIST", help=LIST_HELP)
@@ -156,42 +156,42 @@ def _add_lists(kinds: Subparsers) -> None:
         "--root",
         default="",
         metavar="DIR",
-        help="put before the pictures of the list to find them among the choices",
+        help="put before the images of the list to find them among the choices",
     )
     assign.add_argument(
         "--missing",
         choices=("error", "drop", "keep"),
         default="error",
-        help="rows whose picture has no concepts: stop, leave them out, or keep them without (default error)",
+        help="rows whose image has no concepts: stop, leave them out, or keep them without (default error)",
     )
     assign.set_defaults(run=_assign)
 
-    keep = kinds.add_parser("filter", help="keep the captions nearest to their pictures")
+    keep = kinds.add_parser("filter", help="keep the captions nearest to their images")
     keep.add_argument("out", metavar="OUT", help="list to write, .json or .parquet")
     keep.add_argument("lists", nargs="+", metavar="LIST", help=LIST_HELP)
     keep.add_argument("--keep", type=float, required=True, metavar="FRACTION", help="above 0, at most 1")
     keep.add_argument(
         "--per-image",
         action="store_true",
-        help="the fraction of each picture's captions (default: of all rows)",
+        help="the fraction of each image's captions (default: of all rows)",
     )
     keep.add_argument(
         "--legacy",
         action="store_true",
-        help="with --per-image: lose pictures whose share is below one caption, as the reference does",
+        help="with --per-image: lose images whose share is below one caption, as the reference does",
     )
     keep.add_argument(
         "--images", metavar="VECTORS", help="from embed-images (default: take the scores in the field sim)"
     )
     keep.add_argument("--captions", metavar="VECTORS", help="from embed-captions")
     keep.add_argument(
-        "--root", default="", metavar="DIR", help="put before the pictures of the list to find their vectors"
+        "--root", default="", metavar="DIR", help="put before the images of the list to find their vectors"
     )
     keep.add_argument("--scored", metavar="FILE", help="also write all rows with their scores")
     keep.set_defaults(run=_filter)
 
     convert = kinds.add_parser(
-        "convert", help="between the reference's .json and .parquet, and paths of pictures to another place"
+        "convert", help="between the reference's .json and .parquet, and paths of images to another place"
     )
     convert.add_argument(
         "what", choices=("list", "vectors", "vocabulary"), metavar="WHAT", help="list, vectors or vocabulary"
@@ -244,24 +244,22 @@ def _add_stored(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_pictures(parser: argparse.ArgumentParser) -> None:
+def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--suffix", default="", metavar=".EXT", help="of pictures named without one (SNLI-VE: .jpg)"
+        "--suffix", default="", metavar=".EXT", help="of images named without one (SNLI-VE: .jpg)"
     )
     parser.add_argument(
         "--threads",
         type=int,
         default=0,
         metavar="N",
-        help="pictures decoded at a time (default: one per core; ray: the cpus of an actor)",
+        help="images decoded at a time (default: one per core; ray: the cpus of an actor)",
     )
     _add_prefixes(parser)
 
 
 def _add_prefixes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--root", default="", metavar="DIR", help="folder or URL that pictures are relative to"
-    )
+    parser.add_argument("--root", default="", metavar="DIR", help="folder or URL that images are relative to")
     parser.add_argument(
         "--prefix",
         action="append",
@@ -293,10 +291,10 @@ def _clip(options: argparse.Namespace) -> "Clip":
     )
 
 
-def _pictures(options: argparse.Namespace) -> "Pictures":
-    from vlp_data.concepts.embed import Pictures
+def _images(options: argparse.Namespace) -> "ImageFiles":
+    from vlp_data.concepts.embed import ImageFiles
 
-    return Pictures(
+    return ImageFiles(
         root=options.root,
         prefixes=_prefixes(options.prefix),
         suffix=options.suffix,
@@ -341,7 +339,7 @@ def _report_problems(folder: str, column: str) -> int:
     bad = table.filter(table["problem"].is_valid())
     for problem in bad["problem"].to_pylist()[:10]:
         print(problem, file=sys.stderr)
-    print(f"{folder}: {table.num_rows - bad.num_rows} pictures, {bad.num_rows} that cannot be used")
+    print(f"{folder}: {table.num_rows - bad.num_rows} images, {bad.num_rows} that cannot be used")
     return bad.num_rows
 
 
@@ -424,13 +422,13 @@ def _keys_of_lists(lists: list[str]) -> Any:
 
     from vlp_data.concepts import select, tables
 
-    return pa.table({"key": select.distinct_pictures(tables.read_list(lists))})
+    return pa.table({"key": select.distinct_images(tables.read_list(lists))})
 
 
 def _embed_images(options: argparse.Namespace, progress: Any) -> int:
     from vlp_data.concepts import embed, jobs
 
-    work = embed.EmbedPictures(clip=_clip(options), pictures=_pictures(options), stored=options.stored)
+    work = embed.EmbedImages(clip=_clip(options), images=_images(options), stored=options.stored)
     items = _keys_of_lists(options.lists)
     job = jobs.items_job(options.out, work, items, rows_per_shard=options.rows_per_shard)
     _run(options, job, work, progress)
@@ -442,15 +440,15 @@ def _choose(options: argparse.Namespace, progress: Any) -> int:
 
     if options.lists:
         if not options.clip:
-            raise ValueError("--lists needs --clip: the pictures have to be embedded")
+            raise ValueError("--lists needs --clip: the images have to be embedded")
         work: Work = select.ChooseInOnePass(
-            concepts=options.concepts, clip=_clip(options), pictures=_pictures(options), k=options.k
+            concepts=options.concepts, clip=_clip(options), images=_images(options), k=options.k
         )
         items = _keys_of_lists(options.lists)
         job = jobs.items_job(options.out, work, items, rows_per_shard=options.rows_per_shard)
     else:
         if options.clip or options.root or options.prefix:
-            raise ValueError("--clip, --root and --prefix belong to --lists: saved vectors need no pictures")
+            raise ValueError("--clip, --root and --prefix belong to --lists: saved vectors need no images")
         work = select.ChooseSaved(concepts=options.concepts, k=options.k, device=options.device)
         if options.images.endswith((".json", ".json.gz")):
             items = tables.read_vector_table(options.images)
@@ -476,7 +474,7 @@ def _assign(options: argparse.Namespace) -> int:
     print(f"{options.out}: {found.rows.num_rows} rows")
     if found.without:
         what = "left out" if options.missing == "drop" else "kept without concepts"
-        print(f"{what}: the rows of {len(found.without)} pictures")
+        print(f"{what}: the rows of {len(found.without)} images")
     return 0
 
 
@@ -492,7 +490,7 @@ def _filter(options: argparse.Namespace) -> int:
         images, captions = (tables.read_vectors(path) for path in (options.images, options.captions))
         rows = filtering.score(rows, images, captions, root=options.root)
     elif options.root:
-        raise ValueError("--root belongs to --images: stored scores need no pictures")
+        raise ValueError("--root belongs to --images: stored scores need no images")
     if options.per_image:
         kept = filtering.best_per_image(rows, options.keep, keep_one=not options.legacy)
     else:
@@ -511,7 +509,7 @@ def _convert(options: argparse.Namespace) -> int:
     moved = bool(options.root or options.prefix)
     if options.what == "vocabulary":
         if moved:
-            raise ValueError("--root and --prefix are for lists and vectors of pictures")
+            raise ValueError("--root and --prefix are for lists and vectors of images")
         tables.write_vocabulary(options.out, tables.read_vocabulary(options.source))
         return 0
     prefixes = _prefixes(options.prefix)
@@ -521,7 +519,7 @@ def _convert(options: argparse.Namespace) -> int:
 
     if options.what == "list":
         table = tables.read_list(options.source)
-        tables.write_list(options.out, tables.with_pictures(table, move) if moved else table)
+        tables.write_list(options.out, tables.with_images(table, move) if moved else table)
     else:
         vectors = tables.read_vectors(options.source)
         tables.write_vectors(options.out, vectors.renamed(move) if moved else vectors)

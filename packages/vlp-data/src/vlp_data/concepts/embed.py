@@ -1,4 +1,4 @@
-"""Texts and pictures to vectors of a CLIP, as work of a job."""
+"""Texts and images to vectors of a CLIP, as work of a job."""
 
 import os
 import posixpath
@@ -49,8 +49,8 @@ class EmbedTexts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Where the pictures of a list are, and how many are read at a time."""
+class ImageFiles:
+    """Where the images of a list are, and how many are read at a time."""
 
     root: str = ""
     prefixes: Mapping[str, str] = field(default_factory=dict)
@@ -59,25 +59,25 @@ class Pictures:
     """Put behind names without an extension: lists of SNLI-VE leave out ".jpg"."""
     batch: int = 64
     threads: int = 0
-    """Pictures decoded at a time; 0: one per core."""
+    """Images decoded at a time; 0: one per core."""
 
     def identity(self) -> dict[str, Any]:
         return {"root": self.root, "prefixes": dict(self.prefixes), "suffix": self.suffix}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedPictures:
-    """Work of a job: pictures (column `key`, their names in the list) to vectors. One that cannot be read gets a `problem` instead."""
+class EmbedImages:
+    """Work of a job: images (column `key`, their names in the list) to vectors. One that cannot be read gets a `problem` instead."""
 
     clip: Clip
-    pictures: Pictures
+    images: ImageFiles
     stored: Stored = "float16"
 
     def identity(self) -> dict[str, Any]:
         return {
             "work": "embed images",
             "stored": self.stored,
-            **self.pictures.identity(),
+            **self.images.identity(),
             **self.clip.identity(),
         }
 
@@ -86,18 +86,18 @@ class EmbedPictures:
 
         def compute(items: pa.Table) -> pa.Table:
             keys = items["key"].to_pylist()
-            values, problems = encode_pictures(encoder, keys, self.pictures)
+            values, problems = encode_images(encoder, keys, self.images)
             return vector_table(keys, values.astype(self.stored), problems)
 
         return compute
 
 
-def encode_pictures(
-    encoder: Encoder, keys: Sequence[str], options: Pictures
+def encode_images(
+    encoder: Encoder, keys: Sequence[str], options: ImageFiles
 ) -> tuple[np.ndarray, list[str | None]]:
-    """(vectors [N, D] float32, zeros where there is a problem; what is wrong with each picture or None).
+    """(vectors [N, D] float32, zeros where there is a problem; what is wrong with each image or None).
 
-    Pictures are decoded in threads while the model works on the ones before. Raises DataError when none can be read, OSError when the
+    Images are decoded in threads while the model works on the ones before. Raises DataError when none can be read, OSError when the
     storage fails.
     """
 
@@ -121,10 +121,10 @@ def encode_pictures(
         for part in _batches(ready, options.batch):
             problems += [view if isinstance(view, str) else None for view in part]
             if views := [view for view in part if not isinstance(view, str)]:
-                rows.append(encoder.pictures(views))
+                rows.append(encoder.images(views))
     if not rows:
         raise DataError(
-            f"none of the {len(keys)} pictures can be read, the first is {problems[0]}; do root, prefixes and suffix fit the list?"
+            f"none of the {len(keys)} images can be read, the first is {problems[0]}; do root, prefixes and suffix fit the list?"
         )
     good = np.array([problem is None for problem in problems])
     found = np.concatenate(rows)
@@ -136,7 +136,7 @@ def encode_pictures(
 def _ahead(
     pool: ThreadPoolExecutor, function: Callable[[_Item], _Result], items: Iterable[_Item], number: int
 ) -> Iterator[_Result]:
-    """Results in order, `number` of them on their way: all at once would hold every picture in memory."""
+    """Results in order, `number` of them on their way: all at once would hold every image in memory."""
     waiting: deque[Future[_Result]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))

@@ -18,9 +18,9 @@ class Encoder(NamedTuple):
     """A loaded CLIP. Vectors are float32, not normalised, as `encode_image` and `encode_text` of the original give them."""
 
     prepare: "Callable[[Pillow.Image], torch.Tensor]"
-    """RGB picture -> [3, side, side], the model's own evaluation view; may be called from threads."""
-    pictures: "Callable[[Sequence[torch.Tensor]], np.ndarray]"
-    """Prepared pictures -> [B, D]."""
+    """RGB image -> [3, side, side], the model's own evaluation view; may be called from threads."""
+    images: "Callable[[Sequence[torch.Tensor]], np.ndarray]"
+    """Prepared images -> [B, D]."""
     texts: "Callable[[Sequence[str]], np.ndarray]"
     """Texts, cut at the length of the model -> [B, D]. No prompt is put around them."""
 
@@ -92,14 +92,14 @@ def _open_clip(clip: Clip, device: "torch.device", dtype: "torch.dtype") -> Enco
     model = model.to(device, dtype).eval()
 
     @torch.inference_mode()
-    def pictures(views):
+    def images(views):
         return model.encode_image(torch.stack(list(views)).to(device, dtype)).float().cpu().numpy()
 
     @torch.inference_mode()
     def texts(batch):
         return model.encode_text(tokenize(list(batch)).to(device)).float().cpu().numpy()
 
-    return Encoder(prepare, pictures, texts)
+    return Encoder(prepare, images, texts)
 
 
 def _transformers(clip: Clip, device: "torch.device", dtype: "torch.dtype") -> Encoder:
@@ -117,11 +117,11 @@ def _transformers(clip: Clip, device: "torch.device", dtype: "torch.dtype") -> E
         # A tensor before transformers 5, a structure since.
         return (found if isinstance(found, torch.Tensor) else found.pooler_output).float().cpu().numpy()
 
-    def prepare(picture):
-        return processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    def prepare(image):
+        return processor(images=image, return_tensors="pt")["pixel_values"][0]
 
     @torch.inference_mode()
-    def pictures(views):
+    def images(views):
         return vectors(model.get_image_features(pixel_values=torch.stack(list(views)).to(device, dtype)))
 
     @torch.inference_mode()
@@ -132,4 +132,4 @@ def _transformers(clip: Clip, device: "torch.device", dtype: "torch.dtype") -> E
         )
         return vectors(model.get_text_features(**tokens.to(device)))
 
-    return Encoder(prepare, pictures, texts)
+    return Encoder(prepare, images, texts)

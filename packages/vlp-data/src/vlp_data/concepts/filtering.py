@@ -1,4 +1,4 @@
-"""Keeping the captions that a CLIP finds nearest to their pictures.
+"""Keeping the captions that a CLIP finds nearest to their images.
 
 Source: ViCHA specification 5.6.
 """
@@ -14,10 +14,10 @@ from vlp_data.errors import DataError
 def score(
     rows: pa.Table, images: Vectors, captions: Vectors, *, root: str = "", block: int = 65536
 ) -> pa.Table:
-    """A list with the field `sim`: cosine of picture and caption (float32). Raises DataError for a row without a vector."""
+    """A list with the field `sim`: cosine of image and caption (float32). Raises DataError for a row without a vector."""
     if images.values.shape[1] != captions.values.shape[1]:
         raise DataError(
-            f"the pictures have vectors of {images.values.shape[1]} numbers, the captions of {captions.values.shape[1]}; "
+            f"the images have vectors of {images.values.shape[1]} numbers, the captions of {captions.values.shape[1]}; "
             "embed both with the same model"
         )
     pairs = []
@@ -46,7 +46,7 @@ def _unit(values: np.ndarray) -> np.ndarray:
 
 def _sims(rows: pa.Table) -> np.ndarray:
     if "sim" not in rows.column_names:
-        raise DataError("the list has no field `sim`; score it with the vectors of its pictures and captions")
+        raise DataError("the list has no field `sim`; score it with the vectors of its images and captions")
     found = rows["sim"].combine_chunks()
     if found.null_count or not pa.types.is_floating(found.type):
         raise DataError(f"`sim` must be a number in every row of the list, found {found.type}")
@@ -66,9 +66,9 @@ def best(rows: pa.Table, fraction: float) -> pa.Table:
 
 
 def best_per_image(rows: pa.Table, fraction: float, *, keep_one: bool = True) -> pa.Table:
-    """Of the n rows of each picture the int(fraction * n) of highest `sim`, best first; pictures in the order of first mention.
+    """Of the n rows of each image the int(fraction * n) of highest `sim`, best first; images in the order of first mention.
 
-    `keep_one` keeps the best row of a picture where that number is 0. The reference loses such a picture, contrary to its readme.
+    `keep_one` keeps the best row of an image where that number is 0. The reference loses such an image, contrary to its readme.
     """
     _check(fraction)
     group = texts_of(rows, "image").dictionary_encode().indices.to_numpy()

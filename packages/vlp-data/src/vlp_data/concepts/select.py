@@ -1,4 +1,4 @@
-"""The k concepts nearest to each picture, chosen once per picture, and lists of which every row carries them.
+"""The k concepts nearest to each image, chosen once per image, and lists of which every row carries them.
 
 Source: ViCHA specification 5.5. The reference computes in float16, here it is float32: the choice differs only where scores all but tie.
 """
@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from vlp_data import files
-from vlp_data.concepts.embed import Pictures, encode_pictures
+from vlp_data.concepts.embed import ImageFiles, encode_images
 from vlp_data.concepts.encoders import Clip
 from vlp_data.concepts.tables import read_vectors, texts_of, vectors_of
 from vlp_data.errors import DataError
@@ -33,7 +33,7 @@ class Nearest(NamedTuple):
 def nearest(
     image_embeds: torch.Tensor, concept_embeds: torch.Tensor, *, k: int, device: str | torch.device = "cpu"
 ) -> Nearest:
-    """The k concepts of highest cosine for each picture.
+    """The k concepts of highest cosine for each image.
 
     image_embeds [N, D], concept_embeds [C, D], of any float type, not normalised. Exact: columns are put into groups, the k groups with
     the highest maxima hold the k best columns, and only those are ranked; a maximum costs far less than ranking all columns.
@@ -89,10 +89,10 @@ def choose(
     device: str,
     problems: dict[str, str] | None = None,
 ) -> pa.Table:
-    """Columns image, concepts (k names, best first), scores (their cosines), problem (then the picture has no concepts)."""
+    """Columns image, concepts (k names, best first), scores (their cosines), problem (then the image has no concepts)."""
     if embeds.shape[1] != concepts.embeds.shape[1]:
         raise DataError(
-            f"the pictures have vectors of {embeds.shape[1]} numbers, the concepts of {concepts.embeds.shape[1]}; "
+            f"the images have vectors of {embeds.shape[1]} numbers, the concepts of {concepts.embeds.shape[1]}; "
             "embed both with the same model"
         )
     problems = problems or {}
@@ -113,7 +113,7 @@ def choose(
 
 @dataclass(frozen=True, kw_only=True)
 class ChooseSaved:
-    """Work of a job: vectors of pictures to their concepts."""
+    """Work of a job: vectors of images to their concepts."""
 
     concepts: str
     """Vectors of the concepts."""
@@ -127,7 +127,7 @@ class ChooseSaved:
         concepts, device = read_concepts(self.concepts), _device(self.device)
 
         def compute(items: pa.Table) -> pa.Table:
-            vectors = vectors_of(items, "a part of the pictures")
+            vectors = vectors_of(items, "a part of the images")
             return choose(
                 vectors.keys, vectors.values, concepts, k=self.k, device=device, problems=vectors.problems
             )
@@ -137,11 +137,11 @@ class ChooseSaved:
 
 @dataclass(frozen=True, kw_only=True)
 class ChooseInOnePass:
-    """Work of a job: pictures (column `key`) to their concepts, without keeping the vectors."""
+    """Work of a job: images (column `key`) to their concepts, without keeping the vectors."""
 
     concepts: str
     clip: Clip
-    pictures: Pictures
+    images: ImageFiles
     k: int = 15
 
     def identity(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class ChooseInOnePass:
             "work": "choose in one pass",
             "k": self.k,
             "concepts": [self.concepts, _content(self.concepts)],
-            **self.pictures.identity(),
+            **self.images.identity(),
             **self.clip.identity(),
         }
 
@@ -158,7 +158,7 @@ class ChooseInOnePass:
 
         def compute(items: pa.Table) -> pa.Table:
             keys = items["key"].to_pylist()
-            values, problems = encode_pictures(encoder, keys, self.pictures)
+            values, problems = encode_images(encoder, keys, self.images)
             good = np.array([problem is None for problem in problems])
             bad = {key: problem for key, problem in zip(keys, problems, strict=True) if problem is not None}
             return choose(
@@ -192,14 +192,14 @@ Missing: TypeAlias = Literal["error", "drop", "keep"]
 
 
 class Assigned(NamedTuple):
-    """A list with concepts, and the pictures of it that have none."""
+    """A list with concepts, and the images of it that have none."""
 
     rows: pa.Table
     without: list[str]
 
 
-def pictures_of(rows: pa.Table) -> list[pa.Array]:
-    """Names of the pictures of every row: one array, or two for a list of pairs (NLVR2). Raises DataError."""
+def images_of(rows: pa.Table) -> list[pa.Array]:
+    """Names of the images of every row: one array, or two for a list of pairs (NLVR2). Raises DataError."""
     if "images" not in rows.column_names:
         return [texts_of(rows, "image")]
     images = rows["images"].combine_chunks()
@@ -213,9 +213,9 @@ def pictures_of(rows: pa.Table) -> list[pa.Array]:
     return [pc.list_element(images, number).cast(pa.string()) for number in (0, 1)]
 
 
-def distinct_pictures(rows: pa.Table) -> pa.Array:
-    """Every picture of a list once, in the order of first mention; of pairs the first picture of a row comes first."""
-    names = pictures_of(rows)
+def distinct_images(rows: pa.Table) -> pa.Array:
+    """Every image of a list once, in the order of first mention; of pairs the first image of a row comes first."""
+    names = images_of(rows)
     if len(names) == 1:
         return names[0].unique()
     flat = [name for pair in zip(*(array.to_pylist() for array in names), strict=True) for name in pair]
@@ -223,20 +223,20 @@ def distinct_pictures(rows: pa.Table) -> pa.Array:
 
 
 def places(names: pa.Array, keys: pa.Array, root: str = "") -> pa.Array:
-    """Where each picture stands in `keys`, null where it does not; the names are taken below `root`."""
+    """Where each image stands in `keys`, null where it does not; the names are taken below `root`."""
     if root:
         names = pa.array([files.join(root, name) for name in names.to_pylist()], pa.string())
     return pc.index_in(names, value_set=keys)
 
 
 def assign(rows: pa.Table, choices: pa.Table, *, root: str = "", missing: Missing = "error") -> Assigned:
-    """A list with the concepts of its pictures: field `kwords`, or `kwords1` and `kwords2` for a list of pairs.
+    """A list with the concepts of its images: field `kwords`, or `kwords1` and `kwords2` for a list of pairs.
 
-    choices: columns image and concepts. `root` is put before the pictures of the list to find them there. Fields of the same names are
-    replaced. `missing`: rows of pictures without concepts are an error (DataError), left out ("drop"), or stay without the fields ("keep",
+    choices: columns image and concepts. `root` is put before the images of the list to find them there. Fields of the same names are
+    replaced. `missing`: rows of images without concepts are an error (DataError), left out ("drop"), or stay without the fields ("keep",
     what the reference does to pairs).
     """
-    names = pictures_of(rows)
+    names = images_of(rows)
     usable = choices.filter(choices["concepts"].is_valid())
     keys = usable["image"].combine_chunks()
     found = [places(each, keys, root) for each in names]
@@ -246,11 +246,9 @@ def assign(rows: pa.Table, choices: pa.Table, *, root: str = "", missing: Missin
     if lacking and missing == "error":
         known = dict(zip(choices["image"].to_pylist(), choices["problem"].to_pylist(), strict=True))
         first = lacking[0]
-        why = (
-            known.get(files.join(root, first)) or "it is not among the pictures that concepts were chosen for"
-        )
+        why = known.get(files.join(root, first)) or "it is not among the images that concepts were chosen for"
         raise DataError(
-            f"{len(lacking)} pictures of the list have no concepts, the first is {first}: {why}; "
+            f"{len(lacking)} images of the list have no concepts, the first is {first}: {why}; "
             "missing=drop leaves their rows out"
         )
     complete = found[0].is_valid()

@@ -208,8 +208,8 @@ def texts_of(table: pa.Table, name: str) -> pa.Array:
     return found
 
 
-def with_pictures(table: pa.Table, name: Callable[[str], str]) -> pa.Table:
-    """A list whose pictures (`image`, `images`) have other paths."""
+def with_images(table: pa.Table, name: Callable[[str], str]) -> pa.Table:
+    """A list whose images (`image`, `images`) have other paths."""
     for column in ("image", "images"):
         if column in table.column_names:
             field = table.schema.field(column)
@@ -264,7 +264,7 @@ def write_vocabulary(path: str, counts: Mapping[str, int | None]) -> None:
 class Vectors:
     """Vectors by key.
 
-    Attributes: `keys` (N strings, each once), `values` [N, D] float16 or float32, `problems` (why a picture has no vector, by key).
+    Attributes: `keys` (N strings, each once), `values` [N, D] float16 or float32, `problems` (why an image has no vector, by key).
     """
 
     keys: pa.Array

@@ -26,7 +26,7 @@ def answer_ids(tokenizer: Tokenizer, answers: Sequence[str]) -> Encoded:
 
 
 class VqaExample(NamedTuple):
-    """One picture with a question and its distinct answers."""
+    """One image with a question and its distinct answers."""
 
     key: str
     image: Tensor
@@ -45,13 +45,13 @@ class VqaExamples:
     text: TextOptions = field(default_factory=TextOptions)
     """Of the questions."""
     concepts: ConceptOptions | None = None
-    """Read the concepts of the pictures; None leaves them out of the batch."""
+    """Read the concepts of the images; None leaves them out of the batch."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> VqaExample | Skipped:
-        """Draws: view of the picture, concepts."""
+        """Draws: view of the image, concepts."""
         sample = None
         try:
             sample = self.source[index]

@@ -48,16 +48,16 @@ def skipped(error: BadSample, sample: Sample | None, index: int) -> Skipped:
 
 
 def opened(sample: Sample, options: ImageOptions, number: int = 0) -> Pillow.Image:
-    """Pixels of picture `number`. Raises BadSample."""
+    """Pixels of image `number`. Raises BadSample."""
     if number >= len(sample.images):
-        raise BadSample("too few pictures", sample.key, f"the row has {len(sample.images)}")
+        raise BadSample("too few images", sample.key, f"the row has {len(sample.images)}")
     return open_image(
         sample.images[number], sample.key, truncated=options.truncated, max_pixels=options.max_pixels
     )
 
 
 def flips(options: ImageOptions, texts: Sequence[str]) -> float:
-    """Probability of mirroring a picture that these texts speak of."""
+    """Probability of mirroring an image that these texts speak of."""
     careful = options.careful_flip != "off"
     whole_word = options.careful_flip == "word"
     if careful and any(names_a_side(text, whole_word=whole_word) for text in texts):
@@ -68,7 +68,7 @@ def flips(options: ImageOptions, texts: Sequence[str]) -> float:
 def views(
     sample: Sample, options: ImageOptions, texts: Sequence[str], rng: random.Random, *, count: int = 1
 ) -> list[Tensor]:
-    """Training views of the first `count` pictures, each drawn by itself: float32 [3, R, R]. `texts` are those that `careful_flip` minds.
+    """Training views of the first `count` images, each drawn by itself: float32 [3, R, R]. `texts` are those that `careful_flip` minds.
     Raises BadSample."""
     return [
         train_view(

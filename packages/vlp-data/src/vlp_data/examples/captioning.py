@@ -29,7 +29,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 class CaptionExample(NamedTuple):
-    """One picture with one caption."""
+    """One image with one caption."""
 
     key: str
     image: Tensor
@@ -48,7 +48,7 @@ class CaptionExamples:
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=lambda: TextOptions(separator=True))
     concepts: ConceptOptions | None = None
-    """Read the concepts of the pictures; None leaves them out of the batch."""
+    """Read the concepts of the images; None leaves them out of the batch."""
 
     def __post_init__(self) -> None:
         if not self.text.separator:
@@ -63,7 +63,7 @@ class CaptionExamples:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> CaptionExample | Skipped:
-        """Draws: caption, view of the picture, concepts."""
+        """Draws: caption, view of the image, concepts."""
         sample = None
         try:
             sample = self.source[index]
@@ -94,7 +94,7 @@ class CaptionExamples:
 
 
 class CaptionReferencesExample(NamedTuple):
-    """One picture with several captions."""
+    """One image with several captions."""
 
     key: str
     image: Tensor
@@ -103,11 +103,11 @@ class CaptionReferencesExample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionReferencesExamples:
-    """Rows that hold all captions of a picture to `CaptionReferencesBatch` (`TaskJson.group_captions` joins rows of one caption each)."""
+    """Rows that hold all captions of an image to `CaptionReferencesBatch` (`TaskJson.group_captions` joins rows of one caption each)."""
 
     source: Source
     references: int = 5
-    """Captions drawn per picture; all of them where there are fewer."""
+    """Captions drawn per image; all of them where there are fewer."""
     image: ImageOptions = field(default_factory=ImageOptions)
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class CaptionReferencesExamples:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> CaptionReferencesExample | Skipped:
-        """Draws: captions, view of the picture."""
+        """Draws: captions, view of the image."""
         sample = None
         try:
             sample = self.source[index]

@@ -24,7 +24,7 @@ from vlp_data.transforms import augmented, flip, normalise, resize
 
 
 class BoxExample(NamedTuple):
-    """One picture with one expression. `box` is cx, cy, w, h in 0..1 of the model's input."""
+    """One image with one expression. `box` is cx, cy, w, h in 0..1 of the model's input."""
 
     key: str
     image: Tensor
@@ -38,7 +38,7 @@ class BoxExamples:
     """Expressions with boxes to `BoxBatch`.
 
     The crop is one that holds the whole box, and the augmentation that of boxes, which moves nothing; so `image.view` "resize" keeps the
-    whole picture and `image.min_scale` has no meaning here.
+    whole image and `image.min_scale` has no meaning here.
     """
 
     source: Source
@@ -46,7 +46,7 @@ class BoxExamples:
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=TextOptions)
     concepts: ConceptOptions | None = None
-    """Read the concepts of the pictures; None leaves them out of the batch."""
+    """Read the concepts of the images; None leaves them out of the batch."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -59,22 +59,22 @@ class BoxExamples:
             x0, y0, x1, y1 = _target(sample)
             expression = drawn_text(sample, ("expression",), rng)
             ids = text_ids(expression, self.tokenizer, self.text)
-            picture = opened(sample, self.image)
-            width, height = picture.size
+            decoded = opened(sample, self.image)
+            width, height = decoded.size
             box = (max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height))
             # REFER's boxes are rounded to hundredths and may stick out by less than a pixel.
             moved = max(abs(a - b) for a, b in zip(box, (x0, y0, x1, y1), strict=True))
             if moved >= 1 or not inside(box, width, height):
                 raise BadSample(
-                    "box outside the picture",
+                    "box outside the image",
                     sample.key,
-                    f"box {(x0, y0, x1, y1)} (x0, y0, x1, y1) in a picture of {width} x {height}",
+                    f"box {(x0, y0, x1, y1)} (x0, y0, x1, y1) in an image of {width} x {height}",
                 )
             x0, y0, x1, y1 = box
             crop = (0, 0, width, height)
             if self.image.view == "random_resized_crop":
                 crop = crop_around(box, width, height, rng)
-            view = picture.crop(crop)
+            view = decoded.crop(crop)
             left, right = x0 - crop[0], x1 - crop[0]
             if rng.random() < flips(self.image, (expression,)):
                 view, left, right = flip(view), view.width - right, view.width - left

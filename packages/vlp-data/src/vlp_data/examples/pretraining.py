@@ -1,4 +1,4 @@
-"""Pre-training: pictures with a masked caption, and regions with masked texts."""
+"""Pre-training: images with a masked caption, and regions with masked texts."""
 
 import random
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from vlp_data.text import MaskedText, Tokenizer, collate_masked, masked_text
 
 
 class ImageTextExample(NamedTuple):
-    """One picture with one caption."""
+    """One image with one caption."""
 
     key: str
     image: Tensor
@@ -37,13 +37,13 @@ class ImageTextExamples:
     text: TextOptions = field(default_factory=TextOptions)
     masking: Masking = field(default_factory=MaskingOptions)
     concepts: ConceptOptions | None = None
-    """Read the concepts of the pictures; None leaves them out of the batch."""
+    """Read the concepts of the images; None leaves them out of the batch."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> ImageTextExample | Skipped:
-        """Draws: caption, view of the picture, masking, concepts."""
+        """Draws: caption, view of the image, masking, concepts."""
         sample = None
         try:
             sample = self.source[index]
@@ -85,7 +85,7 @@ class RegionExamples:
     masking: Masking = field(default_factory=MaskingOptions)
     regions: RegionOptions = field(default_factory=RegionOptions)
     concepts: ConceptOptions | None = None
-    """Read the concepts of the pictures; None leaves them out of the batch."""
+    """Read the concepts of the images; None leaves them out of the batch."""
 
     def __post_init__(self) -> None:
         if self.batch_texts <= 0:

@@ -1,4 +1,4 @@
-"""Retrieval and weakly supervised grounding: pictures with a text, and which texts belong to the same picture."""
+"""Retrieval and weakly supervised grounding: images with a text, and which texts belong to the same image."""
 
 import hashlib
 import random
@@ -19,7 +19,7 @@ from vlp_data.text import Tokenizer, collate_ids, text_ids
 
 
 class RetrievalExample(NamedTuple):
-    """One picture with one text."""
+    """One image with one text."""
 
     key: str
     image: Tensor
@@ -37,13 +37,13 @@ class RetrievalExamples:
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=TextOptions)
     concepts: ConceptOptions | None = None
-    """Read the concepts of the pictures; None leaves them out of the batch."""
+    """Read the concepts of the images; None leaves them out of the batch."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> RetrievalExample | Skipped:
-        """Draws: text, view of the picture, concepts."""
+        """Draws: text, view of the image, concepts."""
         sample = None
         try:
             sample = self.source[index]
@@ -72,7 +72,7 @@ class RetrievalExamples:
 
 
 def image_number(sample: Sample) -> int:
-    """A number that two samples share if they show the same picture: a hash of the `image_id` that a task list states, else of the path,
+    """A number that two samples share if they show the same image: a hash of the `image_id` that a task list states, else of the path,
     the id or, for lack of all, the sample's key. The same in every process and on every machine."""
     image = sample.images[0]
     stated = sample.meta.get("image_id")

@@ -1,4 +1,4 @@
-"""Sentences to be judged: about two pictures (NLVR2), or about one (visual entailment).
+"""Sentences to be judged: about two images (NLVR2), or about one (visual entailment).
 
 Source: X-VLM specification 4.5 (dataset/nlvr_dataset.py); ViCHA dataset/ve_dataset.py.
 """
@@ -21,33 +21,33 @@ from vlp_data.text import Tokenizer, collate_ids, text_ids
 
 
 class StatementExample(NamedTuple):
-    """One sentence with its pictures and its label."""
+    """One sentence with its images and its label."""
 
     key: str
     images: list[Tensor]
     ids: list[int]
     label: int
     concepts: list[list[int]]
-    """Of each picture."""
+    """Of each image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NlvrExamples:
-    """Sentences about two pictures to `NlvrBatch`; the views of the two pictures are drawn independently."""
+    """Sentences about two images to `NlvrBatch`; the views of the two images are drawn independently."""
 
     source: Source
     tokenizer: Tokenizer
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=TextOptions)
     concepts: ConceptOptions | None = None
-    """Read the concepts of the pictures; None leaves them out of the batch."""
+    """Read the concepts of the images; None leaves them out of the batch."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> StatementExample | Skipped:
-        """Draws: view of the first picture, view of the second, concepts of the first, concepts of the second."""
-        return _example(self, index, rng, role="sentence", pictures=2)
+        """Draws: view of the first image, view of the second, concepts of the first, concepts of the second."""
+        return _example(self, index, rng, role="sentence", count=2)
 
     def collate(self, examples: Sequence[StatementExample], rng: random.Random) -> NlvrBatch:
         """Stack and pad; draws nothing."""
@@ -71,21 +71,21 @@ class NlvrExamples:
 
 @dataclass(frozen=True, kw_only=True)
 class EntailmentExamples:
-    """Pictures with a hypothesis to `EntailmentBatch`."""
+    """Images with a hypothesis to `EntailmentBatch`."""
 
     source: Source
     tokenizer: Tokenizer
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=TextOptions)
     concepts: ConceptOptions | None = None
-    """Read the concepts of the pictures; None leaves them out of the batch."""
+    """Read the concepts of the images; None leaves them out of the batch."""
 
     def __len__(self) -> int:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> StatementExample | Skipped:
-        """Draws: view of the picture, concepts."""
-        return _example(self, index, rng, role="hypothesis", pictures=1)
+        """Draws: view of the image, concepts."""
+        return _example(self, index, rng, role="hypothesis", count=1)
 
     def collate(self, examples: Sequence[StatementExample], rng: random.Random) -> EntailmentBatch:
         """Stack and pad; draws nothing."""
@@ -104,7 +104,7 @@ class EntailmentExamples:
 
 
 def _example(
-    options: NlvrExamples | EntailmentExamples, index: int, rng: random.Random, *, role: Role, pictures: int
+    options: NlvrExamples | EntailmentExamples, index: int, rng: random.Random, *, role: Role, count: int
 ) -> StatementExample | Skipped:
     sample = None
     try:
@@ -112,11 +112,11 @@ def _example(
         if sample.target is None or sample.target.label is None:
             raise BadSample("no label", sample.key, "the row has no label to learn")
         text = drawn_text(sample, (role,), rng)
-        images = views(sample, options.image, (text,), rng, count=pictures)
+        images = views(sample, options.image, (text,), rng, count=count)
         ids = text_ids(text, options.tokenizer, options.text)
         concepts = [
             sample_concepts(sample, options.tokenizer, options.concepts, rng, image=number)
-            for number in range(pictures)
+            for number in range(count)
         ]
         return StatementExample(sample.key, images, ids, sample.target.label, concepts)
     except BadSample as error:

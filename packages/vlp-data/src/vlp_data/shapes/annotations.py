@@ -66,7 +66,7 @@ def image_id(index: int) -> int:
 
 
 def file_name(index: int) -> str:
-    """Path of a scene's picture, relative to the data folder."""
+    """Path of a scene's image, relative to the data folder."""
     return f"images/{image_id(index):012d}.png"
 
 

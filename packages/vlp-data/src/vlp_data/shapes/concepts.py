@@ -1,8 +1,8 @@
-"""Words for what a picture shows, ranked: a stand-in for the choice that a CLIP makes (`vlp-data concepts`, ViCHA specification 5.5).
+"""Words for what an image shows, ranked: a stand-in for the choice that a CLIP makes (`vlp-data concepts`, ViCHA specification 5.5).
 
 The words are those the world's captions are made of, alone or two together ("star", "red star", "striped star", "dotted background").
 The ranking is as imperfect as a CLIP's: what is seen comes mostly first, large things before small ones, and words that fit a part of the
-picture follow, first among them those that mix up what is seen ("red star" where a star and something red are). It goes by objects and
+image follow, first among them those that mix up what is seen ("red star" where a star and something red are). It goes by objects and
 background alone, never by captions.
 """
 
@@ -16,7 +16,7 @@ from vlp_data.shapes.paint import BACKGROUNDS, COLORS, TEXTURES
 from vlp_data.shapes.scene import CONCEPT
 
 CHOSEN = 15
-"""Words per picture, as ViCHA takes them."""
+"""Words per image, as ViCHA takes them."""
 SEEN, MIXED, PART, ABSENT = 100, 50, 25, 0
 """Fit of a word: shown so; both words shown, of different things; one of them shown; none."""
 NOISE = 81
@@ -38,7 +38,7 @@ def vocabulary() -> tuple[str, ...]:
 def chosen(
     objects: Sequence[dict[str, Any]], background: str, *, seed: int, index: int, pixels: int
 ) -> list[str]:
-    """The words of a picture of `pixels` pixels, best first.
+    """The words of an image of `pixels` pixels, best first.
 
     Args:
         objects: of its record, with `kind`, `color`, `texture` and `area`.

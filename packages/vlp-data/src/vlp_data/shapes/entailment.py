@@ -1,7 +1,7 @@
-"""The sentences of the entailment lists, which a model of a few layers can learn to judge from the picture.
+"""The sentences of the entailment lists, which a model of a few layers can learn to judge from the image.
 
-Each sentence that is true of one picture of a split is false of another one, so its words alone do not tell entailment from contradiction.
-Neutral ones speak of what no picture shows.
+Each sentence that is true of one image of a split is false of another one, so its words alone do not tell entailment from contradiction.
+Neutral ones speak of what no image shows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,20 +17,20 @@ from vlp_data.shapes.scene import ENTAILMENT, Layout
 
 SENTENCES = 2
 """Sentences per scene; each gives one row of entailment and one of contradiction."""
-PICTURES_TRIED = 40
-"""Pictures looked at for a sentence that needs one it is true of and one it is not."""
+IMAGES_TRIED = 40
+"""Images looked at for a sentence that needs one it is true of and one it is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """A sentence about a picture and what makes it true."""
+    """A sentence about an image and what makes it true."""
 
     text: str
     holds: Callable[[Layout], bool]
 
 
 def statement(layout: Layout, dice: Dice) -> Statement:
-    """A sentence whose words come from a picture. Most ask for one property."""
+    """A sentence whose words come from an image. Most ask for one property."""
     thing = dice.choice(layout.things)
     wanted = dice.weighted(
         ((look(thing, "color"), 3), (look(thing, "kind"), 2), (look(thing, "color", "kind"), 1))
@@ -67,7 +67,7 @@ def entailment_rows(
         for _ in range(SENTENCES):
             said = statement(layouts[index], dice)
             found: dict[bool, int] = {}
-            for other in (index, *(dice.choice(indices) for _ in range(PICTURES_TRIED))):
+            for other in (index, *(dice.choice(indices) for _ in range(IMAGES_TRIED))):
                 found.setdefault(said.holds(layouts[other]), other)
             if len(found) == 2:
                 made += [

@@ -128,7 +128,7 @@ def _third(doubled: int, size: int, words: tuple[str, str, str]) -> str | None:
 
 
 def extreme(scene: Scene, numbers: Sequence[int], side: Relation) -> int | None:
-    """The thing of `numbers` that lies farthest to one side, by at least 8 % of the picture; else None."""
+    """The thing of `numbers` that lies farthest to one side, by at least 8 % of the image; else None."""
     axis, sign = {"left": (0, 1), "right": (0, -1), "above": (1, 1), "below": (1, -1)}[side]
     order = sorted(numbers, key=lambda number: sign * center(scene, number)[axis])
     gap = sign * (center(scene, order[1])[axis] - center(scene, order[0])[axis])

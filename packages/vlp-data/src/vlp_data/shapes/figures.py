@@ -2,7 +2,7 @@
 
 Everything is integer arithmetic, because the last bit of a float sine, and the fill rule of a drawing
 library, differ between processors and versions. Outlines live in a unit circle of radius `ONE`; y points
-down, as in pictures.
+down, as in images.
 """
 
 import math
@@ -15,10 +15,10 @@ ONE = 1 << 16
 """Radius of the unit circle in which outlines are given."""
 
 TURN = 256
-"""Angles are given in 1/256 of a full turn, clockwise on the picture."""
+"""Angles are given in 1/256 of a full turn, clockwise on the image."""
 
 SPAN = 4096
-"""Side of the picture in canvas units: the unit of all places and radii of a scene."""
+"""Side of the image in canvas units: the unit of all places and radii of a scene."""
 
 SAMPLES = 4
 """Samples per pixel and direction; 16 levels of coverage."""
@@ -130,13 +130,13 @@ TILTS = {kind: (0, 64, 128, 192) if kind == "arrow" else (0,) for kind in KINDS}
 
 
 def rasterise(kind: str, *, x: int, y: int, radius: int, turn: int, size: int) -> NDArray[np.bool_]:
-    """Which sample points of a picture lie inside an object.
+    """Which sample points of an image lie inside an object.
 
     Args:
         kind: one of `KINDS`.
         x, y, radius: place in canvas units (`SPAN` per side).
         turn: rotation in 1/256 turn.
-        size: side of the picture in pixels.
+        size: side of the image in pixels.
 
     Returns:
         [size * SAMPLES, size * SAMPLES] booleans; a sample point is the centre of its cell.

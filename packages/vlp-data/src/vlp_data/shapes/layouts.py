@@ -139,7 +139,7 @@ def _karpathy(records: Sequence[Record]) -> Record:
 
 
 def retrieval(records: Sequence[Record], *, grouped: bool) -> list[Record]:
-    """Captions as the ALBEF family lists them, with ViCHA's concepts: one entry per picture, or per caption."""
+    """Captions as the ALBEF family lists them, with ViCHA's concepts: one entry per image, or per caption."""
     if grouped:
         return [
             {"image": record["image"], "caption": record["captions"], "kwords": record["concepts"]}

@@ -74,7 +74,7 @@ def tones(color: str, dice: Dice) -> Tones:
 
 
 Lines = NDArray[np.int32]
-"""Rows [H, 1] or columns [1, W] of samples in 1/64 pixel of a 96-pixel picture: patterns scale with pictures."""
+"""Rows [H, 1] or columns [1, W] of samples in 1/64 pixel of a 96-pixel image: patterns scale with images."""
 
 
 def _lines(size: int) -> tuple[Lines, Lines]:
@@ -105,7 +105,7 @@ def _dots(rows: Lines, columns: Lines, period: int, shift: int) -> NDArray[np.bo
 
 
 def _speckles(rows: Lines, columns: Lines, dice: Dice) -> NDArray[np.bool_]:
-    """Random cells of two pixels of a 96-pixel picture; a third of them set."""
+    """Random cells of two pixels of a 96-pixel image; a third of them set."""
     cells = 48
     grains = ((dice.words(cells * cells) >> np.uint64(32)) % np.uint64(100) < np.uint64(34)).reshape(
         cells, cells
@@ -114,7 +114,7 @@ def _speckles(rows: Lines, columns: Lines, dice: Dice) -> NDArray[np.bool_]:
 
 
 def paint_object(
-    picture: NDArray[np.int32],
+    image: NDArray[np.int32],
     inside: NDArray[np.bool_],
     *,
     texture: str,
@@ -122,17 +122,17 @@ def paint_object(
     direction: str,
     dice: Dice,
 ) -> None:
-    """Paint one object over `picture` ([size, size, 3], changed in place).
+    """Paint one object over `image` ([size, size, 3], changed in place).
 
     Args:
-        picture: RGB values 0 to 255.
+        image: RGB values 0 to 255.
         inside: samples of the object, from `rasterise`.
         texture: one of `TEXTURES`.
         colors: its tones.
         direction: of the stripes.
         dice: offsets of the pattern.
     """
-    size = picture.shape[0]
+    size = image.shape[0]
     shift = dice.below(512)
     # Only the pixels that the object touches.
     window = tuple(
@@ -167,7 +167,7 @@ def paint_object(
     edge, filled, marked = (
         coverage(cells).astype(np.int32) for cells in (body & ~core, core, core & pattern)
     )
-    part = picture[window]
+    part = image[window]
     part *= (full - edge - filled)[:, :, None]
     for share, color in ((edge, colors.outline), (marked, colors.accent), (filled - marked, colors.base)):
         part += share[:, :, None] * np.array(color, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Questions with answers, entailment triples and sentences about two pictures."""
+"""Questions with answers, entailment triples and sentences about two images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hypothesis:
-    """A sentence with its SNLI-VE label towards the picture: "entailment", "neutral" or "contradiction"."""
+    """A sentence with its SNLI-VE label towards the image: "entailment", "neutral" or "contradiction"."""
 
     text: str
     label: str
@@ -41,7 +41,7 @@ class Hypothesis:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairSentence:
-    """A sentence about a left and a right picture, and whether it is true."""
+    """A sentence about a left and a right image, and whether it is true."""
 
     text: str
     label: bool
@@ -210,7 +210,7 @@ def _claimed_relation(scene: Scene, dice: Dice, true: bool) -> tuple[str, str, s
 
 
 def hypotheses(scene: Scene, dice: Dice) -> tuple[Hypothesis, ...]:
-    """Two sentences of each label; neutral ones speak of what no picture shows, such as wishes and owners."""
+    """Two sentences of each label; neutral ones speak of what no image shows, such as wishes and owners."""
     made = [
         Hypothesis(text=text, label=label)
         for label, true in (("entailment", True), ("contradiction", False))
@@ -273,7 +273,7 @@ def _neutral(scene: Scene, dice: Dice) -> str:
 
 
 def pair_sentences(left: Layout, right: Layout, dice: Dice, *, amount: int = 2) -> tuple[PairSentence, ...]:
-    """`amount` different NLVR2-style sentences about two pictures; true and false ones are equally likely."""
+    """`amount` different NLVR2-style sentences about two images; true and false ones are equally likely."""
     made: dict[str, PairSentence] = {}
     while len(made) < amount:
         wanted = dice.chance(50)

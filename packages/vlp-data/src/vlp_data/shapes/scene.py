@@ -24,7 +24,7 @@ EASY_RADII = {"small": (300, 340), "medium": (440, 490), "large": (600, 640)}
 FIELDS = 3
 """An easy scene has so many rows and columns of fields, each for one thing."""
 
-SMALLEST_PICTURE, LARGEST_PICTURE = 32, 2048
+SMALLEST_IMAGE, LARGEST_IMAGE = 32, 2048
 
 JUDGED_PIXELS = 96
 """Size at which a layout is accepted."""
@@ -100,7 +100,7 @@ class Scene:
 
     @property
     def size(self) -> int:
-        """Side of the picture in pixels."""
+        """Side of the image in pixels."""
         return self.image.shape[0]
 
     @property
@@ -119,7 +119,7 @@ def draw(seed: int, index: int, *, size: int = 96, difficulty: Difficulty = "ful
     Args:
         seed: the world, 0 to 2**32 - 1.
         index: the scene, 0 to 2**32 - 1.
-        size: side of the picture in pixels, 32 to 2048.
+        size: side of the image in pixels, 32 to 2048.
         difficulty: "full": two to five things of twelve kinds and twelve colours anywhere, partly one before the other. "easy", for
             models that have minutes to learn: two to four things of eight kinds and eight colours, each in a field of its own of
             three by three, before paler backgrounds.
@@ -147,8 +147,8 @@ def check_arguments(*, seed: int, size: int, difficulty: str = "full") -> None:
         raise ValueError(f"difficulty={difficulty!r} is not known; choose among {', '.join(DIFFICULTIES)}")
     if not 0 <= seed < 1 << 32:
         raise ValueError(f"seed={seed} must be between 0 and 2**32 - 1")
-    if not SMALLEST_PICTURE <= size <= LARGEST_PICTURE:
-        raise ValueError(f"size={size} must be between {SMALLEST_PICTURE} and {LARGEST_PICTURE} pixels")
+    if not SMALLEST_IMAGE <= size <= LARGEST_IMAGE:
+        raise ValueError(f"size={size} must be between {SMALLEST_IMAGE} and {LARGEST_IMAGE} pixels")
 
 
 def _arrange(dice: Dice) -> Layout | None:
@@ -267,19 +267,19 @@ def _paint(seed: int, index: int, layout: Layout, stencils: list[NDArray[np.bool
     dice = Dice(seed, index, PAINT)
     ground = layout.background
     size = stencils[0].shape[0] // SAMPLES
-    picture = paint.paint_background(
+    image = paint.paint_background(
         size, kind=ground.kind, colors=ground.rgb, direction=ground.direction, dice=dice
     )
     for thing, inside in zip(layout.things, stencils, strict=True):
         paint.paint_object(
-            picture, inside, texture=thing.texture, colors=thing.tones, direction=thing.direction, dice=dice
+            image, inside, texture=thing.texture, colors=thing.tones, direction=thing.direction, dice=dice
         )
     masks, whole_masks = _masks(stencils)
     return Scene(
         seed=seed,
         index=index,
         layout=layout,
-        image=picture.astype(np.uint8),
+        image=image.astype(np.uint8),
         masks=masks,
         whole_masks=whole_masks,
         boxes=tuple(_extent(mask) for mask in masks),

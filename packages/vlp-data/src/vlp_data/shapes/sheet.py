@@ -1,4 +1,4 @@
-"""A contact sheet: pictures of a shapes folder with their captions, for a person to look at."""
+"""A contact sheet: images of a shapes folder with their captions, for a person to look at."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def sheet(
     split: str | None = None,
     boxes: bool = False,
 ) -> int:
-    """Draw the first scenes of a folder with number and captions into one picture.
+    """Draw the first scenes of a folder with number and captions into one image.
 
     Args:
         folder: written by `shapes.write`.
@@ -75,8 +75,8 @@ def _cell(
         line for text in texts for line in textwrap.wrap(text, COLUMN * 2 // FONT, subsequent_indent="   ")
     ]
     cell = Image.new("RGB", (COLUMN, COLUMN + LINE * len(lines) + 4), "white")
-    with Image.open(path / record["image"]) as picture:
-        cell.paste(picture.convert("RGB").resize((COLUMN, COLUMN), Image.Resampling.NEAREST), (0, 0))
+    with Image.open(path / record["image"]) as image:
+        cell.paste(image.convert("RGB").resize((COLUMN, COLUMN), Image.Resampling.NEAREST), (0, 0))
     pen = ImageDraw.Draw(cell)
     if boxes:
         scale = COLUMN / record["width"]

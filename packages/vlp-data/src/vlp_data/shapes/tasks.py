@@ -1,7 +1,7 @@
 """The files of the fine-tuning tasks of a `shapes` folder, in the layouts of X-VLM, ALBEF, VQA v2 and REFER.
 
-What a file asks is chosen so that a model of a few layers learns it: labels are balanced, no answer needs more than the picture shows,
-and a caption tells a picture's objects in an order that can be seen. The harder sentences are in `annotations.jsonl`.
+What a file asks is chosen so that a model of a few layers learns it: labels are balanced, no answer needs more than the image shows,
+and a caption tells an image's objects in an order that can be seen. The harder sentences are in `annotations.jsonl`.
 Sources of the layouts: X-VLM specification 5.5; visualqa.org (VQA v2 files); REFER (lichengunc/refer).
 """
 
@@ -28,11 +28,11 @@ from vlp_data.shapes.questions import PATTERNS
 from vlp_data.shapes.scene import TASK, Layout
 
 SENTENCES = 4
-"""NLVR2-style sentences per scene; each is said of two pairs of pictures, true of one of them."""
+"""NLVR2-style sentences per scene; each is said of two pairs of images, true of one of them."""
 PAIRS_TRIED = 40
 """Pairs looked at for a sentence that needs one true and one false pair."""
 DISTRACTORS = 3
-"""Detections of a picture that fit no object."""
+"""Detections of an image that fit no object."""
 DETECTIONS, STATEMENTS = range(2)
 """Streams of random numbers of one scene."""
 
@@ -147,14 +147,14 @@ def _vqa_annotations(records: Sequence[Record], split: str) -> Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """A sentence about a left and a right picture and what makes it true."""
+    """A sentence about a left and a right image and what makes it true."""
 
     text: str
     holds: Callable[[Layout, Layout], bool]
 
 
 def statement(layout: Layout, dice: Dice) -> Statement:
-    """A sentence about two pictures whose words come from one of them. Most ask for one property, whichever picture has it."""
+    """A sentence about two images whose words come from one of them. Most ask for one property, whichever image has it."""
     thing = dice.choice(layout.things)
     wanted = dice.weighted(
         ((look(thing, "color"), 3), (look(thing, "kind"), 1), (look(thing, "color", "kind"), 1))

@@ -22,7 +22,7 @@ from vlp_data.shapes.tasks import write_tasks
 
 FORMAT = "vlp-shapes"
 VERSION = 4
-"""Version of scenes, sentences and files together; folders of older versions are written anew. 4: concepts of pictures."""
+"""Version of scenes, sentences and files together; folders of older versions are written anew. 4: concepts of images."""
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
@@ -62,7 +62,7 @@ def write(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
-    """Draw the scenes and write pictures and annotations into a new folder.
+    """Draw the scenes and write images and annotations into a new folder.
 
     Everything is written beside `folder` under a temporary name, which is renamed at the end, so that
     `folder` is complete or absent. The result does not depend on `workers`.
@@ -70,8 +70,8 @@ def write(
     Args:
         folder: must not exist, or be empty.
         images: scenes of all splits together.
-        seed: the world; scene k of a world is always the same picture with the same texts.
-        size: side of the pictures in pixels, 32 to 2048.
+        seed: the world; scene k of a world is always the same image with the same texts.
+        size: side of the images in pixels, 32 to 2048.
         val, test: scenes of these splits (default: a tenth of all each); the rest is train.
         difficulty: as for `scene.draw`.
         workers: processes that draw.
@@ -252,7 +252,7 @@ def _write(path: Path, parameters: dict[str, Any], workers: int, progress: Progr
 
 
 def _fill(part: Path, parameters: dict[str, Any], workers: int, progress: Progress | None) -> str:
-    """Write pictures and annotations; returns a hash of pixels and records that no PNG encoder changes."""
+    """Write images and annotations; returns a hash of pixels and records that no PNG encoder changes."""
     seed, sizes = parameters["seed"], parameters["splits"]
     total = sum(sizes.values())
     ranges = split_ranges(total, val=sizes["val"], test=sizes["test"])

@@ -17,7 +17,7 @@ from vlp_data.sources.rows import Rows, field, read_json
 
 @dataclass(frozen=True)
 class CocoSource:
-    """Rows of a COCO or Karpathy file, one per picture that has something to say."""
+    """Rows of a COCO or Karpathy file, one per image that has something to say."""
 
     options: CocoCaptions | CocoInstances | Karpathy
     rows: Rows
@@ -69,7 +69,7 @@ class CocoSource:
 
 
 def _images(content: dict[str, Any], path: str) -> dict[Any, dict[str, Any]]:
-    """Rows to be by picture id."""
+    """Rows to be by image id."""
     licences = {licence["id"]: licence.get("name") for licence in content.get("licenses", ())}
     name = posixpath.splitext(posixpath.basename(path))[0]
     images = {}
@@ -92,7 +92,7 @@ def _images(content: dict[str, Any], path: str) -> dict[Any, dict[str, Any]]:
 
 
 def _add_captions(images: dict[Any, dict[str, Any]], path: str, content: dict[str, Any]) -> int:
-    """Append captions to their pictures; returns how many belong to none."""
+    """Append captions to their images; returns how many belong to none."""
     homeless = 0
     for number, annotation in enumerate(field(content, "annotations", list, path)):
         where = f"{path}: annotations.{number}"
@@ -106,15 +106,15 @@ def _add_captions(images: dict[Any, dict[str, Any]], path: str, content: dict[st
 
 
 def open_captions(options: CocoCaptions) -> CocoSource:
-    """Read captions_*.json. Pictures without a caption are left out. Raises FileNotFoundError, DataError."""
+    """Read captions_*.json. Images without a caption are left out. Raises FileNotFoundError, DataError."""
     content = read_json(options.annotations, dict)
     images = _images(content, options.annotations)
-    notes = {"captions of unknown pictures": _add_captions(images, options.annotations, content)}
+    notes = {"captions of unknown images": _add_captions(images, options.annotations, content)}
     return _source(options, images, "captions", notes)
 
 
 def open_instances(options: CocoInstances) -> CocoSource:
-    """Read instances_*.json, perhaps with captions. Boxes with no area and, unless asked for, crowds are left out, and pictures without
+    """Read instances_*.json, perhaps with captions. Boxes with no area and, unless asked for, crowds are left out, and images without
     a box. Raises FileNotFoundError, DataError."""
     path = options.annotations
     content = read_json(path, dict)
@@ -133,7 +133,7 @@ def open_instances(options: CocoInstances) -> CocoSource:
         if category not in names:
             raise DataError(f"{where}: category {category} is not in `categories`")
         if image is None:
-            notes["boxes of unknown pictures"] += 1
+            notes["boxes of unknown images"] += 1
         elif annotation.get("iscrowd") and not options.crowd:
             notes["crowds"] += 1
         elif box[2] <= 0 or box[3] <= 0:
@@ -154,7 +154,7 @@ def open_instances(options: CocoInstances) -> CocoSource:
                 }
             )
     if options.captions:
-        notes["captions of unknown pictures"] = _add_captions(
+        notes["captions of unknown images"] = _add_captions(
             images, options.captions, read_json(options.captions, dict)
         )
     return _source(options, images, "regions", notes)
@@ -174,7 +174,7 @@ def _clip_rounding(box: list[float], size: list[int]) -> list[float]:
 
 
 def open_karpathy(options: Karpathy) -> CocoSource:
-    """Read dataset_*.json; all pictures of the split. Raises FileNotFoundError, DataError."""
+    """Read dataset_*.json; all images of the split. Raises FileNotFoundError, DataError."""
     path = options.annotations
     content = read_json(path, dict)
     splits = {"train", "restval"} if options.split == "train" and options.restval else {options.split}
@@ -184,7 +184,7 @@ def open_karpathy(options: Karpathy) -> CocoSource:
     for number, image in enumerate(field(content, "images", list, path)):
         where = f"{path}: images.{number}"
         if field(image, "split", str, where) not in splits:
-            notes[f"pictures of split {image['split']}"] += 1
+            notes[f"images of split {image['split']}"] += 1
             continue
         identifier = next((image[k] for k in ("cocoid", "imgid", "filename") if k in image), number)
         sentences = field(image, "sentences", list, where)
@@ -206,9 +206,9 @@ def _source(
     notes: dict[str, int],
 ) -> CocoSource:
     rows = [row for row in images.values() if row[needed]]
-    notes[f"pictures without {needed}"] = len(images) - len(rows)
+    notes[f"images without {needed}"] = len(images) - len(rows)
     if not rows:
-        raise DataError(f"{options.annotations}: no picture with {needed} ({_listed(notes)})")
+        raise DataError(f"{options.annotations}: no image with {needed} ({_listed(notes)})")
     return CocoSource(options, Rows(rows), {reason: count for reason, count in notes.items() if count})
 
 

@@ -1,4 +1,4 @@
-"""X-VLM line files: one JSON object per line, pictures inside as base64 or beside as files.
+"""X-VLM line files: one JSON object per line, images inside as base64 or beside as files.
 
 Random access through byte offsets of the lines: one scan per file (kept in `index`, if given), then a seek per sample; or, with the
 order "files", one pass over every file (`vlp_data.order` says which rank reads what).
@@ -326,7 +326,7 @@ def _texts(value: Any, role: Any, key: str, name: str) -> tuple[Text, ...]:
 
 
 def _concepts(entry: dict[str, Any], key: str) -> tuple[Text, ...]:
-    """Words for the picture in `kwords`, as ViCHA's lists have them; X-VLM's own lines have none."""
+    """Words for the image in `kwords`, as ViCHA's lists have them; X-VLM's own lines have none."""
     try:
         return concepts(entry, "kwords", key)
     except DataError as error:
@@ -349,7 +349,7 @@ def _image(entry: dict[str, Any], key: str, options: ImageTextLines | RegionLine
     names = (options.image_key,) if options.image_key else ("binary", "image_rpath")
     name = next((n for n in names if n in entry), None)
     if name is None:
-        raise BadSample("broken line", key, f"no picture: none of the fields {', '.join(names)}")
+        raise BadSample("broken line", key, f"no image: none of the fields {', '.join(names)}")
     value = entry[name]
     if not isinstance(value, str) or not value:
         raise BadSample("broken line", key, f"`{name}` must be a string that is not empty")

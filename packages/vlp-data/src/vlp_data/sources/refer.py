@@ -68,7 +68,7 @@ def write_refs_json(refs: str, out: str) -> int:
 
 @dataclass(frozen=True)
 class ReferSource:
-    """Rows of expressions, each with its box first and the detections of its picture after it."""
+    """Rows of expressions, each with its box first and the detections of its image after it."""
 
     options: Refer
     rows: Rows
@@ -133,7 +133,7 @@ def open_refer(options: Refer) -> ReferSource:
                 name = str(found["image_id"])
                 if name not in detections:
                     raise DataError(
-                        f"{options.detections}: no detections of picture {name}, which {where} needs"
+                        f"{options.detections}: no detections of image {name}, which {where} needs"
                     )
                 boxes = [_box(box, f"{options.detections}: {name}") for box in detections[name]]
                 found["detections"] = [box for box in boxes if _has_area(box)]
@@ -167,7 +167,7 @@ class _References:
         ref = self.refs[number]
         if ref["ann_id"] not in self.annotations or ref["image_id"] not in self.images:
             raise DataError(
-                f"{self.options.refs}: annotation {ref['ann_id']} of picture {ref['image_id']} (ref_id {number}) is not in {self.options.instances}"
+                f"{self.options.refs}: annotation {ref['ann_id']} of image {ref['image_id']} (ref_id {number}) is not in {self.options.instances}"
             )
         annotation, image = self.annotations[ref["ann_id"]], self.images[ref["image_id"]]
         return {

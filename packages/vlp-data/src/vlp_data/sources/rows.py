@@ -62,7 +62,7 @@ def field(row: dict[str, Any], name: str, kind: type | tuple[type, ...], where: 
 
 
 def concepts(row: dict[str, Any], name: str, where: str, *, image: int = 0) -> tuple[Text, ...]:
-    """The concepts of a picture in `row[name]`; none if there is no such field. Raises DataError naming the row and the field."""
+    """The concepts of an image in `row[name]`; none if there is no such field. Raises DataError naming the row and the field."""
     words = row.get(name, [])
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise DataError(f"{where}: `{name}` must be a list of strings, found {words!r}"[:300])

@@ -77,8 +77,8 @@ def open_task_json(options: TaskJson) -> TaskJsonSource:
 
 
 def _grouped(rows: Rows, path: str) -> list[dict[str, Any]]:
-    """One entry per picture, in the order of their first captions. Raises DataError for entries that are no captions."""
-    pictures: dict[str, dict[str, Any]] = {}
+    """One entry per image, in the order of their first captions. Raises DataError for entries that are no captions."""
+    images: dict[str, dict[str, Any]] = {}
     for number in range(len(rows)):
         where, entry = f"{path}: entry {number}", rows[number]
         if kind_of(entry, where) != "caption":
@@ -86,9 +86,9 @@ def _grouped(rows: Rows, path: str) -> list[dict[str, Any]]:
                 f"{where}: group_captions joins captions only, this entry is of kind {kind_of(entry, where)}"
             )
         caption = field(entry, "caption", (str, list), where)
-        kept = pictures.setdefault(field(entry, "image", str, where), {**entry, "caption": []})
+        kept = images.setdefault(field(entry, "image", str, where), {**entry, "caption": []})
         kept["caption"] += [caption] if isinstance(caption, str) else caption
-    return list(pictures.values())
+    return list(images.values())
 
 
 def _objects(entries: list[Any], path: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from vlp_data.sources.rows import Rows, field, read_json
 
 @dataclass(frozen=True)
 class VisualGenomeSource:
-    """Rows of one annotation file, one per picture that has a usable box."""
+    """Rows of one annotation file, one per image that has a usable box."""
 
     options: VisualGenome
     rows: Rows
@@ -65,7 +65,7 @@ class VisualGenomeSource:
 
 
 def open_visual_genome(options: VisualGenome) -> VisualGenomeSource:
-    """Read an annotation file. Boxes are cut to the picture; those with nothing left in it, or without a name, are left out, and pictures
+    """Read an annotation file. Boxes are cut to the image; those with nothing left in it, or without a name, are left out, and images
     without a box. Raises FileNotFoundError, DataError."""
     path = options.annotations
     known = {
@@ -78,7 +78,7 @@ def open_visual_genome(options: VisualGenome) -> VisualGenomeSource:
         where = f"{path}: entry {number}"
         identifier = entry.get("image_id", entry.get("id"))
         if identifier not in known:
-            raise DataError(f"{where}: picture {identifier!r} is not in {options.image_data}")
+            raise DataError(f"{where}: image {identifier!r} is not in {options.image_data}")
         image = known[identifier]
         size = (
             field(image, "width", int, options.image_data),
@@ -90,7 +90,7 @@ def open_visual_genome(options: VisualGenome) -> VisualGenomeSource:
             if (region := _region(part, size, where, notes)) is not None
         ]
         if not regions:
-            notes["pictures without a box"] += 1
+            notes["images without a box"] += 1
             continue
         folder = posixpath.basename(posixpath.dirname(urlsplit(image.get("url", "")).path))
         rows.append(
@@ -104,7 +104,7 @@ def open_visual_genome(options: VisualGenome) -> VisualGenomeSource:
             }
         )
     if not rows:
-        raise DataError(f"{path}: no picture with a usable box ({dict(notes) or 'the file lists none'})")
+        raise DataError(f"{path}: no image with a usable box ({dict(notes) or 'the file lists none'})")
     return VisualGenomeSource(
         options, Rows(rows), {reason: count for reason, count in notes.items() if count}
     )
@@ -122,7 +122,7 @@ def _parts(entry: dict[str, Any], where: str) -> list[dict[str, Any]]:
 def _region(
     part: dict[str, Any], size: tuple[int, int], where: str, notes: Counter[str]
 ) -> tuple[list[int], list[str], list[str], int | None] | None:
-    """(xyxy box cut to the picture, names, attributes, id)."""
+    """(xyxy box cut to the image, names, attributes, id)."""
     names = [part["phrase"]] if "phrase" in part else field(part, "names", list, where)
     names = [name.strip() for name in names if name.strip()]
     x, y = (field(part, name, (int, float), where) for name in ("x", "y"))
@@ -135,9 +135,9 @@ def _region(
     if not names:
         notes["boxes without a name"] += 1
     elif cut[0] >= cut[2] or cut[1] >= cut[3]:
-        notes["boxes with nothing in the picture"] += 1
+        notes["boxes with nothing in the image"] += 1
     else:
-        notes["boxes cut to the picture"] += cut != box
+        notes["boxes cut to the image"] += cut != box
         attributes = [text.strip() for text in part.get("attributes", ()) if text.strip()]
         return cut, names, attributes, part.get("object_id", part.get("region_id"))
     return None

@@ -1,6 +1,6 @@
 """Referring expressions: overlap of boxes, and accuracy per split.
 
-Boxes are (x, y, w, h) in pixels of the original picture, as COCO and RefCOCO+ have them. A prediction is right if its overlap with
+Boxes are (x, y, w, h) in pixels of the original image, as COCO and RefCOCO+ have them. A prediction is right if its overlap with
 the annotated box is at least one half. Source: REFER and X-VLM (`dataset/utils.py`: `computeIoU`, `grounding_eval`,
 `grounding_eval_bbox`).
 
@@ -42,7 +42,7 @@ def iou(first_B4: ArrayLike, second_B4: ArrayLike, *, rule: Rule = "continuous")
 
 
 def pixel_boxes(boxes_B4: ArrayLike, sizes_B2: ArrayLike) -> NDArray[np.float64]:
-    """Predictions (cx, cy, w, h) as fractions of the picture to (x, y, w, h) in pixels of pictures of (width, height): [B,4]."""
+    """Predictions (cx, cy, w, h) as fractions of the image to (x, y, w, h) in pixels of images of (width, height): [B,4]."""
     boxes, sizes = np.asarray(boxes_B4, dtype=np.float64), np.asarray(sizes_B2, dtype=np.float64)
     scaled = boxes * np.concatenate([sizes, sizes], axis=1)
     scaled[:, :2] -= scaled[:, 2:] / 2

@@ -176,7 +176,7 @@ def chance(
 ) -> dict[str, float]:
     """Expected recall of random scores in percent: tr_r1, ..., ir_r1, ...
 
-    TR: mean over pictures of 1 - C(M - c, K) / C(M, K) for a picture with c texts; IR: K / N.
+    TR: mean over images of 1 - C(M - c, K) / C(M, K) for an image with c texts; IR: K / N.
     """
     texts = len(torch.as_tensor(image_of_text_M))
     own = torch.bincount(_images(image_of_text_M, images=images, texts=texts)).tolist()

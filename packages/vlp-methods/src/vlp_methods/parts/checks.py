@@ -60,7 +60,7 @@ def holds(teacher: QueueTeacher, batch: int) -> None:
 
 
 def looks_at(model: Encoders, heat: HeatTest) -> None:
-    """The layer of the heat maps must be one that attends to the picture."""
+    """The layer of the heat maps must be one that attends to the image."""
     if heat.mode == "itc":
         if model.vision.kind != "vit":
             raise ValueError(

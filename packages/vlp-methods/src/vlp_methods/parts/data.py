@@ -95,16 +95,16 @@ def examples_of(
 
 
 def concepts_of(batch: Any) -> Concepts | None:
-    """The concepts of a batch's pictures, or None where the data is read without."""
+    """The concepts of a batch's images, or None where the data is read without."""
     return None if batch.concepts is None else Concepts(*batch.concepts)
 
 
 def rank_texts(regions: RegionStream, key: str) -> int:
     """Pairs of one rank's region batch. `key` names the section. Raises ValueError when the ranks cannot share the batch."""
     world = distributed.world_size()
-    if regions.texts % world or regions.pictures % world:
+    if regions.texts % world or regions.images % world:
         raise ValueError(
-            f"{key}.texts={regions.texts} and {key}.pictures={regions.pictures} must be multiples of the {world} ranks"
+            f"{key}.texts={regions.texts} and {key}.images={regions.images} must be multiples of the {world} ranks"
         )
     return regions.texts // world
 

@@ -176,12 +176,12 @@ def answers(
 
 
 def sentence_labels(recipe: Training, data: Data, tokenizer: Tokenizer, options: LabelTest) -> Measure:
-    """Sentences about two pictures."""
+    """Sentences about two images."""
     return _rows(evaluate_nlvr, recipe, data, tokenizer, options, reading=_reading(data))
 
 
 def entailment(recipe: Training, data: Data, tokenizer: Tokenizer, options: LabelTest) -> Measure:
-    """Hypotheses about a picture."""
+    """Hypotheses about an image."""
     return _rows(evaluate_entailment, recipe, data, tokenizer, options, reading=_reading(data))
 
 
@@ -197,7 +197,7 @@ def boxes(recipe: Training, data: Data, tokenizer: Tokenizer, options: BoxTest) 
 
 
 def heat(recipe: Training, data: Data, tokenizer: Tokenizer, options: HeatTest) -> Measure:
-    """Referring expressions located among detections by heat maps; the picture shows the heat of every word."""
+    """Referring expressions located among detections by heat maps; the image shows the heat of every word."""
     encoded = {"mode": options.mode, "layer": options.layer, "reading": _reading(data)}
     concepts = _concepts(data, alike=True)
 
@@ -258,7 +258,7 @@ def _rows(
     concepts: ConceptOptions | None = None,
     **arguments: Any,
 ) -> Measure:
-    """A benchmark of rows; writes its report, the predictions and a picture of some rows (`draw`, else the common one).
+    """A benchmark of rows; writes its report, the predictions and an image of some rows (`draw`, else the common one).
 
     `concepts`: how they are read; None as training does.
     """
@@ -282,16 +282,16 @@ def _rows(
             log.info("predictions: %s", predictions.write(scores, folder))
             if common.figures:
                 if draw is None:
-                    picture = figures.samples_figure(scores, opened, queries=common.figures)
+                    image = figures.samples_figure(scores, opened, queries=common.figures)
                 else:
-                    picture = draw(model, scores, opened)
-                _save(picture, scores, folder)
+                    image = draw(model, scores, opened)
+                _save(image, scores, folder)
         return dict(scores.metrics)
 
     return measure
 
 
-def _save(picture: Image, scores: Scores, folder: Path) -> None:
+def _save(image: Image, scores: Scores, folder: Path) -> None:
     file = folder / f"{scores.benchmark}.png"
-    picture.save(file)
+    image.save(file)
     log.info("a few of them: %s", file)

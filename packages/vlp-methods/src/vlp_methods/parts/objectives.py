@@ -16,11 +16,11 @@ from vlp_methods.parts.momentum import Momentum
 
 
 class AssignmentTask(nn.Module):
-    """The objective of the domain stage of NLVR2: cross entropy over three classes, text fits the first picture, the second, none."""
+    """The objective of the domain stage of NLVR2: cross entropy over three classes, text fits the first image, the second, none."""
 
     def __init__(self, model: NlvrModel) -> None:
         super().__init__()
-        # It finds similar pictures and is not trained (no gradient reaches it in the reference either).
+        # It finds similar images and is not trained (no gradient reaches it in the reference either).
         model.vision_proj.requires_grad_(False)
         self.model = model
 
@@ -36,16 +36,16 @@ class AssignmentTask(nn.Module):
 class NlvrTask(nn.Module):
     """The objective of fine-tuning on NLVR2: cross entropy over two classes, 1 = true, and with the teacher's where there is one.
 
-    `shared_pictures`: the teacher judges what the model itself sees of the pictures, as in the released code of ALBEF and ViCHA.
+    `shared_images`: the teacher judges what the model itself sees of the images, as in the released code of ALBEF and ViCHA.
     """
 
     def __init__(
-        self, model: NlvrModel, momentum: Momentum | None = None, *, shared_pictures: bool = False
+        self, model: NlvrModel, momentum: Momentum | None = None, *, shared_images: bool = False
     ) -> None:
         super().__init__()
         self.model = model
         self.momentum = momentum
-        self.shared_pictures = shared_pictures
+        self.shared_images = shared_images
 
     def before_forward(self, step: int) -> None:
         if self.momentum is not None:
@@ -61,7 +61,7 @@ class NlvrTask(nn.Module):
         if self.momentum is not None:
             with torch.no_grad():
                 teacher, alpha = self.momentum.teacher, self.momentum.alpha
-                if not self.shared_pictures:
+                if not self.shared_images:
                     pool, visible = teacher.encode(batch.image, concepts)
                 taught = teacher.classify(pool, *texts, visible)
         return {"labels": distilled_cross_entropy(logits, batch.labels, taught, alpha=alpha).mean()}
@@ -101,7 +101,7 @@ class VqaTask(nn.Module):
 
 
 def _both_sides(batch: NlvrBatch) -> Sequence[Concepts] | None:
-    """Concepts of the first and of the second pictures, each padded by themselves."""
+    """Concepts of the first and of the second images, each padded by themselves."""
     first = concepts_of(batch)
     if first is None or batch.second_concepts is None:
         return None

@@ -117,7 +117,7 @@ class TextEncoder:
 
 @dataclass(frozen=True, kw_only=True)
 class Concepts:
-    """Words of a picture as tokens beside its patches (ViCHA specification 2.3); `data.concepts` says how they are read."""
+    """Words of an image as tokens beside its patches (ViCHA specification 2.3); `data.concepts` says how they are read."""
 
     layers: int = 2
     """Layers of their BERT, which is otherwise like the text encoder's first layers; 0 has the embedding alone."""
@@ -140,7 +140,7 @@ class Encoders:
     text: TextEncoder = field(default_factory=TextEncoder)
     """Text and fusion encoder."""
     concepts: Concepts | None = None
-    """Visual concepts beside the picture; null: none."""
+    """Visual concepts beside the image; null: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ class TaskModel(Encoders):
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastModel(TaskModel):
-    """As `TaskModel`, for tasks that keep the space shared by pictures and texts."""
+    """As `TaskModel`, for tasks that keep the space shared by images and texts."""
 
     embed_width: int = 256
     """Width of the shared space, that of pre-training."""
@@ -188,14 +188,14 @@ class ContrastModel(TaskModel):
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesWorld:
-    """Pictures drawn from a seed (`vlp_data.shapes`), made on first use."""
+    """Images drawn from a seed (`vlp_data.shapes`), made on first use."""
 
     images: int = 2000
     """Scenes of all splits together."""
     seed: int = 0
     """The world."""
     size: int = 96
-    """Side of the pictures in pixels."""
+    """Side of the images in pixels."""
     val: int | None = None
     """Scenes kept for validation; null: a tenth."""
     test: int | None = None
@@ -222,12 +222,12 @@ class TokenizerFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageStream:
-    """Pictures with captions; one update of every step."""
+    """Images with captions; one update of every step."""
 
     source: ImageTextSource
     """Where they come from."""
     batch: int = 1024
-    """Pictures per update, over all ranks."""
+    """Images per update, over all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,10 +238,10 @@ class RegionStream:
     """Where they come from."""
     texts: int = 1024
     """(region, text) pairs per update, over all ranks; always exactly this many."""
-    pictures: int = 384
-    """Pictures that these pairs are drawn from, over all ranks."""
+    images: int = 384
+    """Images that these pairs are drawn from, over all ranks."""
     options: RegionOptions = field(default_factory=RegionOptions)
-    """How regions are drawn from a picture."""
+    """How regions are drawn from an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +259,7 @@ class Data:
     text: TextOptions = field(default_factory=TextOptions)
     """From text to ids."""
     concepts: ConceptOptions | None = None
-    """How the concepts of the pictures are read, for a model with `model.concepts`; null: not at all."""
+    """How the concepts of the images are read, for a model with `model.concepts`; null: not at all."""
     max_bad_fraction: float = 0.01
     """Stop when a larger share of the samples cannot be used."""
 
@@ -274,11 +274,11 @@ class RetrievalTest:
     rerank: int = 128
     """Candidates of each query that the fusion encoder scores; 0 ranks by similarity alone."""
     image_batch: int = 64
-    """Pictures encoded together."""
+    """Images encoded together."""
     pair_batch: int = 256
     """Pairs the fusion encoder scores together."""
     figures: int = 4
-    """Queries of each direction in the picture retrieval.png; 0 draws none."""
+    """Queries of each direction in the image retrieval.png; 0 draws none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +288,7 @@ class RowTest:
     image_batch: int = 32
     """Rows taken together."""
     figures: int = 4
-    """Rows in the picture of the benchmark; 0 draws none."""
+    """Rows in the image of the benchmark; 0 draws none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,7 +337,7 @@ class HeatTest(RowTest):
     """How heat maps choose among detections."""
 
     mode: Literal["itm", "itc"] = "itm"
-    """Heat of the match logit, by attention of the text to the picture, or of the similarity of both, by attention in a ViT."""
+    """Heat of the match logit, by attention of the text to the image, or of the similarity of both, by attention in a ViT."""
     layer: int = 9
     """Layer, counted from 0, whose attention is looked at (`block_num`): of the text encoder, or with itc of the ViT."""
 
@@ -352,7 +352,7 @@ class CaptionTest(RowTest):
     """How captions are written and measured."""
 
     beams: int = 3
-    """Open captions per picture."""
+    """Open captions per image."""
     max_tokens: int = 20
     """Longest caption, prompt included."""
     min_tokens: int = 5

@@ -13,7 +13,7 @@ class RetrievalData(Data):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
     train: ImageStream
-    """Pictures with captions."""
+    """Images with captions."""
     val: ImageTextSource | None = None
     """Retrieval among these is measured at the times of `evaluate`; null: never."""
     test: ImageTextSource | None = None
@@ -22,7 +22,7 @@ class RetrievalData(Data):
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionStream:
-    """Pictures with questions and answers."""
+    """Images with questions and answers."""
 
     source: TaskJson
     """Where they come from."""
@@ -50,12 +50,12 @@ class CaptionedData(Data):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
     train: ImageStream
-    """Pictures with captions."""
+    """Images with captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceStream:
-    """Sentences about pictures."""
+    """Sentences about images."""
 
     source: TaskJson
     """Where they come from."""
@@ -77,7 +77,7 @@ class SentenceData(Data):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpressionStream:
-    """Pictures with referring expressions, without boxes."""
+    """Images with referring expressions, without boxes."""
 
     source: ExpressionSource
     """Where they come from."""
@@ -90,7 +90,7 @@ class ExpressionData(Data):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
     train: ExpressionStream
-    """Pictures with expressions."""
+    """Images with expressions."""
     val: Refer | None = None
     """Expressions with boxes and detections, located at the times of `evaluate`; null: never."""
     test: Refer | None = None

@@ -1,4 +1,4 @@
-"""ViCHA on SNLI-VE: does a hypothesis follow from a picture?
+"""ViCHA on SNLI-VE: does a hypothesis follow from an image?
 
 Source: ALBEF, arXiv 2107.07651 section 4, whose way ViCHA follows; `VE.py` and `configs/VE.yaml` of the official code.
 """

@@ -1,4 +1,4 @@
-"""ViCHA on NLVR2: is a sentence true of two pictures? Text assignment on pictures with captions first, then NLVR2 itself.
+"""ViCHA on NLVR2: is a sentence true of two images? Text assignment on images with captions first, then NLVR2 itself.
 
 Source: ALBEF, arXiv 2107.07651 appendix A, whose way ViCHA follows; `Pretrain_nlvr.py`, `NLVR.py` and their configs in the official code.
 """
@@ -40,7 +40,7 @@ def build(recipe: Nlvr) -> Job:
         recipe,
         data,
         started,
-        NlvrTask(started.model, momentum, shared_pictures=as_released),
+        NlvrTask(started.model, momentum, shared_images=as_released),
         train_stream(recipe, data, examples, data.train.batch),
         optimizer(recipe, started.model),
         measure=evaluation.sentence_labels(recipe, data, tokenizer, recipe.labels),

@@ -1,4 +1,4 @@
-"""ViCHA pre-training: ITC with momentum teacher and queue, its hierarchy, ITM, MLM and MIM on pictures with captions and concepts.
+"""ViCHA pre-training: ITC with momentum teacher and queue, its hierarchy, ITM, MLM and MIM on images with captions and concepts.
 
 Source: arXiv 2208.13628 section 3; `Pretrain.py` and `configs/Pretrain.yaml` of the official code.
 """
@@ -28,7 +28,7 @@ from vlp_methods.vicha.schema.pretrain import Hierarchy, MaskedImage, Model, Pre
 
 
 class PretrainTask(nn.Module):
-    """The objective: named losses of a batch of pictures with a text each, beside a teacher and a queue that live here."""
+    """The objective: named losses of a batch of images with a text each, beside a teacher and a queue that live here."""
 
     def __init__(
         self,

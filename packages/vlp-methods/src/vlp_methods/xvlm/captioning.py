@@ -1,6 +1,6 @@
 """X-VLM captions: the whole text encoder as causal language model, in three stages.
 
-Domain pre-training on pictures with captions; fine-tuning on COCO with label smoothing, after the prompt "a picture of"; self-critical training,
+Domain pre-training on images with captions; fine-tuning on COCO with label smoothing, after the prompt "a picture of"; self-critical training,
 which rewards drawn captions by CIDEr-D.
 
 Source: arXiv 2111.08276 section 4.2, arXiv 1612.00563; `Captioning_pretrain.py`, `Captioning.py`, `Captioning_scst.py` and their configs
@@ -59,7 +59,7 @@ class CiderReward:
         )
 
     def __call__(self, captions: list[str], references: list[tuple[str, ...]]) -> Tensor:
-        """One number per caption; `references[r]` are those of its picture, as the source has them."""
+        """One number per caption; `references[r]` are those of its image, as the source has them."""
         cleaned = [[self.clean(text) for text in own] for own in references]
         return torch.tensor(rewards(captions, cleaned, self.frequency))
 

@@ -1,4 +1,4 @@
-"""X-VLM pre-training: ITC, ITM and MLM on pictures with captions and on regions with phrases, box regression on regions.
+"""X-VLM pre-training: ITC, ITM and MLM on images with captions and on regions with phrases, box regression on regions.
 
 Source: arXiv 2111.08276 section 3; `Pretrain.py` and `configs/Pretrain_XVLM_base_4m.yaml` of the official code.
 """
@@ -27,9 +27,9 @@ from vlp_methods.xvlm.schema.pretrain import Data, Pretrain
 
 
 class PretrainTask(nn.Module):
-    """The objective: named losses of a batch of pictures or of regions, all with weight 1.
+    """The objective: named losses of a batch of images or of regions, all with weight 1.
 
-    The box head has no part in a batch of pictures: `unused_boxes` tells the optimizer to pass over it.
+    The box head has no part in a batch of images: `unused_boxes` tells the optimizer to pass over it.
     """
 
     def __init__(self, model: Xvlm, *, gather_gradient: distributed.GatherGradient = "local") -> None:
@@ -94,7 +94,7 @@ def build(recipe: Pretrain) -> Job:
 
 
 def mixing(data: Data) -> Mixing:
-    """Regions in a share of the steps, then always pictures (`iter_perc`, specification 4.2)."""
+    """Regions in a share of the steps, then always images (`iter_perc`, specification 4.2)."""
     regions = () if data.regions is None else (("regions", data.regions.share),)
     return Mixing((*regions, ("images", 1.0)))
 
@@ -121,5 +121,5 @@ def open_streams(
             regions=regions.options,
             **common,
         )
-        streams["regions"] = make("regions", examples, global_batch=regions.pictures)
+        streams["regions"] = make("regions", examples, global_batch=regions.images)
     return streams

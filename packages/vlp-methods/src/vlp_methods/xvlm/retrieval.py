@@ -1,4 +1,4 @@
-"""X-VLM retrieval fine-tuning: ITC and ITM, where captions of one picture are positives of each other.
+"""X-VLM retrieval fine-tuning: ITC and ITM, where captions of one image are positives of each other.
 
 Source: arXiv 2111.08276 section 4.2; `Retrieval.py` and `configs/Retrieval_*.yaml` of the official code.
 """
@@ -19,7 +19,7 @@ from vlp_methods.xvlm.schema.retrieval import Retrieval
 
 
 class RetrievalTask(nn.Module):
-    """The objective, also of weakly supervised grounding: `itc` and `itm` of pictures with a text each, both with weight 1."""
+    """The objective, also of weakly supervised grounding: `itc` and `itm` of images with a text each, both with weight 1."""
 
     def __init__(self, model: Xvlm, *, gather_gradient: distributed.GatherGradient = "local") -> None:
         super().__init__()

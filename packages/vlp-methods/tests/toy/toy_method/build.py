@@ -112,7 +112,7 @@ class Task(nn.Module):
 
 def build(recipe: Fit) -> Job:
     if recipe.faults.missing_file:
-        raise FileNotFoundError("pictures.json not found; make it with `toy pictures`")
+        raise FileNotFoundError("images.json not found; make it with `toy images`")
     if recipe.faults.crash:
         raise RuntimeError("a bug")
     task = Task(recipe)

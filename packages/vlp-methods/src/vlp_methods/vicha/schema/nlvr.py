@@ -11,7 +11,7 @@ from vlp_methods.vicha.schema import rates
 
 @dataclass(frozen=True, kw_only=True)
 class NlvrDomain(Training):
-    """Text assignment: which of two pictures does a caption describe, or neither."""
+    """Text assignment: which of two images does a caption describe, or neither."""
 
     model: options.ContrastModel
     """The model."""
@@ -29,7 +29,7 @@ class NlvrTeacher(Teacher):
     """Momentum teacher of NLVR2."""
 
     kind: Literal["loaded", "as_released"] = "loaded"
-    """"as_released": the teacher starts from random values and judges what the model itself sees of the pictures, as in the official code;
+    """"as_released": the teacher starts from random values and judges what the model itself sees of the images, as in the official code;
     "loaded": it starts as the model does and looks for itself."""
 
 

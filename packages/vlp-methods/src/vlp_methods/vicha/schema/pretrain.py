@@ -22,7 +22,7 @@ class Hierarchy:
     weight: float = 0.1
     """Of their sum (`ita_hidden_weight`)."""
     targets: Literal["own", "as_released"] = "own"
-    """Which of the texts of all ranks belongs to a picture. "as_released": on ranks above 0 one of rank 0, as in the official code."""
+    """Which of the texts of all ranks belongs to an image. "as_released": on ranks above 0 one of rank 0, as in the official code."""
 
     def __post_init__(self) -> None:
         if self.levels < 1:
@@ -35,7 +35,7 @@ class Hierarchy:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedImage:
-    """Patches of the same pictures are removed, and the image encoder has to predict them (ViCHA specification 2.6, 3.5)."""
+    """Patches of the same images are removed, and the image encoder has to predict them (ViCHA specification 2.6, 3.5)."""
 
     by: Literal["decoder", "fusion", "both"] = "decoder"
     """What predicts from the patches that are left: a small ViT (`unimodal_mae`), the fusion layers with the text, or each (`uni_cross_modal_mae`)."""
@@ -66,7 +66,7 @@ class Model(options.Encoders):
     masked_image: MaskedImage | None = None
     """Masked image modelling; null: none."""
     embed_width: int = 256
-    """Width of the shared space of pictures and texts."""
+    """Width of the shared space of images and texts."""
     temperature: float = 0.07
     """Initial temperature of the contrastive losses; trained, kept in 0.001..0.5."""
     weights: options.Weights = field(default_factory=options.Weights)
@@ -78,9 +78,9 @@ class Data(options.Data):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
     train: options.ImageStream
-    """Pictures with captions."""
+    """Images with captions."""
     test: ImageTextSource | None = None
-    """Pictures and captions for the retrieval test; null: no test."""
+    """Images and captions for the retrieval test; null: no test."""
     masking: IndependentMasking | MaskingOptions = field(default_factory=IndependentMasking)
     """What is masked."""
 

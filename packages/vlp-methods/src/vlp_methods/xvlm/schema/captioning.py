@@ -31,9 +31,9 @@ class PromptedData(options.Data):
     prompt: str = "a picture of "
     """Words that every caption begins with, with the blank after them; they are given, not learnt."""
     val: TaskJson | Karpathy | None = None
-    """Pictures with captions, described at the times of `evaluate`; null: never."""
+    """Images with captions, described at the times of `evaluate`; null: never."""
     test: TaskJson | Karpathy | None = None
-    """Pictures with captions, described once, by the selected model; null: none."""
+    """Images with captions, described once, by the selected model; null: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Data(PromptedData):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
     train: options.ImageStream
-    """Pictures with captions."""
+    """Images with captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,9 @@ class Reward:
     """How captions are drawn and rewarded."""
 
     samples: int = 5
-    """Captions drawn per picture."""
+    """Captions drawn per image."""
     references: int = 5
-    """Captions of people, drawn per picture, that a drawn one is compared with."""
+    """Captions of people, drawn per image, that a drawn one is compared with."""
     baseline: Literal["greedy", "samples"] = "greedy"
     """Subtracted from the reward: that of the greedy caption, or the mean of the other samples."""
     temperature: float = 1.0
@@ -92,12 +92,12 @@ class Reward:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceStream:
-    """Pictures with all their captions in one row."""
+    """Images with all their captions in one row."""
 
     source: ImageTextSource
     """Where they come from."""
     batch: int = 64
-    """Pictures per update, over all ranks."""
+    """Images per update, over all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class ScstData(PromptedData):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
     train: ReferenceStream
-    """Pictures with all their captions. Document frequencies of the reward are counted over them."""
+    """Images with all their captions. Document frequencies of the reward are counted over them."""
 
 
 @dataclass(frozen=True, kw_only=True)

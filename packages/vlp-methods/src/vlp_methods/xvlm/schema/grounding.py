@@ -53,7 +53,7 @@ class BoxesDomain(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class BoxStream:
-    """Pictures with referring expressions and the boxes they mean."""
+    """Images with referring expressions and the boxes they mean."""
 
     source: Refer
     """Where they come from."""

@@ -8,7 +8,7 @@ from vlp_methods.parts import checks, options, sections
 
 @dataclass(frozen=True, kw_only=True)
 class NlvrDomain(Training):
-    """Domain pre-training for NLVR2: which of two pictures does a caption describe, or neither."""
+    """Domain pre-training for NLVR2: which of two images does a caption describe, or neither."""
 
     model: options.ContrastModel
     """The model."""

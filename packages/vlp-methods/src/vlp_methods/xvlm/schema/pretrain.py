@@ -14,7 +14,7 @@ class Model(options.Encoders):
     """The model."""
 
     embed_width: int = 256
-    """Width of the shared space of pictures and texts."""
+    """Width of the shared space of images and texts."""
     temperature: float = 0.07
     """Initial temperature of the contrastive loss; trained, kept in 0.001..0.5."""
     weights: options.Weights = field(default_factory=options.Weights)
@@ -23,7 +23,7 @@ class Model(options.Encoders):
 
 @dataclass(frozen=True, kw_only=True)
 class RegionStream(options.RegionStream):
-    """Regions and objects with their texts; one update in a share of the steps, before that of the pictures."""
+    """Regions and objects with their texts; one update in a share of the steps, before that of the images."""
 
     share: float = 0.5
     """Probability that a step has such an update (`iter_perc` of the official configs)."""
@@ -38,11 +38,11 @@ class Data(options.Data):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
     images: options.ImageStream
-    """Pictures with captions."""
+    """Images with captions."""
     regions: RegionStream | None = None
     """Regions with texts; null trains without them."""
     test: ImageTextSource | None = None
-    """Pictures and captions for the retrieval test; null: no test."""
+    """Images and captions for the retrieval test; null: no test."""
     masking: MaskingOptions = field(default_factory=MaskingOptions)
     """What is masked."""
 
