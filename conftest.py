@@ -7,8 +7,8 @@ A parity test is written once and runs on every case of its kind:
     @pytest.mark.golden("xvlm", lambda case: case.config.get("model") == "model_retrieval.XVLM" and ...)
     def test_retrieval_loss(case): ...
 
-`case` is a `GoldenCase`. The test id holds the system and the case (`xvlm-retrieval_loss`). A folder that has no case of the kind gives
-one visible skip.
+`case` is a `GoldenCase`. The test id holds the system and the case (`xvlm-retrieval_loss`). A folder that has
+no case of the kind gives one visible skip.
 """
 
 import json

@@ -5,8 +5,8 @@
 # ///
 """Every check of the workspace: `nox -l` lists the sessions, `nox -t tests` passes the tests of all packages.
 
-Each `tests-*` session installs one package with its declared dependencies and nothing else, so an undeclared import fails there.
-Works with `pip install "nox[uv]"` and, with uv alone, as `uv run noxfile.py -s lint`.
+Each `tests-*` session installs one package with its declared dependencies and nothing else, so an undeclared
+import fails there. Works with `pip install "nox[uv]"` and, with uv alone, as `uv run noxfile.py -s lint`.
 """
 
 import os
@@ -18,7 +18,8 @@ import nox
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
-# Package -> sibling packages it needs, in the order of the layers (the lint session checks it against the pyproject files).
+# Package -> sibling packages it needs, in the order of the layers (the lint session checks it against the
+# pyproject files).
 PACKAGES = {
     "vlp-ops": (),
     "vlp-core": ("vlp-ops",),
@@ -26,7 +27,8 @@ PACKAGES = {
     "vlp-eval": ("vlp-ops", "vlp-core", "vlp-data"),
     "vlp-methods": ("vlp-ops", "vlp-core", "vlp-data", "vlp-eval"),
 }
-# Their tests start many processes and wait for them; for the others a second worker costs more (it imports torch again) than it brings.
+# Their tests start many processes and wait for them; for the others a second worker costs more (it imports
+# torch again) than it brings.
 TWO_WORKERS = ("vlp-core", "vlp-methods")
 
 # Its tests make environments and install into them, which the `install` session runs.
@@ -39,7 +41,8 @@ nox.options.tags = ["tests", "lint"]
 
 
 def use_cache_on_the_same_disk() -> None:
-    """Keep uv's download cache on the disk of this checkout, where an environment is hard links (16 MB) and not copies (6 GB)."""
+    """Keep uv's download cache on the disk of this checkout, where an environment is hard links (16 MB) and
+    not copies (6 GB)."""
     if "UV_CACHE_DIR" in os.environ:
         return
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -54,13 +57,15 @@ use_cache_on_the_same_disk()
 
 def clean(session: nox.Session) -> None:
     """Take out settings of the caller's shell that would slow the session down or reach into it."""
-    # Set in many containers; without bytecode each start of Python compiles torch again (4.8 s instead of 2.1 s).
+    # Set in many containers; without bytecode each start of Python compiles torch again (4.8 s instead of 2.1
+    # s).
     session.env["PYTHONDONTWRITEBYTECODE"] = ""
     session.env["PYTHONPATH"] = ""
 
 
 def install(session: nox.Session, *packages: str, groups: tuple[str, ...] = ()) -> None:
-    """Install packages of this checkout (editable, siblings named) and dependency groups, all held to constraints.txt."""
+    """Install packages of this checkout (editable, siblings named) and dependency groups, all held to
+    constraints.txt."""
     clean(session)
     needed = [
         name for name in PACKAGES if name in packages or any(name in PACKAGES[chosen] for chosen in packages)
@@ -104,7 +109,8 @@ for _package in PACKAGES:
 
 @nox.session(name="tests-readme", tags=["tests"])
 def tests_readme(session: nox.Session) -> None:
-    """The commands and code of the README and the docs that take seconds; the long ones run in `smoke` and `wheels`."""
+    """The commands and code of the README and the docs that take seconds; the long ones run in `smoke` and
+    `wheels`."""
     install(session, *PACKAGES, groups=("test",))
     session.run("pytest", "tests/test_commands.py", *session.posargs)
 
@@ -148,7 +154,8 @@ def slow(session: nox.Session) -> None:
 
 @nox.session(name="install")
 def install_vlp_ops(session: nox.Session) -> None:
-    """vlp-ops installed into clean environments: every branch of its build, and one wheel on the oldest, a CPU-only and the newest torch."""
+    """vlp-ops installed into clean environments: every branch of its build, and one wheel on the oldest, a
+    CPU-only and the newest torch."""
     install(session, "vlp-ops", groups=("test", "packages/vlp-ops/pyproject.toml:test"))
     # On the disk of the checkout: environments with torch are hard links there.
     folder = Path(session.create_tmp()) / "environments"
@@ -157,7 +164,8 @@ def install_vlp_ops(session: nox.Session) -> None:
 
 @nox.session
 def smoke(session: nox.Session) -> None:
-    """The README's first command as a new user types it, then every task of X-VLM and ViCHA and every variant of ViCHA for a few steps (minutes)."""
+    """The README's first command as a new user types it, then every task of X-VLM and ViCHA and every variant
+    of ViCHA for a few steps (minutes)."""
     install(session, *PACKAGES, groups=("test",))
     session.run("pytest", "-m", "slow", "tests/test_commands.py", "-k", "smoke", "-s", *session.posargs)
     for name, script, *options in (
@@ -172,7 +180,8 @@ def smoke(session: nox.Session) -> None:
 
 @nox.session
 def chain(session: nox.Session) -> None:
-    """Every task of X-VLM, or of ViCHA (`--method vicha`), on drawn images at full length: `nox -s chain -- --runs DIR` (under an hour).
+    """Every task of X-VLM, or of ViCHA (`--method vicha`), on drawn images at full length: `nox -s chain --
+    --runs DIR` (under an hour).
 
     Prints the tables of docs/xvlm-shapes.md and docs/vicha-shapes.md.
     """
@@ -182,7 +191,8 @@ def chain(session: nox.Session) -> None:
 
 @nox.session
 def ablation(session: nox.Session) -> None:
-    """Small ViCHA on drawn images, full and without each of its additions, with the table of docs/vicha-shapes.md: `nox -s ablation -- --runs DIR`."""
+    """Small ViCHA on drawn images, full and without each of its additions, with the table of
+    docs/vicha-shapes.md: `nox -s ablation -- --runs DIR`."""
     install(session, *PACKAGES)
     session.run("python", "benchmarks/ablation.py", *session.posargs)
 
@@ -214,9 +224,11 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed as ratios within one run: pre-training steps and re-ranking against plain formulations, the loader, the choice of concepts, start-up times.
+    """Speed as ratios within one run: pre-training steps and re-ranking against plain formulations, the
+    loader, the choice of concepts, start-up times.
 
-    `nox -s bench -- ops` is the benchmark of vlp-ops on the CPU, with its floors; options after it are its own.
+    `nox -s bench -- ops` is the benchmark of vlp-ops on the CPU, with its floors; options after it are its
+    own.
     """
     install(session, *PACKAGES, groups=("test", "packages/vlp-ops/pyproject.toml:bench"))
     compile_kernels(session, "cpu")
@@ -236,7 +248,8 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """On a CUDA device: tests marked `gpu`, the kernels under compute-sanitizer, then the benchmark of vlp-ops; skipped where there is none."""
+    """On a CUDA device: tests marked `gpu`, the kernels under compute-sanitizer, then the benchmark of
+    vlp-ops; skipped where there is none."""
     groups = [
         f"packages/{name}/pyproject.toml:{group}"
         for name, group in (("vlp-core", "test"), ("vlp-ops", "bench"))
@@ -252,7 +265,8 @@ def gpu(session: nox.Session) -> None:
 
 
 def compile_kernels(session: nox.Session, device: str) -> None:
-    """Compile the kernels of vlp-ops in place: uv builds it where no torch is in sight, and so without them."""
+    """Compile the kernels of vlp-ops in place: uv builds it where no torch is in sight, and so without
+    them."""
     session.run("python", "-m", "vlp_ops.build", *(["--cpu"] if device == "cpu" else []))
     native = f"import vlp_ops; print(vlp_ops.backend_info()['{device}'])"
     if "'native': True" not in str(session.run("python", "-c", native, silent=True)):
@@ -297,7 +311,8 @@ def sanitize(session: nox.Session) -> None:
 
 @nox.session
 def pins(session: nox.Session) -> None:
-    """Write constraints.txt and its copy in pyproject.toml: adds what is missing; `nox -s pins -- --upgrade` renews all."""
+    """Write constraints.txt and its copy in pyproject.toml: adds what is missing; `nox -s pins -- --upgrade`
+    renews all."""
     clean(session)
     project = ROOT / "pyproject.toml"
     before, old = project.read_text(), CONSTRAINTS.read_text()

@@ -1,10 +1,12 @@
-"""What each addition of ViCHA to ALBEF brings on drawn images: the small model, without each of the three, and without all.
+"""What each addition of ViCHA to ALBEF brings on drawn images: the small model, without each of the three,
+and without all.
 
     python benchmarks/ablation.py [--short] [--runs DIR] [--only VARIANT]... [key=value ...]
 
-Every variant is `vlp-train vicha/shapes steps=1000 teacher.ramp_steps=1000` with the same seed and data; further words go to all of them. The numbers are those of the
-retrieval test among unseen scenes. One run each: differences of a few points are within what another seed gives. `--short` trains a few steps, which
-shows that every variant runs. Started again with the same folder, it goes on where it stopped.
+Every variant is `vlp-train vicha/shapes steps=1000 teacher.ramp_steps=1000` with the same seed and data;
+further words go to all of them. The numbers are those of the retrieval test among unseen scenes. One run
+each: differences of a few points are within what another seed gives. `--short` trains a few steps, which
+    shows that every variant runs. Started again with the same folder, it goes on where it stopped.
 """
 
 import argparse

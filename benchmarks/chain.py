@@ -1,10 +1,12 @@
-"""Every task of X-VLM, or of ViCHA, on drawn images: what each stage's metric is before and after its training.
+"""Every task of X-VLM, or of ViCHA, on drawn images: what each stage's metric is before and after its
+training.
 
     python benchmarks/chain.py [--method xvlm] [--short] [--runs DIR] [--only STAGE ...]
 
-The commands are those of the documentation (`vlp-train RECIPE model.weights.model=RUN/export`). "Before" is the same command with steps=1
-and schedule.warmup_steps=1, so that its only update has learning rate 0. `--short` trains a few steps everywhere, which shows that the chain holds,
-not that it learns. Started again with the same folder, it goes on where it stopped.
+The commands are those of the documentation (`vlp-train RECIPE model.weights.model=RUN/export`). "Before" is
+the same command with steps=1 and schedule.warmup_steps=1, so that its only update has learning rate 0.
+`--short` trains a few steps everywhere, which shows that the chain holds, not that it learns. Started again
+with the same folder, it goes on where it stopped.
 """
 
 import argparse
@@ -31,7 +33,8 @@ class Stage(NamedTuple):
     """Settings other than the recipe's, at full length."""
 
 
-# The steps of the small pre-training recipes teach the encoders; the fusion layers, which all tasks build on, need the rest.
+# The steps of the small pre-training recipes teach the encoders; the fusion layers, which all tasks build on,
+# need the rest.
 XVLM = (
     Stage("pretrain", "xvlm/shapes", "", "dual/r_mean", 2.7, ("steps=2000",)),
     Stage("retrieval", "xvlm/shapes_retrieval", "pretrain/export", "reranked/r_mean", 2.7),

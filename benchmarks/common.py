@@ -19,9 +19,11 @@ def interleaved(
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every run, `repeats` times each, taking turns: what else the machine does then falls on all of them.
+    """Seconds of every run, `repeats` times each, taking turns: what else the machine does then falls on all
+    of them.
 
-    `clock`: `time.process_time` counts the work of this process alone, for a machine that is busy with other things.
+    `clock`: `time.process_time` counts the work of this process alone, for a machine that is busy with other
+        things.
     """
     for run in runs.values():
         for _ in range(warmup):
@@ -45,7 +47,8 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Median of the ratios of neighbouring measurements: steadier than a ratio of medians when the load of the machine drifts."""
+    """Median of the ratios of neighbouring measurements: steadier than a ratio of medians when the load of
+    the machine drifts."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
@@ -59,7 +62,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What a reader needs to judge absolute numbers; the names of the machine and its user are not part of it."""
+    """What a reader needs to judge absolute numbers; the names of the machine and its user are not part of
+    it."""
     import torch
 
     return {

@@ -1,11 +1,14 @@
-"""Seconds to choose the 15 nearest of 30,000 concepts for 100,000 images, against one matrix product of that size.
+"""Seconds to choose the 15 nearest of 30,000 concepts for 100,000 images, against one matrix product of that
+size.
 
     python benchmarks/concepts.py [--images 100000] [--concepts 30000] [--save]
 
-Vectors are random unit vectors of 512 numbers. "Matrix product" multiplies all of them, block after block into the same memory, and does nothing
-else: the least that any exact choice can cost. "Per row" is the procedure of the reference, one image after the other: normalise all concepts,
-multiply, take the highest; in float32, since processors have no fast float16. It is timed on a few rows and multiplied up, because all of
-them would take hours; the result says so.
+Vectors are random unit vectors of 512 numbers. "Matrix product" multiplies all of them, block after block
+into the same memory, and does nothing
+else: the least that any exact choice can cost. "Per row" is the procedure of the reference, one image after
+the other: normalise all concepts, multiply, take the highest; in float32, since processors have no fast
+float16. It is timed on a few rows and multiplied up, because all of them would take hours; the result says
+so.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     python benchmarks/loader.py [--pixels 256] [--workers 0 1 2] [--save]
 
-Draws a shapes world in a temporary folder. "Decoding" reads and decodes the files and does nothing else, in one process: the most that one
-worker could deliver. The loader crops, resizes, augments, normalises, cleans and masks the texts, collates, and hands batches over.
+Draws a shapes world in a temporary folder. "Decoding" reads and decodes the files and does nothing else, in
+one process: the most that one worker could deliver. The loader crops, resizes, augments, normalises, cleans
+and masks the texts, collates, and hands batches over.
 """
 
 import argparse
@@ -29,7 +30,8 @@ BATCH, BATCHES, WARMUP = 32, 12, 2
 
 
 def decoding(source: Source, size: int | None) -> float:
-    """Images per second of reading and decoding, and of the resize and normalisation that an evaluation does when `size` is given."""
+    """Images per second of reading and decoding, and of the resize and normalisation that an evaluation does
+    when `size` is given."""
     rows = range(BATCH * BATCHES)
     start = time.perf_counter()
     for row in rows:

@@ -1,7 +1,8 @@
-"""BERT with fusion layers and AdamW written down plainly, for the yardsticks `plain_xvlm.py` and `plain_vicha.py`.
+"""BERT with fusion layers and AdamW written down plainly, for the yardsticks `plain_xvlm.py` and
+`plain_vicha.py`.
 
-Written from the description of the methods, on the official parameter names. Plain means: every attention has three projections, written-out
-scores, an added mask and a softmax; the optimizer loops over parameters.
+Written from the description of the methods, on the official parameter names. Plain means: every attention has
+three projections, written-out scores, an added mask and a softmax; the optimizer loops over parameters.
 
 Source: BERT, arXiv 1810.04805. Shape letters: B texts, T tokens, W text width.
 """

@@ -1,17 +1,21 @@
-"""ViCHA pre-training written down plainly, as the yardstick of `vicha_step.py`: one operation after the other, nothing shared.
+"""ViCHA pre-training written down plainly, as the yardstick of `vicha_step.py`: one operation after the
+other, nothing shared.
 
-Written from the description of the method, for ViT and BERT, on the official parameter names. Plain means, beside `plain_text.py`:
+Written from the description of the method, for ViT and BERT, on the official parameter names. Plain means,
+beside `plain_text.py`:
 
 - the image blocks write out scores and softmax of their attention;
 - masked images mask after all patches were projected, and the whole mask is built by gathers;
-- positives and negatives of image-text matching are two passes of the fusion layers, masked texts a third one from the first layer on, and
+- positives and negatives of image-text matching are two passes of the fusion layers, masked texts a third one
+    from the first layer on, and
   the teacher's a fourth; each projects its images to keys and values again;
 - negatives are drawn one at a time in a Python loop with `.item()`;
 - student and teacher predict the whole vocabulary at every position;
 - similarities with the queue, targets and log-softmax are whole matrices;
 - teacher and optimizer are updated parameter by parameter.
 
-Source: arXiv 2208.13628; ALBEF, arXiv 2107.07651. Shape letters: B pairs, L patches, K concept tokens, T tokens, D image width, W text width.
+Source: arXiv 2208.13628; ALBEF, arXiv 2107.07651. Shape letters: B pairs, L patches, K concept tokens, T
+tokens, D image width, W text width.
 """
 
 import math
@@ -183,7 +187,8 @@ class PlainVicha(PlainText):
     # ---- images
 
     def see(self, image: Tensor, ids: Tensor, mask: Tensor, copy: str) -> tuple[Tensor, list[Tensor]]:
-        """States behind the last block and normalised ones behind each block; `copy` is "_m" for the teacher."""
+        """States behind the last block and normalised ones behind each block; `copy` is "_m" for the
+        teacher."""
         words = self.embed(ids, f"kw_encoder{copy}")
         for number in range(self.concept_layers):
             words = self.bert_layer(number, words, mask, None, None, f"kw_encoder{copy}")

@@ -1,9 +1,11 @@
-"""X-VLM pre-training written down plainly, as the yardstick of `pretrain_step.py`: one operation after the other, nothing shared.
+"""X-VLM pre-training written down plainly, as the yardstick of `pretrain_step.py`: one operation after the
+other, nothing shared.
 
 Written from the description of the method, for Swin and BERT, on the official parameter names. Plain means:
 
 - Swin rolls and cuts the image in every block, looks its bias up by index and softmaxes written-out scores;
-- positives and negatives of image-text matching are two passes of the fusion layers, masked tokens a third one from the first layer on, boxes a fourth;
+- positives and negatives of image-text matching are two passes of the fusion layers, masked tokens a third
+    one from the first layer on, boxes a fourth;
   each projects its images to keys and values again;
 - negatives are drawn one at a time in a Python loop with `.item()`;
 - the language head runs over all positions (`all_positions=False`: at the masked ones only);

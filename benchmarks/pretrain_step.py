@@ -1,12 +1,14 @@
-"""An X-VLM pre-training step of vlp against the plain formulation (`plain_xvlm.py`): same weights, same samples, CPU, fp32.
+"""An X-VLM pre-training step of vlp against the plain formulation (`plain_xvlm.py`): same weights, same
+samples, CPU, fp32.
 
     python benchmarks/pretrain_step.py [--size quarter] [--repeats 5] [--cpu-time] [--save]
 
-First checks that all formulations give the same losses and gradients for the same negatives, then measures whole steps (forward, backward,
-clipping, AdamW) in turns. The yardstick is the plain formulation with its language head over all positions; texts are padded to 40 tokens, as
-the reference's loader pads. Exits with 1 when vlp on the very same tensors is less than 1.5 times as fast with a batch of images, with one of
-regions, or over both. Two more rows tell what the head at masked positions only is worth to the plain formulation, and what vlp gains by
-texts padded to the longest.
+First checks that all formulations give the same losses and gradients for the same negatives, then measures
+whole steps (forward, backward, clipping, AdamW) in turns. The yardstick is the plain formulation with its
+language head over all positions; texts are padded to 40 tokens, as the reference's loader pads. Exits with 1
+when vlp on the very same tensors is less than 1.5 times as fast with a batch of images, with one of regions,
+or over both. Two more rows tell what the head at masked positions only is worth to the plain formulation, and
+what vlp gains by texts padded to the longest.
 """
 
 import argparse
@@ -30,8 +32,8 @@ from vlp_methods.xvlm.pretrain import PretrainTask
 
 TARGET = 1.5
 
-# Images, texts and layers of the published model, and the same with a half or a quarter of every width; the model of the
-# recipe xvlm/shapes; and something tiny, for a look at the script itself.
+# Images, texts and layers of the published model, and the same with a half or a quarter of every width; the
+# model of the recipe xvlm/shapes; and something tiny, for a look at the script itself.
 SIZES = {
     "base": {
         "swin": (224, 7, 128, [2, 2, 18, 2], [4, 8, 16, 32]),
@@ -85,7 +87,8 @@ def arguments(size: str) -> dict:
 
 
 def texts(is_caption: Tensor, vocabulary: int, rng: torch.Generator) -> dict[str, Tensor]:
-    """Texts of as many tokens as those of COCO (captions, 6 to 20) and of regions (3 to 9), padded to 40, a quarter of the tokens masked."""
+    """Texts of as many tokens as those of COCO (captions, 6 to 20) and of regions (3 to 9), padded to 40, a
+    quarter of the tokens masked."""
     count = len(is_caption)
     captions = torch.randint(6, 21, (count,), generator=rng)
     length = torch.where(is_caption.bool(), captions, torch.randint(3, 10, (count,), generator=rng))
@@ -240,7 +243,8 @@ def main() -> int:
         )
         for kind, make in (("images", image_batch), ("regions", region_batch))
     }
-    # One iteration of the recipe at its fullest: a batch of regions, then a batch of images, each with its own update.
+    # One iteration of the recipe at its fullest: a batch of regions, then a batch of images, each with its
+    # own update.
     names = list(next(iter(seconds.values())))
     seconds["both"] = {
         name: [sum(pair) for pair in zip(*(found[name] for found in seconds.values()), strict=True)]

@@ -1,12 +1,16 @@
-"""Re-ranking of retrieval by the fusion encoder against the plain loop over queries: same weights, same candidates, same scores, CPU, fp32.
+"""Re-ranking of retrieval by the fusion encoder against the plain loop over queries: same weights, same
+candidates, same scores, CPU, fp32.
 
-    python benchmarks/rerank.py [--size quarter] [--images 12] [--candidates 8] [--repeats 3] [--cpu-time] [--save]
+    python benchmarks/rerank.py [--size quarter] [--images 12] [--candidates 8] [--repeats 3] [--cpu-time]
+    [--save]
 
-The plain loop is that of the published evaluations: one query at a time, its candidates as one batch, the image repeated for every text (or every
-image encoded anew for one text) and projected to keys and values in every layer of every pair, texts padded to 40 tokens, both directions each by
-itself. vlp (`vlp_eval.retrieval.rerank`) projects an image once per batch, takes many queries per batch, cuts padding to the longest text of
-the batch, and scores a pair that both directions want once. Images are features of 384 pixels (145 tokens), five texts each.
-First checks that all scores are equal. Exits with 1 when vlp is less than 3 times as fast.
+The plain loop is that of the published evaluations: one query at a time, its candidates as one batch, the
+image repeated for every text (or every image encoded anew for one text) and projected to keys and values in
+every layer of every pair, texts padded to 40 tokens, both directions each by itself. vlp
+(`vlp_eval.retrieval.rerank`) projects an image once per batch, takes many queries per batch, cuts padding to
+the longest text of the batch, and scores a pair that both directions want once. Images are features of 384
+pixels (145 tokens), five texts each. First checks that all scores are equal. Exits with 1 when vlp is less
+than 3 times as fast.
 """
 
 import argparse

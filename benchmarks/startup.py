@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py [--repeats 7] [--save]
 
-`vlp-train ls`, `--version` and a user error within 0.15 s; importing vlp packages within the time of `import torch` + 0.3 s. Each command is
-a new process, and they take turns. Exits with 1 when a budget is exceeded.
+`vlp-train ls`, `--version` and a user error within 0.15 s; importing vlp packages within the time of `import
+torch` + 0.3 s. Each command is a new process, and they take turns. Exits with 1 when a budget is exceeded.
 """
 
 import argparse
@@ -72,7 +72,8 @@ def main() -> int:
             if repeat:  # the first round fills the caches of bytecode and files
                 wall[name].append(seconds)
                 work[name].append(processor)
-    # What a command needs: the wall time of its quickest run, or its processor time where the machine was busy with other things.
+    # What a command needs: the wall time of its quickest run, or its processor time where the machine was
+    # busy with other things.
     needs = {name: min(*wall[name], statistics.median(work[name])) for name in runs}
     limits = dict.fromkeys(COMMANDS, COMMAND_BUDGET) | dict.fromkeys(IMPORTS, needs[BASE] + IMPORT_BUDGET)
     rows = [["", "needs", "wall, median", "processor, median", "budget", ""]]

@@ -1,11 +1,14 @@
-"""A ViCHA pre-training step of vlp against the plain formulation (`plain_vicha.py`): same weights, same samples, CPU.
+"""A ViCHA pre-training step of vlp against the plain formulation (`plain_vicha.py`): same weights, same
+samples, CPU.
 
     python benchmarks/vicha_step.py [--size quarter] [--repeats 5] [--cpu-time] [--save]
 
-First checks that both give the same losses and gradients in fp32 for the same negatives and the same removed patches, then measures whole steps
-(teacher, forward, backward, AdamW) in turns, and the peak of what tensors hold in one, in a process of its own for each. The plain step is fp32
-without autocast, as the reference trains; vlp runs in fp32 and as `precision: bf16` does, which needs a CPU with bf16 units to be fast. Exits with 1
-when vlp in fp32 is less than 1.5 times as fast or takes more than 0.7 of the memory; bf16 is shown, not judged.
+First checks that both give the same losses and gradients in fp32 for the same negatives and the same removed
+patches, then measures whole steps (teacher, forward, backward, AdamW) in turns, and the peak of what tensors
+hold in one, in a process of its own for each. The plain step is fp32 without autocast, as the reference
+trains; vlp runs in fp32 and as `precision: bf16` does, which needs a CPU with bf16 units to be fast. Exits
+with 1 when vlp in fp32 is less than 1.5 times as fast or takes more than 0.7 of the memory; bf16 is shown,
+not judged.
 """
 
 import argparse
@@ -31,8 +34,9 @@ from vlp_core.weights.vicha import Parts, join, vicha_adapter
 
 FASTER, SMALLER = 1.5, 0.7
 
-# Images of 256 pixels, 15 concepts of which 4 are drawn, captions cut at 25 tokens, a queue of 65,536: the published sizes; widths of the
-# published model, a half or a quarter of them, and something tiny, for a look at the script itself.
+# Images of 256 pixels, 15 concepts of which 4 are drawn, captions cut at 25 tokens, a queue of 65,536: the
+# published sizes; widths of the published model, a half or a quarter of them, and something tiny, for a look
+# at the script itself.
 SIZES = {
     "base": {"image": (256, 16, 768, 12, 12), "text": (768, 12, 12, 3072, 30522), "batch": 4, "queue": 65536},
     "half": {"image": (256, 16, 384, 12, 6), "text": (384, 12, 6, 1536, 30522), "batch": 8, "queue": 65536},
@@ -201,7 +205,8 @@ def plain_step(plain: PlainVicha, batch: dict[str, Tensor]) -> Callable[[], None
 
 
 def peak(name: str, size: str) -> None:
-    """Print the most bytes that tensors of one step hold at a time, beyond what stood before it: parameters, optimizer, teacher, queue, batch.
+    """Print the most bytes that tensors of one step hold at a time, beyond what stood before it: parameters,
+    optimizer, teacher, queue, batch.
 
     What the process takes from the system depends on the habits of its allocator more than on the step.
     """

@@ -1,4 +1,5 @@
-"""Write docs/api/*.md from the sources, without importing them: public names with signature and docstring, and the table of recipes.
+"""Write docs/api/*.md from the sources, without importing them: public names with signature and docstring,
+and the table of recipes.
 
 Docstrings are shown as they are written: shape legends and formulas lose their layout in a text markup.
 """
@@ -43,7 +44,8 @@ def api_page(source: Path) -> str:
 
 
 def exported(tree: ast.Module) -> set[str] | None:
-    """The names of `__all__`, or None where the module has none and every name without underscore is public."""
+    """The names of `__all__`, or None where the module has none and every name without underscore is
+    public."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(
             isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets

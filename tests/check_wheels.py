@@ -1,6 +1,8 @@
-"""Use the installed wheels from outside the checkout: `python -I tests/check_wheels.py CHECKOUT`, run by the wheels session.
+"""Use the installed wheels from outside the checkout: `python -I tests/check_wheels.py CHECKOUT`, run by the
+wheels session.
 
-Holds what an editable install hides: modules, type marker, package data and console scripts must be inside the wheels.
+Holds what an editable install hides: modules, type marker, package data and console scripts must be inside
+the wheels.
 """
 
 import importlib

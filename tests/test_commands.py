@@ -1,4 +1,5 @@
-"""Every command and every piece of code that the README and the docs show is run here or, where it says so, by .ci/run.
+"""Every command and every piece of code that the README and the docs show is run here or, where it says so,
+by .ci/run.
 
 A block of shell or Python carries, in an HTML comment on the line before it, how it is tested:
 
@@ -137,7 +138,8 @@ def run(block: Block, folder: Path, *, path: Path, timeout: int) -> str:
 
 
 def official_checkpoint(folder: Path) -> None:
-    """What the Python example loads: an official X-VLM checkpoint (tiny here), BERT's vocabulary, an image."""
+    """What the Python example loads: an official X-VLM checkpoint (tiny here), BERT's vocabulary, an
+    image."""
     import torch
     from PIL import Image
     from vlp_core import models
@@ -211,7 +213,8 @@ def test_training_command_runs_for_two_steps(block, tmp_path):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """The files that git tracks or would add, as a user's fresh clone, with the shared data beside it where there is some."""
+    """The files that git tracks or would add, as a user's fresh clone, with the shared data beside it where
+    there is some."""
     folder = tmp_path_factory.mktemp("user") / "vlp"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -253,7 +256,8 @@ def test_smoke_block_runs(block, clone, fresh):
 
 @pytest.fixture
 def nearly_fresh(clone, tmp_path) -> Path:
-    """As `fresh`, with everything but the five packages installed: the pins as hard links instead of a second 3 GB download by pip."""
+    """As `fresh`, with everything but the five packages installed: the pins as hard links instead of a second
+    3 GB download by pip."""
     folder = tmp_path / "environment"
     packages = sorted(
         f"./{path.parent.relative_to(clone)}" for path in clone.glob("packages/*/pyproject.toml")

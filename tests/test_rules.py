@@ -1,4 +1,5 @@
-"""Rules of the project that no linter knows: pins, layers, recipes, links, and what must never be committed."""
+"""Rules of the project that no linter knows: pins, layers, recipes, links, and what must never be
+committed."""
 
 import json
 import re

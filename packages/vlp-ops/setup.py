@@ -1,4 +1,5 @@
-"""Builds the wheel: pure Python, with compiled kernels added where a compiler and torch's headers are at hand (see vlp_ops/build.py).
+"""Builds the wheel: pure Python, with compiled kernels added where a compiler and torch's headers are at hand
+(see vlp_ops/build.py).
 
 torch is deliberately no build requirement: an installer would download a second one only to compile.
 """
@@ -29,7 +30,8 @@ class BuildWithKernels(build_py):
     def run(self):
         target = SOURCE if self.editable_mode else Path(self.build_lib, "vlp_ops")
         if not self.editable_mode:
-            # What an earlier build left there, renamed modules and libraries for another torch, is no part of this wheel.
+            # What an earlier build left there, renamed modules and libraries for another torch, is no part of
+            # this wheel.
             shutil.rmtree(target, ignore_errors=True)
         super().run()
         build = load_build()

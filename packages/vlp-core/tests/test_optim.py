@@ -53,7 +53,8 @@ def test_update_is_the_documented_formula():
 
 
 def test_updates_do_not_depend_on_company_or_memory_order():
-    """In one group: a late starter, and parameter, gradient and state that lie in memory in different orders."""
+    """In one group: a late starter, and parameter, gradient and state that lie in memory in different
+    orders."""
     generator = torch.Generator().manual_seed(0)
     start, gradients = torch.randn(3, 2, generator=generator), torch.randn(3, 3, 2, generator=generator)
 

@@ -158,7 +158,8 @@ def test_file_errors_name_the_file(tmp_path):
         recipes.read(tmp_path / "latin.yaml")
 
 
-# ---------------------------------------------------------------------------------------------------------- overrides
+# ----------------------------------------------------------------------------------------------------------
+# overrides
 
 
 def test_values_of_overrides_are_yaml():
@@ -216,7 +217,8 @@ def test_malformed_override_is_explained(override, message):
     assert found[0].startswith(message)
 
 
-# --------------------------------------------------------------------------------------------------------- validation
+# ---------------------------------------------------------------------------------------------------------
+# validation
 
 
 def test_all_problems_at_once(tmp_path):
@@ -360,7 +362,8 @@ def test_union_without_a_common_literal_is_the_programmers_error():
         recipes.build(Outer, {"value": {}})
 
 
-# -------------------------------------------------------------------------------------- there and back, other libraries
+# -------------------------------------------------------------------------------------- there and back, other
+# libraries
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=12).filter(
     lambda text: text != "???" and "${env" not in text
@@ -417,7 +420,8 @@ SCALARS = st.one_of(
     )
 )
 def test_types_admit_what_pydantic_admits(value):
-    """Strict pydantic is the judge; where the loader is more generous on purpose, its own conversion goes first."""
+    """Strict pydantic is the judge; where the loader is more generous on purpose, its own conversion goes
+    first."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
     for hint in (
@@ -465,7 +469,8 @@ def _generous(value: Any, hint: Any) -> Any:
     return {key: _generous(item, hint) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-# -------------------------------------------------------------------------------------------------------- description
+# --------------------------------------------------------------------------------------------------------
+# description
 
 
 def test_describe_gives_type_origin_and_docstring():

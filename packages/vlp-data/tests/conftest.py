@@ -52,7 +52,8 @@ def encoded() -> Callable[..., bytes]:
 
 @pytest.fixture
 def image_lines(tmp_path: Path, encoded: Callable[..., bytes]) -> Path:
-    """Folder with 24 images and `lines/part-{0,1,2}` of X-VLM image-text lines whose paths are relative to the folder."""
+    """Folder with 24 images and `lines/part-{0,1,2}` of X-VLM image-text lines whose paths are relative to
+    the folder."""
     (tmp_path / "images").mkdir()
     (tmp_path / "lines").mkdir()
     for number in range(24):

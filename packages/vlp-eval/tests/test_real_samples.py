@@ -1,4 +1,5 @@
-"""Every evaluation on a few real annotations, with models too small to know anything: formats, ids and files are what is tested."""
+"""Every evaluation on a few real annotations, with models too small to know anything: formats, ids and files
+are what is tested."""
 
 import json
 from functools import partial

@@ -38,7 +38,8 @@ class TextFeatures(NamedTuple):
 
 
 class Toy(nn.Module):
-    """Features are sums over unmasked tokens; a match is a nonlinear function of both. Counts what it is asked for."""
+    """Features are sums over unmasked tokens; a match is a nonlinear function of both. Counts what it is
+    asked for."""
 
     def __init__(self):
         super().__init__()
@@ -69,7 +70,8 @@ class Toy(nn.Module):
 
 
 class Seeing(Toy):
-    """Also sees the words attached to an image, as tokens behind the patches whose padding counts; hides some of its tokens."""
+    """Also sees the words attached to an image, as tokens behind the patches whose padding counts; hides some
+    of its tokens."""
 
     class Features(NamedTuple):
         embeds: torch.Tensor
@@ -138,7 +140,8 @@ def gallery():
 
 
 def brute_force(model, own, k):
-    """The reference's way: one query at a time, a filled matrix per direction, ranks by the filled matrices."""
+    """The reference's way: one query at a time, a filled matrix per direction, ranks by the filled
+    matrices."""
     model.eval()
     image = model.encode_image(torch.stack([own.image(i) for i in range(IMAGES)]))
     text = model.encode_text(*Words().encode(own.texts, max_tokens=40, separator=False, pad="max"))

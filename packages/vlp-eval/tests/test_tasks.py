@@ -1,4 +1,5 @@
-"""Answers, statements, boxes and captions: tiny models of the real classes, and toys whose answers are known, on one rank and on two."""
+"""Answers, statements, boxes and captions: tiny models of the real classes, and toys whose answers are known,
+on one rank and on two."""
 
 import csv
 import json
@@ -247,7 +248,8 @@ class Captions(Writing):
 
 
 def vqa_toy(world, wrong=()):
-    """Answers every question of an image with the most frequent answer to the image's last question, `wrong` images with another."""
+    """Answers every question of an image with the most frequent answer to the image's last question, `wrong`
+    images with another."""
     source = task_json(world, "vqa_val")
     answers = json.loads((world / "answer_list.json").read_text())
     known = {}
@@ -442,7 +444,8 @@ def test_rows_of_one_image_are_one_caption(world, tokenizer):
 
 
 class Seeing(Toy):
-    """Keeps what it is told of each image: the words of its concepts, and how many tokens they are padded to."""
+    """Keeps what it is told of each image: the words of its concepts, and how many tokens they are padded
+    to."""
 
     def __init__(self, known, tokenizer):
         super().__init__(known)
@@ -497,7 +500,8 @@ SEEN = {"vqa": "vqa_val", "nlvr": "nlvr_test", "entailment": "ve_test", "caption
 
 
 def with_concepts(world, folder, name):
-    """The list with words attached to its images: number n of a list has n % 4 + 1 of them; and these words by row."""
+    """The list with words attached to its images: number n of a list has n % 4 + 1 of them; and these words
+    by row."""
     rows = json.loads((world / f"{name}.json").read_text())
     colours, things = ["red", "blue", "green", "a"], ["circle", "square", "red", "blue"]
     words = []
@@ -666,7 +670,8 @@ def one_rank(world, folder, rank, ranks):
     dist.destroy_process_group()
 
 
-# ---------------------------------------------------------------------------------------------- real models, command line
+# ---------------------------------------------------------------------------------------------- real models,
+# command line
 
 
 def refer_words(world):

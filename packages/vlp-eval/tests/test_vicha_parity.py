@@ -1,4 +1,5 @@
-"""Whole evaluations with ViCHA's models against ViCHA's own numbers: retrieval, weakly supervised grounding, questions, statements."""
+"""Whole evaluations with ViCHA's models against ViCHA's own numbers: retrieval, weakly supervised grounding,
+questions, statements."""
 
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,8 @@ from vlp_eval.metrics import retrieval as metric
 
 
 class Given:
-    """Stands for the tokenizer: texts, answers (with separator) and concepts are numbers of rows of the case, read as they are there."""
+    """Stands for the tokenizer: texts, answers (with separator) and concepts are numbers of rows of the case,
+    read as they are there."""
 
     cls_id, sep_id, pad_id = 2, 3, 0
 
@@ -245,7 +247,8 @@ def test_answers_equal_vicha(case):
 
 
 def statements(case, role, names, concepts):
-    """Rows of a case with labels: `names` of the tensors of its images, `concepts` of those of their words."""
+    """Rows of a case with labels: `names` of the tensors of its images, `concepts` of those of their
+    words."""
     inputs = case.tensors("inputs")
     rows = len(inputs["targets"])
     samples = [

@@ -1,4 +1,5 @@
-"""A toy method, installed for the tests the way any plug-in is: a folder on the path with an entry point; and a tiny shapes world for real ones."""
+"""A toy method, installed for the tests the way any plug-in is: a folder on the path with an entry point; and
+a tiny shapes world for real ones."""
 
 import json
 import os
@@ -168,7 +169,8 @@ def pretrained_of(place: tuple[str, ...], tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def task(place: tuple[str, ...], pretrained_of):
-    """`task(recipe)`: the words of a fine-tuning recipe made as small as `tiny_of(method)`, starting from `pretrained_of(method)`."""
+    """`task(recipe)`: the words of a fine-tuning recipe made as small as `tiny_of(method)`, starting from
+    `pretrained_of(method)`."""
 
     def words(recipe: str, *more: str, start: Path | None = None) -> tuple[str, ...]:
         method = recipe.partition("/")[0]

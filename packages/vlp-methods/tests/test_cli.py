@@ -230,7 +230,8 @@ STARTS = (["ls"], ["--version"], ["toy/tinny"], ["toy/tiny", "optimizer.lrr=1", 
 
 @pytest.mark.parametrize("arguments", STARTS, ids=" ".join)
 def test_start_is_quick_and_loads_no_torch(toy, arguments):
-    """The budget is 0.15 s on a quiet machine (`nox -s bench` measures); here four times that, the best of five."""
+    """The budget is 0.15 s on a quiet machine (`nox -s bench` measures); here four times that, the best of
+    five."""
     code = (
         "import sys; from vlp_methods.cli import main\n"
         "try: main(sys.argv[1:])\n"

@@ -1,4 +1,5 @@
-"""What holds for every task after pre-training, whatever the method: it trains, resumes exactly, exports, and starts from where its recipe says."""
+"""What holds for every task after pre-training, whatever the method: it trains, resumes exactly, exports, and
+starts from where its recipe says."""
 
 import json
 
@@ -162,7 +163,8 @@ MEASURED = {
         ("data.files=[WORLD/refcoco_test.json]", *REFER, "by=heat", "layer=2"),
     ),
 }
-"""Number that selects; the benchmark of `vlp-eval` that gives the same for the exported model, with its options."""
+"""Number that selects; the benchmark of `vlp-eval` that gives the same for the exported model, with its
+options."""
 PREDICTIONS = {
     "vqa": "vqa_result.json",
     "nlvr": "nlvr.csv",

@@ -1,4 +1,5 @@
-"""Helpers of the vlp_ops tests: closeness by the tolerances of the golden cases, operator arguments from a case."""
+"""Helpers of the vlp_ops tests: closeness by the tolerances of the golden cases, operator arguments from a
+case."""
 
 import os
 

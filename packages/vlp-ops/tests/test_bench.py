@@ -141,7 +141,8 @@ def test_one_operator_end_to_end(tmp_path, capsys, monkeypatch):
 
 
 def test_gpu_run_on_the_cpu(tiny, capsys, monkeypatch):
-    """The whole GPU path with stand-ins for what only a GPU has: clocks, graphs, memory counters, compiled code."""
+    """The whole GPU path with stand-ins for what only a GPU has: clocks, graphs, memory counters, compiled
+    code."""
     times = {"fast": 20e-6}
     monkeypatch.setattr(bench, "do_bench", lambda run: (run(), times["fast"])[1])
     monkeypatch.setattr(bench, "graph_time", lambda runs, stream: sum(run() is None for run in runs) + 1e-6)

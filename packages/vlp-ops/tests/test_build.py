@@ -193,7 +193,8 @@ def test_program_that_cannot_be_started(tmp_path):
         build.run(["sleep", "5"], timeout=0.1)
 
 
-# ---- what setup.py does ----------------------------------------------------------------------------------------------------------
+# ---- what setup.py does
+# ----------------------------------------------------------------------------------------------------------
 
 
 def refuse(reason: str):
@@ -206,7 +207,8 @@ def refuse(reason: str):
 
 
 def install(monkeypatch, tmp_path, *, torch=None, **switches):
-    """Messages of an install in which compiling itself is replaced; names of the libraries it would have made."""
+    """Messages of an install in which compiling itself is replaced; names of the libraries it would have
+    made."""
     made = []
     for name, value in switches.items():
         monkeypatch.setenv(name, value)
@@ -329,7 +331,8 @@ def test_wrong_switches(monkeypatch, tmp_path):
 
 
 def wheel(tmp_path, **switches) -> tuple[Path, str]:
-    """Builds a wheel from a copy of the package, with the tools of this environment and nothing downloaded."""
+    """Builds a wheel from a copy of the package, with the tools of this environment and nothing
+    downloaded."""
     source = tmp_path / "source"
     shutil.copytree(
         PACKAGE,

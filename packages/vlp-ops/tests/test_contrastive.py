@@ -1,4 +1,5 @@
-"""Contrastive losses against golden numbers, the untiled definition in float64, and the contract of an operator."""
+"""Contrastive losses against golden numbers, the untiled definition in float64, and the contract of an
+operator."""
 
 import math
 
@@ -53,7 +54,8 @@ def compare(case, leaves, loss, close, tolerance=None):
             assert tensor.grad == 0 and grads[name].abs() < 1e-15
 
 
-# ---- golden ----------------------------------------------------------------------------------------------------------------------
+# ---- golden
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tile", [None, 1, 5])
@@ -62,8 +64,8 @@ def test_clip_case(case, dtype, device, tile, leaf, close):
     leaves = {name: leaf(tensor, dtype) for name, tensor in case.tensors("inputs").items()}
     image, text, scale = (leaves[name] for name in ("image_features", "text_features", "logit_scale"))
     outputs = case.tensors("outputs")
-    # The README asks 1e-4 of float32 where the loss is nearly 0. The stored float64 losses are differences of logits there, so they are
-    # exact to the rounding of a logit, not of the loss.
+    # The README asks 1e-4 of float32 where the loss is nearly 0. The stored float64 losses are differences of
+    # logits there, so they are exact to the rounding of a logit, not of the loss.
     hard = 1e-4 if dtype == torch.float32 and 0 < outputs["loss"] < 1e-3 else None
     rows = info_nce(image, text, scale, return_lse=True, tile=tile)
     columns = info_nce(text, image, scale, tile=tile)
@@ -209,7 +211,8 @@ def test_memclip_losses(case, device, close):
         )
 
 
-# ---- against the untiled definition ----------------------------------------------------------------------------------------------
+# ---- against the untiled definition
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tile", [1, 2, 7, 20, 100])
@@ -377,7 +380,8 @@ def test_peak_memory_is_that_of_tiles(device):
     assert Largest.size <= 16 * 256
 
 
-# ---- PyTorch's contract ----------------------------------------------------------------------------------------------------------
+# ---- PyTorch's contract
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -433,7 +437,8 @@ def test_autocast_does_not_round_logits(device, close):
         assert torch.equal(loss, expected)
 
 
-# ---- messages --------------------------------------------------------------------------------------------------------------------
+# ---- messages
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def test_messages():

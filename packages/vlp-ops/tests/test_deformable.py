@@ -1,4 +1,5 @@
-"""ms_deform_attn and its module against golden numbers, the plain definition, and the contract of an operator."""
+"""ms_deform_attn and its module against golden numbers, the plain definition, and the contract of an
+operator."""
 
 import json
 import math
@@ -39,7 +40,8 @@ def arguments(
     shapes=SHAPES,
     spread=1.4,
 ):
-    """Random arguments; about a quarter of the points lie outside, all at least 1e-3 pixels away from a kink."""
+    """Random arguments; about a quarter of the points lie outside, all at least 1e-3 pixels away from a
+    kink."""
     generator = torch.Generator().manual_seed(0)
     positions = sum(h * w for h, w in shapes)
     value = torch.randn(batch, positions, heads, width, generator=generator, dtype=torch.float64)
@@ -63,7 +65,8 @@ def call(value, shapes, location, weight, **options):
     return ms_deform_attn(value, shapes, location, weight, **options)
 
 
-# ---- golden ----------------------------------------------------------------------------------------------------------------------
+# ---- golden
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["list", "tensor", "device tensor"])
@@ -200,7 +203,8 @@ def test_public_parameter_names(case):
         assert {name: list(tensor.shape) for name, tensor in state.items()} == keys
 
 
-# ---- against the plain definition ------------------------------------------------------------------------------------------------
+# ---- against the plain definition
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("softmax", [False, True])
@@ -385,7 +389,8 @@ def test_repeated_runs_are_equal(device):
         torch.use_deterministic_algorithms(False)
 
 
-# ---- PyTorch's contract ----------------------------------------------------------------------------------------------------------
+# ---- PyTorch's contract
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -459,7 +464,8 @@ def test_autocast_keeps_positions(device, close):
     close.forward(out, expected.detach(), tolerance=2e-2)
 
 
-# ---- messages --------------------------------------------------------------------------------------------------------------------
+# ---- messages
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def sized(

@@ -53,7 +53,8 @@ def over_ranks(tmp_path):
 
 
 def losses_of_rank(rank: int, ranks: int, inputs: dict[str, list], local_rows: int) -> dict[str, list]:
-    """Every variant of the reference on this rank: loss and gradients, as lists (queues of tensors need shared memory)."""
+    """Every variant of the reference on this rank: loss and gradients, as lists (queues of tensors need
+    shared memory)."""
     inputs = {name: torch.tensor(values) for name, values in inputs.items()}
     own = slice(rank * local_rows, (rank + 1) * local_rows)
     found = {}
@@ -86,7 +87,8 @@ def losses_of_rank(rank: int, ranks: int, inputs: dict[str, list], local_rows: i
         gathered = []
         for tensor in (image, text):
             rows = gather_features(tensor, gather_grad=mode)
-            # Without gradient through the gather the reference puts its own rows back in, so that they keep theirs.
+            # Without gradient through the gather the reference puts its own rows back in, so that they keep
+            # theirs.
             gathered.append(rows if gradient else torch.cat([rows[: own.start], tensor, rows[own.stop :]]))
         record(f"clip_local0_gradgather{int(gradient)}", clip_loss(*gathered, scale), leaves)
     leaves = {name: inputs[name][own].clone().requires_grad_() for name in ("image", "text")}

@@ -146,7 +146,8 @@ def test_autocast_gives_gradients_in_the_dtype_of_the_inputs(program):
         assert grad.dtype == tensor.dtype and torch.isfinite(grad).all()
 
 
-# ---- sizes beyond 32 bits --------------------------------------------------------------------------------------------------------
+# ---- sizes beyond 32 bits
+# --------------------------------------------------------------------------------------------------------
 
 
 def needs(gigabytes: int):

@@ -1,7 +1,9 @@
-"""Installs from the sources into clean environments: every branch of the build, and one wheel on three versions of torch.
+"""Installs from the sources into clean environments: every branch of the build, and one wheel on three
+versions of torch.
 
-`nox -s install` runs it. The environments hold torch and what the tests need, and nothing of vlp; uv makes them, with a download of some GB the
-first time. Each test installs as a user does and takes vlp-ops out again.
+`nox -s install` runs it. The environments hold torch and what the tests need, and nothing of vlp; uv makes
+them, with a download of some GB the first time. Each test installs as a user does and takes vlp-ops out
+again.
 """
 
 import json
@@ -75,7 +77,8 @@ class Environment:
     def run(
         self, *arguments: str, before: Sequence[str] = (), cwd: Path | None = None, **variables: str
     ) -> Done:
-        """Runs its Python as a shell does where it is not activated, without a switch of the caller; `before` is put in front."""
+        """Runs its Python as a shell does where it is not activated, without a switch of the caller; `before`
+        is put in front."""
         began = processor_time()
         done = subprocess.run(
             [*before, self.python, *arguments],
@@ -94,7 +97,8 @@ class Environment:
         return self.run("-m", "pip", *arguments, before=before, **variables)
 
     def install(self, source: Path, *options: str, before: Sequence[str] = (), **variables: str) -> Done:
-        """`pip install` of a folder or wheel with the torch of the environment in sight; -v, or pip hides what setup.py says."""
+        """`pip install` of a folder or wheel with the torch of the environment in sight; -v, or pip hides
+        what setup.py says."""
         options = ("-v", "--no-build-isolation", "--no-deps", *options)
         return self.pip("install", *options, str(source), before=before, **variables)
 
@@ -155,7 +159,8 @@ def oldest(tmp_path_factory) -> Environment:
 
 @pytest.fixture(scope="session")
 def cpu_only(newest, tmp_path_factory) -> Environment:
-    """torch 2.13 built without CUDA: from where pip is set up to look for wheels, else from where uv knows to find it."""
+    """torch 2.13 built without CUDA: from where pip is set up to look for wheels, else from where uv knows to
+    find it."""
     folder = tmp_path_factory.mktemp("cpu")
     found = newest.pip("download", "--no-deps", "--dest", str(folder), "torch==2.13.0+cpu")
     torch = [str(wheel) for wheel in folder.glob("*.whl")]
@@ -216,7 +221,8 @@ def without(program: str, tmp_path: Path) -> str:
 
 @pytest.fixture
 def no_toolkit(tmp_path) -> tuple[list[str], dict[str, str]]:
-    """What to put before a command, and variables for it, so that it finds no CUDA toolkit, not even the one in the usual folder."""
+    """What to put before a command, and variables for it, so that it finds no CUDA toolkit, not even the one
+    in the usual folder."""
     variables = {"PATH": without("nvcc", tmp_path)}
     if not USUAL.exists():
         return [], variables
@@ -227,7 +233,8 @@ def no_toolkit(tmp_path) -> tuple[list[str], dict[str, str]]:
     return before, variables
 
 
-# ---- what is built ---------------------------------------------------------------------------------------------------------------
+# ---- what is built
+# ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -266,7 +273,8 @@ def test_no_toolkit(newest, source, no_toolkit):
 
 
 def test_torch_without_cuda_and_a_plain_pip_install(cpu_only, source):
-    """As a user types it: pip hides the environment from the build, which must find its torch and download none."""
+    """As a user types it: pip hides the environment from the build, which must find its torch and download
+    none."""
     done = cpu_only.pip("install", "-v", str(source))
     assert done.code == 0, done.output
     assert done.messages == [
@@ -355,7 +363,8 @@ def test_uv_hides_torch_from_the_build(newest, source):
     assert "(no torch was found)" in newest.info()["cpu"]["reason"]
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------------------
+# ---- what is refused
+# -------------------------------------------------------------------------------------------------------------
 
 
 def refused(done: Done, message: str, where: Environment) -> None:
@@ -404,7 +413,8 @@ def test_forced_kernels_without_compiler(toolkit, newest, source, tmp_path, name
     refused(done, f"vlp-ops: no working C++ compiler: {absent} is not there", newest)
 
 
-# ---- one wheel for all -----------------------------------------------------------------------------------------------------------
+# ---- one wheel for all
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_wheel_uses_the_stable_interface_alone(wheel, tmp_path):

@@ -1,6 +1,8 @@
-"""The CUDA kernels, operator by operator, against the PyTorch implementation: all dtypes, odd sizes, ties, NaN, views.
+"""The CUDA kernels, operator by operator, against the PyTorch implementation: all dtypes, odd sizes, ties,
+NaN, views.
 
-Runs on a GPU, and on the CPU where test_cuda_sources.py has put the emulated CUDA sources behind the operators.
+Runs on a GPU, and on the CPU where test_cuda_sources.py has put the emulated CUDA sources behind the
+operators.
 """
 
 import itertools
@@ -38,7 +40,8 @@ def assert_same(actual, expected, kind, what):
         assert error <= limit, f"{what}: {error:.1e}"
 
 
-# ---- top-k -----------------------------------------------------------------------------------------------------------------------
+# ---- top-k
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,7 +121,8 @@ def test_topk_gradient(kind, rows, n1, n2, k, device):
     assert all(torch.equal(one, two) for one, two in zip(found, again, strict=True))
 
 
-# ---- tokens ----------------------------------------------------------------------------------------------------------------------
+# ---- tokens
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,7 +159,8 @@ def test_tokens_of_views(device):
         assert torch.equal(OPS.take_tokens(part, chosen), tokens._take(part, chosen))
 
 
-# ---- tiles of the contrastive losses ---------------------------------------------------------------------------------------------
+# ---- tiles of the contrastive losses
+# ---------------------------------------------------------------------------------------------
 
 
 SHAPES = [(1, 1), (3, 5), (33, 128), (40, 130), (70, 260), (32, 7)]
@@ -257,11 +262,13 @@ def test_sigmoid_tile(kind, output, rows, width, device):
             assert_same(sums[1:], expected[1:], kind, "sum of the gradient")
 
 
-# ---- all -------------------------------------------------------------------------------------------------------------------------
+# ---- all
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_runs_do_not_differ(device):
-    """No sum depends on the order in which threads come; the gradient of ms_deform_attn has a switch for it."""
+    """No sum depends on the order in which threads come; the gradient of ms_deform_attn has a switch for
+    it."""
     scores = torch.randn(20, 300, device=device)
     slots = torch.randint(300 * 300, (20, 64), device=device)
     ids = torch.randint(50, (4, 70), device=device)

@@ -19,7 +19,8 @@ def arguments(dtype=torch.float64, *, device="cpu", batch=2, heads=3, queries=5,
 
 
 def masks_of(inputs, device):
-    """The options of `attention` for the mask that a golden case holds, whatever its name says about the system."""
+    """The options of `attention` for the mask that a golden case holds, whatever its name says about the
+    system."""
     options = {}
     for name, tensor in inputs.items():
         tensor = tensor.to(device)
@@ -170,7 +171,8 @@ def test_messages():
         attention(query, key, value, mask=torch.ones(2, 7, dtype=torch.bool, device="meta"))
 
 
-# ---- FlexAttention ---------------------------------------------------------------------------------------------------------------
+# ---- FlexAttention
+# ---------------------------------------------------------------------------------------------------------------
 
 # On the CPU FlexAttention computes without its kernels, and says so.
 unfused = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -275,7 +277,8 @@ def test_blocks_are_those_of_the_mask(form):
     blocks = masked_attention._block_mask(call)
     expected = create_block_mask(blocks.mask_mod, batch, None, 300, 300, device="cpu")
     dense = masked_attention._allowed(call).expand(batch, 1, 300, 300)
-    # Blocks in which only pairs at the ends of two sequences could meet may be looked at for nothing, none may be left out.
+    # Blocks in which only pairs at the ends of two sequences could meet may be looked at for nothing, none
+    # may be left out.
     computed, needed = blocks.to_dense().bool(), expected.to_dense().bool()
     assert (computed | ~needed).all()
     inside = [
@@ -309,7 +312,8 @@ def test_flex_inside_a_compiled_function(form, device):
 
 @pytest.mark.slow
 def test_compiled_flex():
-    """The fused kernel with our blocks, as an eager call takes it on CUDA; here the one for the CPU (a score function fails there)."""
+    """The fused kernel with our blocks, as an eager call takes it on CUDA; here the one for the CPU (a score
+    function fails there)."""
     batch, options = masked("packed with padding", "cpu")
     leaves = arguments(torch.float32, batch=batch, queries=300, keys=300, width=16)
     leaves = [tensor.detach() for tensor in leaves]
@@ -415,7 +419,8 @@ def test_a_backend_that_cannot_serve_is_refused():
         attention_backend(query, key, value, backend="xformers")
 
 
-# ---- xformers --------------------------------------------------------------------------------------------------------------------
+# ---- xformers
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def test_xformers_is_not_imported_for_plain_masks():

@@ -39,7 +39,8 @@ def key_arguments(dtype=torch.float64, *, device="cpu", tokens=6, heads=3, n_key
     return query.to(device, dtype).requires_grad_(), keys.to(device, dtype).requires_grad_()
 
 
-# ---- golden ----------------------------------------------------------------------------------------------------------------------
+# ---- golden
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 # torch 2.11 says once, of any sparse tensor, that it does not check it.
@@ -108,7 +109,8 @@ def test_lookup_case(case, dtype, device, leaf, close):
 
 @pytest.mark.golden("memclip", is_layer)
 def test_memory_layer(case, device, close):
-    """The operators inside the reference memory layer, from its query on; its projections are plain Linear layers."""
+    """The operators inside the reference memory layer, from its query on; its projections are plain Linear
+    layers."""
     config, weights, inputs = case.config, case.tensors("weights"), case.tensors("inputs")
     outputs, grads = case.tensors("outputs"), case.tensors("grads_full")
     parameters = {name: tensor.to(device).requires_grad_() for name, tensor in weights.items()}
@@ -145,7 +147,8 @@ def test_memory_layer(case, device, close):
         close.gradient(tensor.grad, grads[name], name, 1e-2 if half else 5e-5)
 
 
-# ---- against the plain definition ------------------------------------------------------------------------------------------------
+# ---- against the plain definition
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n_keys", "k"), [(1, 1), (10, 1), (10, 7), (10, 10), (33, 32), (70, 64)])
@@ -172,7 +175,8 @@ def test_topk_accepts_every_form(device):
 
 
 def test_topk_of_equal_scores(device):
-    """Every choice among equal scores is right, but the scores are not negotiable and no slot may come twice."""
+    """Every choice among equal scores is right, but the scores are not negotiable and no slot may come
+    twice."""
     query = torch.ones(3, 2, 4, device=device)
     keys = torch.ones(2, 2, 5, 2, device=device)
     keys[:, :, 2] = 3.0
@@ -275,7 +279,8 @@ def test_topk_gradcheck(device):
     assert torch.autograd.gradcheck(lambda q, k, v: product_key_lookup(q, k, v, 3), (query, keys, values))
 
 
-# ---- PyTorch's contract ----------------------------------------------------------------------------------------------------------
+# ---- PyTorch's contract
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -322,7 +327,8 @@ def test_autocast_keeps_the_softmax_precise(device):
     torch.testing.assert_close(out, product_key_lookup(query, keys, values, 4), rtol=0.05, atol=0.05)
 
 
-# ---- messages --------------------------------------------------------------------------------------------------------------------
+# ---- messages
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def test_messages_of_topk():

@@ -91,7 +91,8 @@ def test_threads_do_not_change_the_gradient_of_value():
 
 
 def test_infinite_values_stay_where_they_are():
-    """A corner outside a map is read at another place with weight 0; that place is one the point touches anyway."""
+    """A corner outside a map is read at another place with weight 0; that place is one the point touches
+    anyway."""
     value = torch.ones(1, 9, 1, 8)
     value[0, 4] = float("inf")
     location = torch.tensor([[0.0, 0.0], [5.0, 5.0], [1.0, 0.1], [0.5, 0.5]]).view(1, 4, 1, 1, 1, 2)

@@ -2,13 +2,15 @@
 
     words  ->  ConceptEncoder (a small BERT and a linear map)  ->  K tokens  ->  behind the patches of the image encoder
 
-`ConceptVision` makes an image encoder with concepts of an image encoder without, so that every model that has a `vision` can have them:
-the fusion layers and heads attend to concept tokens as to patches. With place "first" they stand in the sequence before the first
-block, as ViCHA has it, which needs an encoder that takes other tokens (`VisionTransformer`); with "last" they are put behind the
-encoder's output, which any encoder allows (Swin, whose windows have no place for them; CLIP).
+`ConceptVision` makes an image encoder with concepts of an image encoder without, so that every model that has
+a `vision` can have them: the fusion layers and heads attend to concept tokens as to patches. With place
+"first" they stand in the sequence before the first block, as ViCHA has it, which needs an encoder that takes
+other tokens (`VisionTransformer`); with "last" they are put behind the encoder's output, which any encoder
+allows (Swin, whose windows have no place for them; CLIP).
 
-Padding of a concept list is visible to image encoder and fusion layers as it is in ViCHA's checkpoints: the features of an image depend
-on how far its concepts are padded, and whoever compares images pads them all to one length. With `visible_padding=False` it is not.
+Padding of a concept list is visible to image encoder and fusion layers as it is in ViCHA's checkpoints: the
+features of an image depend on how far its concepts are padded, and whoever compares images pads them all to
+one length. With `visible_padding=False` it is not.
 
 Source: ViCHA, arXiv 2208.13628 section 3.3; `models/vit.py`, `models/model_pretrain_kw_img.py`.
 
@@ -30,7 +32,8 @@ Place = Literal["first", "last"]
 
 
 class Concepts(NamedTuple):
-    """The words of N images, one token sequence each: `ids` [N, K]; `attention_mask` [N, K], 1 for real tokens."""
+    """The words of N images, one token sequence each: `ids` [N, K]; `attention_mask` [N, K], 1 for real
+    tokens."""
 
     ids: Tensor
     attention_mask: Tensor
@@ -70,7 +73,8 @@ class ConceptVision(nn.Module):
         place: "first": before the first block; "last": behind the encoder's output.
         visible_padding: Whether padded places of the concept lists are attended to (the reference).
 
-    Attributes: those of `encoder` that models use: `width`, `image_size`, `patch_size`, and `tokens`, which counts class token and patches.
+    Attributes: those of `encoder` that models use: `width`, `image_size`, `patch_size`, and `tokens`, which
+        counts class token and patches.
 
     Raises:
         ValueError: An encoder that takes no other tokens with place "first", or an unknown place.
@@ -159,18 +163,22 @@ def see(vision: nn.Module, image_NCHW: Tensor, concepts: Concepts | None) -> Ten
 def see_groups(
     vision: nn.Module, image_NCHW: Tensor, groups: Concepts | Sequence[Concepts] | None
 ) -> tuple[Tensor, Tensor | None]:
-    """As `see` and `visible_tokens` in one, for images whose concepts come in groups, each padded to a length of its own.
+    """As `see` and `visible_tokens` in one, for images whose concepts come in groups, each padded to a length
+    of its own.
 
-    Padding is visible, so a group must not be padded to the length of another: such groups pass the encoder one after the other, and are
-    filled up behind their last token to one pool, where nothing attends to the filling.
+    Padding is visible, so a group must not be padded to the length of another: such groups pass the encoder
+    one after the other, and are filled up behind their last token to one pool, where nothing attends to the
+    filling.
 
     Args:
         vision: Image encoder.
         image_NCHW: The images of all groups, one group after the other.
-        groups: Concepts of the images, in one group or several (NLVR2: of the left and the right images); None for an encoder without.
+        groups: Concepts of the images, in one group or several (NLVR2: of the left and the right images);
+            None for an encoder without.
 
     Returns:
-        [N, S, D] with the S of the longest list, and its mask [N, S] bool, or None where everything is visible.
+        [N, S, D] with the S of the longest list, and its mask [N, S] bool, or None where everything is
+        visible.
 
     Raises:
         ValueError: Groups that do not add up to the images; see also `see`.

@@ -1,4 +1,5 @@
-"""Process information and the few collectives that vlp needs. Everything works without a process group, as one rank.
+"""Process information and the few collectives that vlp needs. Everything works without a process group, as
+one rank.
 
 `gather` is `vlp_ops.gather_features`.
 """
@@ -57,7 +58,8 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def broadcast_object(value: Any, *, source: int = 0) -> Any:
-    """The value that rank `source` passes, on every rank. The object travels pickled between the ranks of one run."""
+    """The value that rank `source` passes, on every rank. The object travels pickled between the ranks of one
+    run."""
     if world_size() == 1:
         return value
     box = [value]
@@ -66,7 +68,8 @@ def broadcast_object(value: Any, *, source: int = 0) -> Any:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """The values of all ranks, in their order, on every rank. They travel pickled between the ranks of one run."""
+    """The values of all ranks, in their order, on every rank. They travel pickled between the ranks of one
+    run."""
     values = [value] * world_size()
     if len(values) > 1:
         dist.all_gather_object(values, value)

@@ -3,13 +3,14 @@
     attention_heat    the match logit, by one layer's cross-attention from text to image: a map for each word
     similarity_heat   the similarity of image and text, by one image block's attention from the class token: one map for the whole text
 
-Works for any model whose `text` is a `Bert` with fusion layers and whose `itm_head` tells whether text and image match; for similarity, any
-with projections into a shared space and a ViT. Attention weights are computed explicitly where they are looked at only, and kept nowhere.
+Works for any model whose `text` is a `Bert` with fusion layers and whose `itm_head` tells whether text and
+image match; for similarity, any with projections into a shared space and a ViT. Attention weights are
+computed explicitly where they are looked at only, and kept nowhere.
 
 Source: arXiv 2107.07651 section 6.4; X-VLM and ViCHA `Grounding.py`, after Grad-CAM, arXiv 1610.02391.
 
-Shape letters: B texts, S image tokens (1 + P * P, and concepts behind them), D image width, T text tokens, P patches per side, H heads,
-K detections.
+Shape letters: B texts, S image tokens (1 + P * P, and concepts behind them), D image width, T text tokens, P
+patches per side, H heads, K detections.
 """
 
 import math
@@ -28,7 +29,8 @@ from vlp_core.vision.layers import SelfAttention
 
 
 class HeatMaps(NamedTuple):
-    """`words` [B, T, P, P], one map per token, 0 for padding; `mean` [B, P, P] over all T places, padding included."""
+    """`words` [B, T, P, P], one map per token, 0 for padding; `mean` [B, P, P] over all T places, padding
+    included."""
 
     words: Tensor
     mean: Tensor
@@ -70,15 +72,18 @@ def attention_heat(
 ) -> HeatMaps:
     """Heat of each word of text b over image b.
 
-    A are the cross-attention weights of one layer, G the gradient of the match logit with respect to them. The heat is the mean over
-    heads of A * max(G, 0) at the patches; token 0 of the image is left out, and what stands behind the patches.
+    A are the cross-attention weights of one layer, G the gradient of the match logit with respect to them.
+    The heat is the mean over heads of A * max(G, 0) at the patches; token 0 of the image is left out, and
+    what stands behind the patches.
 
     Args:
         model: In evaluation mode; its parameters get no gradient. May be called under `torch.inference_mode`.
-        image_embeds_BSD: Token 0 is the whole image, the next are a square of patches, row by row; then concepts.
+        image_embeds_BSD: Token 0 is the whole image, the next are a square of patches, row by row; then
+            concepts.
         ids_BT: Token ids.
         attention_mask_BT: 1 for real tokens.
-        layer: Number of the layer, counted over all layers of `model.text` (the reference's `block_num`; 9 of 12 in X-VLM's recipe, 8 in ViCHA's).
+        layer: Number of the layer, counted over all layers of `model.text` (the reference's `block_num`; 9 of
+            12 in X-VLM's recipe, 8 in ViCHA's).
         tokens: How many of the image tokens are token 0 and patches (`model.vision.tokens`); None: all.
         image_mask_BS: 1 for image tokens that are visible (`ImageFeatures.attention_mask`); None: all are.
 
@@ -135,8 +140,9 @@ def similarity_heat(
 ) -> Tensor:
     """Heat [B, P, P] of text b as a whole over image b.
 
-    A are the attention weights of one block of the image encoder, G the gradient of the similarity (over the temperature) of image and text
-    with respect to them. The heat is the mean over heads of A * max(G, 0) in the row of the class token, at the patches.
+    A are the attention weights of one block of the image encoder, G the gradient of the similarity (over the
+    temperature) of image and text with respect to them. The heat is the mean over heads of A * max(G, 0) in
+    the row of the class token, at the patches.
 
     Args:
         model: In evaluation mode; its parameters get no gradient. May be called under `torch.inference_mode`.
@@ -180,7 +186,8 @@ def similarity_heat(
 
 @contextmanager
 def _explicit(attention: SelfAttention, watch: Any) -> Iterator[None]:
-    """Meanwhile `attention` computes its weights explicitly and shows them to `watch`, and gradients flow from there on."""
+    """Meanwhile `attention` computes its weights explicitly and shows them to `watch`, and gradients flow
+    from there on."""
 
     def replace(
         module: SelfAttention, given: tuple[Any, ...], named: dict[str, Any], output: Tensor
@@ -202,7 +209,8 @@ def _require_evaluation(model: Any) -> None:
 
 
 def _side(found: int, tokens: int | None) -> int:
-    """Patches per side of `found` image tokens of which the first `tokens` are the whole image and its patches."""
+    """Patches per side of `found` image tokens of which the first `tokens` are the whole image and its
+    patches."""
     if tokens is not None and tokens > found:
         raise ValueError(f"tokens={tokens}, but there are {found} image tokens")
     count = found if tokens is None else tokens
@@ -225,8 +233,8 @@ def detection_scores(
 ) -> Tensor:
     """How much of a heat map lies in each detection, [K].
 
-    The map is resized to the image (bicubic) and summed inside the box, whose borders are cut to whole pixels; the sum is divided
-    by (width * height) ** alpha.
+    The map is resized to the image (bicubic) and summed inside the box, whose borders are cut to whole
+    pixels; the sum is divided by (width * height) ** alpha.
 
     Args:
         heat_PP: Heat over the patches of the whole image.

@@ -1,7 +1,7 @@
 """Momentum teachers and queues of past features (MoCo, ALBEF, ViCHA).
 
-A teacher is a copy of the model whose parameters follow it slowly and get no gradient. A queue holds features of earlier batches as further
-negatives; all ranks hold the same one.
+A teacher is a copy of the model whose parameters follow it slowly and get no gradient. A queue holds features
+of earlier batches as further negatives; all ranks hold the same one.
 
 Source: MoCo, arXiv 1911.05722; ALBEF, arXiv 2107.07651 section 3.3 and 3.4.
 
@@ -20,7 +20,8 @@ NO_ID = -100
 
 
 def teacher_of(model: nn.Module, *, without: Iterable[str] = ()) -> nn.Module:
-    """A copy of a model that gets no gradient, without the named parts (direct children or parameters that the teacher needs not)."""
+    """A copy of a model that gets no gradient, without the named parts (direct children or parameters that
+    the teacher needs not)."""
     teacher = copy.deepcopy(model)
     for name in without:
         if hasattr(teacher, name):
@@ -50,7 +51,8 @@ class FeatureQueue(nn.Module):
         width: E.
         identities: Also keep a number for each pair, such as its image's; -100 where there is none yet.
 
-    Buffers: `image`, `text` [Q, E], at first random directions; `pointer`, where the next pair goes; `ids` [Q] int64.
+    Buffers: `image`, `text` [Q, E], at first random directions; `pointer`, where the next pair goes; `ids`
+        [Q] int64.
     """
 
     def __init__(self, size: int, width: int, *, identities: bool = False) -> None:
@@ -71,7 +73,8 @@ class FeatureQueue(nn.Module):
         """Write the pairs of all ranks; goes round at the end, so that no batch size is special.
 
         Raises:
-            ValueError: More pairs than the queue holds; identities for a queue without, or none for one with them.
+            ValueError: More pairs than the queue holds; identities for a queue without, or none for one with
+                them.
         """
         size, count = len(self.image), len(image_BE)
         if count > size:

@@ -16,9 +16,10 @@ class AdamW(Optimizer):
     With t counting the updates of each parameter:  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;
     p -= lr sqrt(1-b2^t) / (1-b1^t) * m / (sqrt(v) + eps);  then  p -= lr * weight_decay * p.
 
-    Two things differ from `torch.optim.AdamW`: eps is not divided by sqrt(1-b2^t), which matters for tiny gradients early on, and the
-    decay comes after the update. A parameter without gradient is left alone: no decay, no step counted. Updates run in PyTorch's fused
-    kernel; the state is tensors only (`step`, `mean`, `square`).
+    Two things differ from `torch.optim.AdamW`: eps is not divided by sqrt(1-b2^t), which matters for tiny
+    gradients early on, and the decay comes after the update. A parameter without gradient is left alone: no
+    decay, no step counted. Updates run in PyTorch's fused kernel; the state is tensors only (`step`, `mean`,
+    `square`).
 
     Args:
         params: Parameters or groups; groups may set `lr`, `betas`, `eps`, `weight_decay`.
@@ -91,7 +92,8 @@ class AdamW(Optimizer):
             beta1=beta1,
             beta2=beta2,
             weight_decay=0.0,
-            # The kernel divides the root of the second moment by this before it adds eps; so eps / it is our eps.
+            # The kernel divides the root of the second moment by this before it adds eps; so eps / it is our
+            # eps.
             eps=group["eps"] / (1 - beta2**step) ** 0.5,
             amsgrad=False,
             maximize=False,
@@ -100,31 +102,35 @@ class AdamW(Optimizer):
             torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As the base class, which would move `step` to the device of its parameter; it belongs on the CPU."""
+        """As the base class, which would move `step` to the device of its parameter; it belongs on the
+        CPU."""
         super().load_state_dict(state_dict)
         for state in self.state.values():
             state["step"] = state["step"].to(device="cpu", dtype=torch.float32)
 
 
 def in_memory_order_of(parameter: Tensor, x: Tensor) -> Tensor:
-    """`x`, copied only if its strides are not those of the parameter: the fused kernel goes through the memory of both in order."""
+    """`x`, copied only if its strides are not those of the parameter: the fused kernel goes through the
+    memory of both in order."""
     return x if x.stride() == parameter.stride() else torch.empty_like(parameter).copy_(x)
 
 
 def keep_connected(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     """The same loss, with a gradient of zero for parameters that it does not depend on.
 
-    DDP waits for a gradient of every parameter; this serves it for the parts that a batch does not use, without searching the graph.
-    See `leave_out` for the optimizer's side.
+    DDP waits for a gradient of every parameter; this serves it for the parts that a batch does not use,
+    without searching the graph. See `leave_out` for the optimizer's side.
     """
     return loss + 0.0 * sum(parameter.sum() for parameter in parameters)
 
 
 def leave_out(optimizer: Optimizer, parameters: Iterable[nn.Parameter], absent: Callable[[], bool]) -> None:
-    """Make every `optimizer.step()` for which `absent()` is true pass over `parameters`, as if they had no gradient.
+    """Make every `optimizer.step()` for which `absent()` is true pass over `parameters`, as if they had no
+    gradient.
 
-    A gradient of zero is not the same as none: Adam's moments would still move the parameter and weight decay would shrink it.
-    X-VLM's box head has no gradient in batches of whole images, and its numbers depend on that.
+    A gradient of zero is not the same as none: Adam's moments would still move the parameter and weight decay
+    would shrink it. X-VLM's box head has no gradient in batches of whole images, and its numbers depend on
+    that.
     """
     parameters = tuple(parameters)
 
@@ -138,7 +144,8 @@ def leave_out(optimizer: Optimizer, parameters: Iterable[nn.Parameter], absent: 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterRule:
-    """What holds for parameters whose name contains a match of `pattern` (regular expression, searched anywhere)."""
+    """What holds for parameters whose name contains a match of `pattern` (regular expression, searched
+    anywhere)."""
 
     pattern: str
     """Regular expression on our parameter names."""
@@ -153,11 +160,12 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Optimizer groups of all trainable parameters, by the first rule that says something about a name.
 
-    Returns one group for each (learning-rate factor, decay or not) that occurs, in order of the factor, decayed ones first:
-    {"params", "names", "lr", "lr_scale", "weight_decay"}.
+    Returns one group for each (learning-rate factor, decay or not) that occurs, in order of the factor,
+    decayed ones first: {"params", "names", "lr", "lr_scale", "weight_decay"}.
 
     Raises:
-        ValueError: A rule matches no parameter, so it cannot do what it says; or the model has nothing to train.
+        ValueError: A rule matches no parameter, so it cannot do what it says; or the model has nothing to
+            train.
     """
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     matched: set[str] = set()

@@ -1,17 +1,18 @@
 """Recipes: one YAML file, one typed schema, every mistake reported at once.
 
-A schema is a frozen keyword-only stdlib dataclass; each field may carry a one-line docstring (a string literal below it), cross-field
-rules live in `__post_init__` and raise `ValueError`. Field types: `bool`, `int`, `float`, `str`, `PathText`, `None`, `Literal[...]`,
-`tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`, another dataclass, and unions of these; dataclasses in one union are told apart by a
-field of type `Literal["name"]` that all of them have.
+A schema is a frozen keyword-only stdlib dataclass; each field may carry a one-line docstring (a string
+literal below it), cross-field rules live in `__post_init__` and raise `ValueError`. Field types: `bool`,
+`int`, `float`, `str`, `PathText`, `None`, `Literal[...]`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`,
+another dataclass, and unions of these; dataclasses in one union are told apart by a field of type
+`Literal["name"]` that all of them have.
 
-YAML is read with the scalar rules of YAML 1.2 (`1e-4` is a float, `on` and `010` are not a bool and an octal number), the same ones for
-files and for `key=value` overrides. Rules of the file format: `???` marks a value the user must give, `${env:NAME}` is replaced in
-`PathText` fields, nothing else is interpolated.
+YAML is read with the scalar rules of YAML 1.2 (`1e-4` is a float, `on` and `010` are not a bool and an octal
+number), the same ones for files and for `key=value` overrides. Rules of the file format: `???` marks a value
+the user must give, `${env:NAME}` is replaced in `PathText` fields, nothing else is interpolated.
 
-The schema walk is written out here because start-up is budgeted (0.15 s for a user error): importing a validation library and building
-validators for nested dataclasses takes longer than everything else `vlp-train` does before it prints its one line. Nothing in this
-module imports torch.
+The schema walk is written out here because start-up is budgeted (0.15 s for a user error): importing a
+validation library and building validators for nested dataclasses takes longer than everything else
+`vlp-train` does before it prints its one line. Nothing in this module imports torch.
 """
 
 import dataclasses
@@ -65,7 +66,8 @@ NULL = re.compile(r"~|null|Null|NULL|")
 class RecipeError(ValueError):
     """One or more mistakes of a recipe or its overrides.
 
-    `problems` holds one sentence per mistake, each beginning with the dotted key; `source` names the file they are in.
+    `problems` holds one sentence per mistake, each beginning with the dotted key; `source` names the file
+    they are in.
     """
 
     def __init__(self, problems: Iterable[str], source: str = "") -> None:
@@ -114,7 +116,8 @@ def _float(text: str) -> float:
 
 
 def _resolve_as_1_2(cls: Any) -> Any:
-    """Replace PyYAML's YAML 1.1 scalar rules of a loader or dumper class by those of the YAML 1.2 core schema."""
+    """Replace PyYAML's YAML 1.1 scalar rules of a loader or dumper class by those of the YAML 1.2 core
+    schema."""
     cls.yaml_implicit_resolvers = {}
     for tag, pattern, first in (
         ("bool", BOOL, "tTfF"),
@@ -236,7 +239,8 @@ def _plain(value: Any) -> Any:
 
 
 def dump(recipe: Any) -> dict[str, Any]:
-    """A recipe as plain dicts, lists and scalars, every field written out: `build(type(recipe), dump(recipe)) == recipe`."""
+    """A recipe as plain dicts, lists and scalars, every field written out: `build(type(recipe), dump(recipe))
+    == recipe`."""
     return typing.cast("dict[str, Any]", _plain(recipe))
 
 
@@ -257,7 +261,8 @@ def inline(value: Any) -> str:
     return text.removesuffix("...\n").rstrip("\n")
 
 
-# ---------------------------------------------------------------------------------------------------------- overrides
+# ----------------------------------------------------------------------------------------------------------
+# overrides
 
 
 def _split(override: str) -> tuple[list[str], str] | str:
@@ -322,8 +327,8 @@ def _apply(
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of `values` with `key=value` overrides applied in order (later wins).
 
-    The value is parsed as YAML; list items are addressed by number (`sources.0.names=[coco]`). Raises `RecipeError` listing every
-    override that is malformed or leads through something that has no keys.
+    The value is parsed as YAML; list items are addressed by number (`sources.0.names=[coco]`). Raises
+    `RecipeError` listing every override that is malformed or leads through something that has no keys.
     """
     tree, _, problems = _apply(values, overrides)
     if problems:
@@ -331,7 +336,8 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     return tree
 
 
-# --------------------------------------------------------------------------------------------------------- validation
+# ---------------------------------------------------------------------------------------------------------
+# validation
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -566,8 +572,9 @@ def build(
 ) -> T:
     """An instance of `schema` from plain values with `key=value` overrides.
 
-    Raises `RecipeError` that lists every malformed override, unknown key (with the nearest known one), missing value, wrong type or
-    choice, unset environment variable and broken rule of a `__post_init__`. `source` names the file in the message.
+    Raises `RecipeError` that lists every malformed override, unknown key (with the nearest known one),
+    missing value, wrong type or choice, unset environment variable and broken rule of a `__post_init__`.
+    `source` names the file in the message.
     """
     tree, given, problems = _apply(values, overrides)
     walk = _Walk(schema, given)
@@ -578,16 +585,19 @@ def build(
 
 
 def load(path: str | os.PathLike[str], schema: type[T], overrides: Sequence[str] = ()) -> T:
-    """The recipe in a YAML file with `key=value` overrides, checked against `schema`. Raises as `read` and `build` do."""
+    """The recipe in a YAML file with `key=value` overrides, checked against `schema`. Raises as `read` and
+    `build` do."""
     return build(schema, read(path), overrides, source=str(path))
 
 
-# -------------------------------------------------------------------------------------------------------- description
+# --------------------------------------------------------------------------------------------------------
+# description
 
 
 @functools.cache
 def _docs(schema: type) -> dict[str, str]:
-    """Docstrings of the fields: the string literal below each annotated name, in the class or the classes it extends."""
+    """Docstrings of the fields: the string literal below each annotated name, in the class or the classes it
+    extends."""
     import ast
     import inspect
     import textwrap
@@ -635,8 +645,8 @@ def _has(values: Any, key: str) -> bool:
 def describe(recipe: Any, values: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[Line]:
     """Every key of a checked recipe: type, value, where the value came from, docstring.
 
-    `values` is what `read` returned for its file and `overrides` what was given on the command line. Needs the source of the schema's
-    module, which is where the docstrings are.
+    `values` is what `read` returned for its file and `overrides` what was given on the command line. Needs
+    the source of the schema's module, which is where the docstrings are.
     """
     overridden = {override.partition("=")[0] for override in overrides}
 

@@ -12,7 +12,8 @@ def warmup_steps(warmup: int | float, total_steps: int) -> int:
 
 
 def linear(step: int, *, warmup: int | float, total_steps: int) -> float:
-    """0 -> 1 over the warm-up, then 1 -> 0 at `total_steps`, for step 0, 1, ...; the first step has factor 0 when there is a warm-up.
+    """0 -> 1 over the warm-up, then 1 -> 0 at `total_steps`, for step 0, 1, ...; the first step has factor 0
+    when there is a warm-up.
 
     `warmup`: steps, or a float in 0..1 as a fraction of `total_steps`. Source: X-VLM `scheduler.py`.
     """
@@ -42,9 +43,10 @@ def epoch_cosine(
 ) -> float:
     """ALBEF's and ViCHA's: a staircase in epoch 0, then half a cosine that stays constant within each epoch.
 
-    In epoch 0 the factor begins at `start` and rises to 1 in `warmup` equal steps, one after each 100 updates (the first when update 100 is
-    done, so it counts from update 101 on). An epoch of fewer updates cuts the warm-up off. In epoch e >= 1 it is
-    floor + (1 - floor) (1 + cos(pi e / epochs)) / 2; `floor` itself is reached only after the last epoch.
+    In epoch 0 the factor begins at `start` and rises to 1 in `warmup` equal steps, one after each 100 updates
+    (the first when update 100 is done, so it counts from update 101 on). An epoch of fewer updates cuts the
+    warm-up off. In epoch e >= 1 it is floor + (1 - floor) (1 + cos(pi e / epochs)) / 2; `floor` itself is
+    reached only after the last epoch.
 
     Args:
         step: Update, counted from 0.
@@ -73,7 +75,8 @@ def epoch_cosine(
 def named(
     kind: Literal["linear", "cosine", "constant"], *, warmup: int | float, total_steps: int
 ) -> Callable[[int], float]:
-    """The schedule of that name as a function of the step alone. Raises `ValueError` for a name that is not known."""
+    """The schedule of that name as a function of the step alone. Raises `ValueError` for a name that is not
+    known."""
     schedules = {"linear": linear, "cosine": cosine, "constant": constant}
     if kind not in schedules:
         raise ValueError(f"schedule {kind!r} is not known; choose among {', '.join(schedules)}")

@@ -125,7 +125,8 @@ def test_temperature_is_clamped_in_pretraining_only(before):
 
 
 def test_one_batch_of_rows_equals_separate_passes():
-    """Positives, negatives, masked texts and box queries go through the fusion layers together; alone they give the same."""
+    """Positives, negatives, masked texts and box queries go through the fusion layers together; alone they
+    give the same."""
     model, x = make(), batch(4, 2)
     index = torch.tensor([0, 1, 1, 0])
     mask = (torch.rand(4, model.vision.tokens, generator=torch.Generator().manual_seed(2)) < 0.5).long()

@@ -1,4 +1,5 @@
-"""Written text on two processes: ranks write texts of different lengths, yet gradients are those of one process on the whole batch."""
+"""Written text on two processes: ranks write texts of different lengths, yet gradients are those of one
+process on the whole batch."""
 
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def make(name: str, **arguments) -> nn.Module:
 
 
 class SelfCritical(nn.Module):
-    """Texts are written inside the forward that DDP wraps; calling the model behind it would leave gradients apart."""
+    """Texts are written inside the forward that DDP wraps; calling the model behind it would leave gradients
+    apart."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""X-VLM retrieval training on two processes: losses and averaged gradients, for both ways back through the gather."""
+"""X-VLM retrieval training on two processes: losses and averaged gradients, for both ways back through the
+gather."""
 
 import json
 from pathlib import Path

@@ -71,7 +71,8 @@ def arguments(case) -> dict:
 
 
 def golden_parts(case):
-    """Model, teacher and queue of a case, in evaluation mode as the reference ran them; the teacher has followed once, as its forward begins."""
+    """Model, teacher and queue of a case, in evaluation mode as the reference ran them; the teacher has
+    followed once, as its forward begins."""
     model = models.create("vicha", **arguments(case))
     state = vicha.split(case.tensors("weights"))
     loading.load(model, state.model, vicha.vicha_adapter(model))
@@ -105,8 +106,8 @@ def assert_gradients(model, expected: dict[str, float | None]) -> None:
 def assert_sums(found, expected, *, step: float = 0.0) -> None:
     """Sum and L2 norm of each tensor, after an update whose largest step is `step`.
 
-    Adam blows a gradient that is rounding noise up to a full step of either sign. A bias of keys moves no attention weight, so all its
-    gradients are noise; elsewhere one number may be, which shows in the sum.
+    Adam blows a gradient that is rounding noise up to a full step of either sign. A bias of keys moves no
+    attention weight, so all its gradients are noise; elsewhere one number may be, which shows in the sum.
     """
     assert expected.keys() - found.keys() <= {*TIED}
     for name in expected.keys() & found.keys():
@@ -247,7 +248,8 @@ def test_pretraining_and_its_gradients_equal_the_reference(case, assert_equal):
 
 
 def decayed(model, weight_decay: float) -> list[dict]:
-    """The reference's groups: vectors and biases do not decay. In the source, class and mask tokens are no vectors."""
+    """The reference's groups: vectors and biases do not decay. In the source, class and mask tokens are no
+    vectors."""
     groups = {True: [], False: []}
     for name, parameter in model.named_parameters():
         vector = parameter.ndim == 1 and not name.endswith(("class_token", "mask_token"))
@@ -397,7 +399,8 @@ def test_scores_of_retrieval_equal_the_reference(case, assert_equal):
     assert found.keys() == expected.keys()
 
 
-# ---- without golden cases ------------------------------------------------------------------------------------------------------------
+# ---- without golden cases
+# ------------------------------------------------------------------------------------------------------------
 
 
 def tiny(**changes):

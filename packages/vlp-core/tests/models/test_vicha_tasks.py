@@ -41,7 +41,8 @@ def encoders(case) -> dict:
 
 
 def open_case(case, name: str, arguments: dict) -> tuple[nn.Module, nn.Module | None]:
-    """Model and teacher of a case, in evaluation mode, the teacher moved as in the forward of the reference."""
+    """Model and teacher of a case, in evaluation mode, the teacher moved as in the forward of the
+    reference."""
     parts = vicha.split(case.tensors("weights"))
     model = models.create(name, **arguments).eval()
     vicha.load(model, parts.model)
@@ -126,7 +127,8 @@ def test_questions_equal_the_reference(case):
         },
         expected,
     )
-    # Scores are a softmax, so their logarithms equal the sums of log-probabilities up to one number for each question.
+    # Scores are a softmax, so their logarithms equal the sums of log-probabilities up to one number for each
+    # question.
     order = expected["log_probs_sum"].argsort(dim=1, descending=True)
     sums = expected["log_probs_sum"].gather(1, order).log_softmax(1)
     torch.testing.assert_close(ranked.scores.log(), sums, rtol=1e-4, atol=1e-5)
@@ -219,7 +221,8 @@ def test_nlvr_domain_stage_equals_the_reference(case):
     assert_gradient_norms(model, case.json("grads"))
 
 
-# What the cases do not show -----------------------------------------------------------------------------------------------------
+# What the cases do not show
+# -----------------------------------------------------------------------------------------------------
 
 VISION = {"kind": "vit", "image_size": 32, "patch": 16, "width": 8, "depth": 1, "heads": 2, "local_depth": 0}
 TEXT = {

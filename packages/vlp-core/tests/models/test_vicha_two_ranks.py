@@ -1,4 +1,5 @@
-"""ViCHA on two processes: the queue is that of all ranks, and the hierarchy finds its positives on every rank."""
+"""ViCHA on two processes: the queue is that of all ranks, and the hierarchy finds its positives on every
+rank."""
 
 import json
 from pathlib import Path

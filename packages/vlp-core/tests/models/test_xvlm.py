@@ -16,7 +16,8 @@ def is_pretraining(case) -> bool:
 
 def run_pretraining(model, inputs: dict, hardest: bool = False, labels: torch.Tensor | None = None):
     """Output of the model and losses; `labels` other than those of the case."""
-    """Forward and losses; `hardest` replaces the draw of negatives by the most probable ones, as the fixtures were made."""
+    """Forward and losses; `hardest` replaces the draw of negatives by the most probable ones, as the fixtures
+    were made."""
     regions = "idx_to_group_img" in inputs
     if hardest:
         model.draw_negatives = partial(hardest_negatives, model)

@@ -13,7 +13,8 @@ EMPTY = Cache(images=(), image_mask=None)
 
 
 class Language:
-    """Logits from a table by a hash of the whole text; the cache keeps the text, so its rows must be kept in order."""
+    """Logits from a table by a hash of the whole text; the cache keeps the text, so its rows must be kept in
+    order."""
 
     def __init__(self, seed: int, *, end_bonus: float = 0.0) -> None:
         self.table = torch.randn(101, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 2

@@ -62,7 +62,8 @@ def test_without_local_blocks_the_mask_changes_nothing():
 
 
 def test_local_blocks_see_the_region_only():
-    """With every block local, pixels outside the region reach neither the class token nor the region's patches."""
+    """With every block local, pixels outside the region reach neither the class token nor the region's
+    patches."""
     model, index = make(local_depth=SIZE["depth"]), torch.tensor([0])
     mask = torch.zeros(1, model.tokens)
     mask[0, [0, 1, 2, 5, 6]] = 1  # upper left 2 x 2 of 4 x 4 patches

@@ -125,7 +125,8 @@ def test_names_and_shapes_of_full_size_checkpoints(case):
         )
         stages = tables[-1][0] + 1
         window = (math.isqrt(tables[0][2][0]) + 1) // 2
-        # A stage of W windows has 4 * 2^stage * window * sqrt(W) pixels; where none is shifted, the first stage is one window.
+        # A stage of W windows has 4 * 2^stage * window * sqrt(W) pixels; where none is shifted, the first
+        # stage is one window.
         sizes = {
             4 * 2 ** int(key.split(".")[2]) * window * math.isqrt(shape[0])
             for key, shape in shapes.items()

@@ -1,4 +1,5 @@
-"""Official ViCHA layouts with teacher and queue: names and shapes at full size, parameter groups, conversion from pre-training to the tasks."""
+"""Official ViCHA layouts with teacher and queue: names and shapes at full size, parameter groups, conversion
+from pre-training to the tasks."""
 
 import json
 import re
@@ -119,7 +120,8 @@ def full_depth(keys: Iterable[str]) -> dict:
 
 
 def listed(names) -> set[str]:
-    """Unused names as the load maps list them: after the reference's renaming, without numbers of positions where it counts those."""
+    """Unused names as the load maps list them: after the reference's renaming, without numbers of positions
+    where it counts those."""
     return {name.replace(".bert.", ".") for name in names if not name.endswith("position_ids")}
 
 
@@ -179,7 +181,8 @@ def test_each_task_takes_each_tensor_from_where_the_reference_does(case):
                 assert torch.equal(x[0], table), (name, key)
             else:
                 assert torch.equal(x, source[origin]), (name, key)
-        # Our domain stage lacks what is idle in it: as a start it does not hold it, as a target it does not take it.
+        # Our domain stage lacks what is idle in it: as a start it does not hold it, as a target it does not
+        # take it.
         spare = set(IDLE) if wanted == "nlvr_domain" else set()
         absent = set(IDLE) if first == "nlvr_domain" else set()
         found = listed(result.unexpected)
@@ -203,7 +206,8 @@ def test_shared_projections_of_nlvr_are_those_of_the_reference(case):
     assert found == {frozenset(pair) for pair in maps["nlvr tied tensors"]}
 
 
-# Small models ---------------------------------------------------------------------------------------------------------------
+# Small models
+# ---------------------------------------------------------------------------------------------------------------
 
 TINY = {
     "vision": {
@@ -407,7 +411,8 @@ def test_vectors_decay_only_where_the_reference_has_a_table():
         assert all(parameters[name].ndim == 1 for name in parameters.keys() - set(decayed))
 
 
-# Published BERT ---------------------------------------------------------------------------------------------------------------
+# Published BERT
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def published(layers: int = 4) -> tuple[nn.ModuleDict, dict[str, Tensor]]:

@@ -1,4 +1,5 @@
-"""Official X-VLM layouts: names and shapes at full size, parameter groups, conversion from pre-training to the tasks."""
+"""Official X-VLM layouts: names and shapes at full size, parameter groups, conversion from pre-training to
+the tasks."""
 
 import json
 import re
@@ -14,7 +15,8 @@ from vlp_core.weights import Checkpoint, CheckpointError, xvlm
 
 
 def meta_model(state: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """The model that a state of official names belongs to, without memory; numbers of heads do not show in shapes."""
+    """The model that a state of official names belongs to, without memory; numbers of heads do not show in
+    shapes."""
     arguments = xvlm.infer_arguments(Checkpoint(state, {}), head_width=1)
     with torch.device("meta"):
         return models.create(model_name(xvlm.layout(state)), **arguments)
@@ -44,7 +46,8 @@ def count(names, pattern: str) -> int:
 
 
 def small_arguments(names) -> dict:
-    """Arguments of a model with these official parameter names; widths are made up, Swin's unlike the text's as in the releases."""
+    """Arguments of a model with these official parameter names; widths are made up, Swin's unlike the text's
+    as in the releases."""
     if any(".relative_position_bias_table" in n for n in names):
         stages = count(names, r"vision_encoder\.layers\.(\d+)\.")
         depths = [count(names, rf"vision_encoder\.layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)]

@@ -32,7 +32,8 @@ class _Batch:
 @dataclass(frozen=True, kw_only=True)
 class _ImageBatch(_Batch):
     concept_ids: Tensor | None = None
-    """[B, K] int64, the concepts of each image (regions: [N, K]; pairs: of the first images); None without concepts."""
+    """[B, K] int64, the concepts of each image (regions: [N, K]; pairs: of the first images); None without
+    concepts."""
     concept_mask: Tensor | None = None
     """[B, K] int64, 1 = token, 0 = padding."""
 
@@ -89,7 +90,8 @@ class RegionBatch(_ImageBatch):
     is_image: Tensor
     """[B] int64, 1 = the pair is about the whole image (no box loss)."""
     padded_pairs: int = 0
-    """Pairs that repeat others because too few were found; they act as false negatives, so they are counted."""
+    """Pairs that repeat others because too few were found; they act as false negatives, so they are
+    counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +119,13 @@ class VqaBatch(_ImageBatch):
     question_mask: Tensor
     """[B, L] int64."""
     answer_ids: Tensor
-    """[A, L'] int64, framed by [CLS] and [SEP]; all answers of the first question, then those of the second, ..."""
+    """[A, L'] int64, framed by [CLS] and [SEP]; all answers of the first question, then those of the second,
+    ..."""
     answer_mask: Tensor
     """[A, L'] int64."""
     answer_weights: Tensor
-    """[A] float32, the share of people who gave this answer; 0.5 for the only answer of a Visual Genome question."""
+    """[A] float32, the share of people who gave this answer; 0.5 for the only answer of a Visual Genome
+    question."""
     question_index: Tensor
     """[A] int64, which question an answer belongs to."""
 
@@ -160,7 +164,8 @@ class EntailmentBatch(_ImageBatch):
     attention_mask: Tensor
     """[B, L] int64."""
     labels: Tensor
-    """[B] int64: 0 contradiction, 1 neutral, 2 entailment (`vlp_data.sources.task_json.ENTAILMENT_LABELS`)."""
+    """[B] int64: 0 contradiction, 1 neutral, 2 entailment
+    (`vlp_data.sources.task_json.ENTAILMENT_LABELS`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

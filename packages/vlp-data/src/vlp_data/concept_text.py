@@ -1,6 +1,7 @@
 """The concepts of an image as text for a model.
 
-Source: ViCHA specification 2.3 and 4.2. Concepts come with a row (`Text.role` "concept"); `vlp-data concepts` assigns them.
+Source: ViCHA specification 2.3 and 4.2. Concepts come with a row (`Text.role` "concept"); `vlp-data concepts`
+assigns them.
 
 B texts   K length of the concepts
 """
@@ -17,7 +18,8 @@ from vlp_data.text import Tokenizer
 
 
 def concept_words(sample: Sample, *, image: int = 0) -> list[str]:
-    """The concepts of one image of a sample in their order, without empty ones. Raises BadSample ("no concepts") when there is none."""
+    """The concepts of one image of a sample in their order, without empty ones. Raises BadSample ("no
+    concepts") when there is none."""
     words = [
         text.text
         for text in sample.texts
@@ -61,8 +63,8 @@ def sample_concepts(
     *,
     image: int = 0,
 ) -> list[int]:
-    """Ids of the concepts of one image of a sample, drawn as the options say; empty if `options` is None. Raises BadSample
-    ("no concepts")."""
+    """Ids of the concepts of one image of a sample, drawn as the options say; empty if `options` is None.
+    Raises BadSample ("no concepts")."""
     if options is None:
         return []
     return concept_ids(drawn_words(concept_words(sample, image=image), options, rng), tokenizer, options)
@@ -71,7 +73,8 @@ def sample_concepts(
 def collate_concepts(
     rows: Sequence[Sequence[int]], tokenizer: Tokenizer, options: ConceptOptions | None
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """ids [B, K] int64 and mask [B, K] int64 (1 = token), padded as the options say; two times None if `options` is None."""
+    """ids [B, K] int64 and mask [B, K] int64 (1 = token), padded as the options say; two times None if
+    `options` is None."""
     if options is None:
         return None, None
     ids, mask = tokenizer.pad(rows, options.max_tokens if options.pad == "max" else None)

@@ -8,8 +8,8 @@ class DataError(ValueError):
 class BadSample(Exception):
     """One sample cannot be used: the loader counts it by `cause` and takes another one.
 
-    Attributes: `cause` (a few words, the same for all samples with this fault), `file` (what the user has to look at),
-    `detail` (what was found).
+    Attributes: `cause` (a few words, the same for all samples with this fault), `file` (what the user has to
+    look at), `detail` (what was found).
     """
 
     def __init__(self, cause: str, file: str, detail: str) -> None:

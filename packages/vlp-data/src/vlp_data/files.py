@@ -1,7 +1,8 @@
-"""Paths that may be URLs: local paths the short way, anything with `://` through fsspec (hdfs, webhdfs, s3, gs, abfs, http, memory, ...).
+"""Paths that may be URLs: local paths the short way, anything with `://` through fsspec (hdfs, webhdfs, s3,
+gs, abfs, http, memory, ...).
 
-Nothing is kept open between calls, so sources can be pickled and forked freely. Remote reads are repeated with growing pauses; a
-missing file is not.
+Nothing is kept open between calls, so sources can be pickled and forked freely. Remote reads are repeated
+with growing pauses; a missing file is not.
 """
 
 import os
@@ -29,7 +30,8 @@ def local(path: str) -> Path:
 
 
 def join(root: str, path: str) -> str:
-    """`path` below `root`; as it is when it is absolute, a URL, or `root` is empty. `root` itself for an empty path."""
+    """`path` below `root`; as it is when it is absolute, a URL, or `root` is empty. `root` itself for an
+    empty path."""
     if not root or is_url(path) or path.startswith(("/", "~")):
         return path
     if not path:
@@ -50,7 +52,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def repeat(url: str, action: Callable[[], _T]) -> _T:
-    """The result of a remote read, tried again after each of `PAUSES_SECONDS`. Raises at once what waiting does not cure, else OSError."""
+    """The result of a remote read, tried again after each of `PAUSES_SECONDS`. Raises at once what waiting
+    does not cure, else OSError."""
     for pause in (*PAUSES_SECONDS, None):
         try:
             return action()
@@ -86,7 +89,8 @@ def read_range(path: str, start: int, length: int) -> bytes:
 
 
 def open_read(path: str) -> BinaryIO:
-    """A stream for reading from start to end; `.gz`, `.bz2`, `.xz`, `.zst` are decompressed (zst needs its fsspec codec)."""
+    """A stream for reading from start to end; `.gz`, `.bz2`, `.xz`, `.zst` are decompressed (zst needs its
+    fsspec codec)."""
     if not is_url(path) and not is_compressed(path):
         return local(path).open("rb")
     import fsspec
@@ -114,10 +118,12 @@ def stamp(path: str) -> tuple[int, str]:
 
 
 def expand(paths: tuple[str, ...] | list[str]) -> list[str]:
-    """The files behind paths: a folder stands for the files directly in it, a string may hold several paths joined by commas (X-VLM).
+    """The files behind paths: a folder stands for the files directly in it, a string may hold several paths
+    joined by commas (X-VLM).
 
-    Names with `_SUCCESS` and those that begin with a dot are left out. Sorted by path inside a folder, so that all ranks and nodes agree;
-    folders in the order given. Raises FileNotFoundError for a path that does not exist and for no files at all.
+    Names with `_SUCCESS` and those that begin with a dot are left out. Sorted by path inside a folder, so
+    that all ranks and nodes agree; folders in the order given. Raises FileNotFoundError for a path that does
+    not exist and for no files at all.
     """
     found: list[str] = []
     for path in (part.strip() for entry in paths for part in entry.split(",") if part.strip()):

@@ -24,8 +24,8 @@ def decode(
 ) -> Pillow.Image:
     """Encoded image to RGB.
 
-    `name` is what messages call it. `truncated`: a file that ends early is filled with grey instead of refused. Raises BadSample: "empty
-    image", "not an image", "broken image", "image too large".
+    `name` is what messages call it. `truncated`: a file that ends early is filled with grey instead of
+    refused. Raises BadSample: "empty image", "not an image", "broken image", "image too large".
     """
     if not data:
         raise BadSample("empty image", name, "no bytes")

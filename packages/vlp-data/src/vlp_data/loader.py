@@ -1,13 +1,14 @@
 """Batches for one rank, endless, with a position that says where to go on.
 
-What a batch holds depends on (seed, position, rank, number of ranks) alone: not on the number of workers, on prefetching, or on how
-often a run was interrupted. The sample at (epoch, index) draws from a generator seeded by (seed, epoch, index).
+What a batch holds depends on (seed, position, rank, number of ranks) alone: not on the number of workers, on
+prefetching, or on how often a run was interrupted. The sample at (epoch, index) draws from a generator seeded
+by (seed, epoch, index).
 
-Unusable samples (broken image, empty line, box outside the image, missing file, ...) are counted, logged once per cause with the
-file's name, and replaced by a sample drawn from (seed, epoch, index, attempt). The loader stops with `DataError` when more than
-`max_bad_fraction` of the samples read so far were unusable, judged from the eleventh unusable one on: so one bad sample early in a run
-never stops it, and a wrong image root stops it within the first batches. `max_bad_fraction=0` stops at the first. Each rank judges what
-it has read itself.
+Unusable samples (broken image, empty line, box outside the image, missing file, ...) are counted, logged once
+per cause with the file's name, and replaced by a sample drawn from (seed, epoch, index, attempt). The loader
+stops with `DataError` when more than `max_bad_fraction` of the samples read so far were unusable, judged from
+the eleventh unusable one on: so one bad sample early in a run never stops it, and a wrong image root stops it
+within the first batches. `max_bad_fraction=0` stops at the first. Each rank judges what it has read itself.
 """
 
 import atexit
@@ -104,10 +105,12 @@ def _key(examples: Examples, index: int) -> str:
 
 
 class Loader(Generic[_Batch]):
-    """An endless iterator over the batches of one rank; use it as a context manager, or `close()` it, to end its workers.
+    """An endless iterator over the batches of one rank; use it as a context manager, or `close()` it, to end
+    its workers.
 
-    `global_batch` counts samples over all ranks (for region batches: lines). `position` counts samples consumed by all ranks; it moves
-    when a batch is handed out, so a checkpoint written after the step holds where to go on.
+    `global_batch` counts samples over all ranks (for region batches: lines). `position` counts samples
+    consumed by all ranks; it moves when a batch is handed out, so a checkpoint written after the step holds
+    where to go on.
     """
 
     def __init__(
@@ -128,8 +131,9 @@ class Loader(Generic[_Batch]):
     ) -> None:
         """Starts nothing; workers begin with the first batch.
 
-        `timeout_seconds`: stop when workers deliver nothing for this long (0: wait for ever). `start_method`: how workers are started,
-        None for Python's default. Raises ValueError for an impossible split and for an empty source.
+        `timeout_seconds`: stop when workers deliver nothing for this long (0: wait for ever). `start_method`:
+        how workers are started, None for Python's default. Raises ValueError for an impossible split and for
+        an empty source.
         """
         self._iterator: Iterator[_Answer] | None = None
         self._processes: list[BaseProcess] = []
@@ -204,7 +208,8 @@ class Loader(Generic[_Batch]):
         iterator = iter(loader)
         self._processes = [child for child in multiprocessing.active_children() if child not in before]
         if self._processes:
-            # Before multiprocessing itself ends its children at exit, which they would take their time over (see `_prepare_worker`).
+            # Before multiprocessing itself ends its children at exit, which they would take their time over
+            # (see `_prepare_worker`).
             atexit.register(_close, weakref.ref(self))
         return iterator
 
@@ -249,7 +254,8 @@ class Loader(Generic[_Batch]):
         )
 
     def describe(self) -> dict[str, Any]:
-        """What this rank reads, for logs: of every `global_batch` samples in the order of all ranks, which ones."""
+        """What this rank reads, for logs: of every `global_batch` samples in the order of all ranks, which
+        ones."""
         own = self.global_batch // self.world
         return {
             "rank": f"{self.rank} of {self.world}",
@@ -272,8 +278,8 @@ class Loader(Generic[_Batch]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken, perhaps on another number of ranks. Raises DataError when seed, length or kind of order differ,
-        because the order would be another one."""
+        """Go on where `state` was taken, perhaps on another number of ranks. Raises DataError when seed,
+        length or kind of order differ, because the order would be another one."""
         for name, now in (
             ("seed", self.order.seed),
             ("length", self.order.length),
@@ -347,8 +353,8 @@ def _prepare_worker(_: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)  # OpenCV's thread pool does not survive a fork
-    # A scheduler sends SIGTERM to the whole process group, but the training process wants to finish its step and save. Workers end when
-    # it ends; the alarm is for one that hangs.
+    # A scheduler sends SIGTERM to the whole process group, but the training process wants to finish its step
+    # and save. Workers end when it ends; the alarm is for one that hangs.
     armed = False
 
     def end_later(*_: object) -> None:

@@ -1,6 +1,7 @@
 """Masking of text for masked language modelling.
 
-Sources: X-VLM specification 4.2 (the generator of the official code, reproduced draw by draw); ViCHA specification 3.4.
+Sources: X-VLM specification 4.2 (the generator of the official code, reproduced draw by draw); ViCHA
+    specification 3.4.
 """
 
 import random
@@ -29,12 +30,13 @@ def mask_tokens(
     """Replace a share of `ids`; position 0 ([CLS]) is never touched.
 
     `continues[i]` says that token i goes on with the word of token i-1. The number to predict is
-    min(max_masks, max(1, round(len(ids) * probability))). Of the chosen tokens 80 % become `mask_id`, 10 % any id of the vocabulary
-    (special ones included), 10 % stay. The labels are the original ids at the returned positions.
+    min(max_masks, max(1, round(len(ids) * probability))). Of the chosen tokens 80 % become `mask_id`, 10 %
+    any id of the vocabulary (special ones included), 10 % stay. The labels are the original ids at the
+    returned positions.
 
-    Draws, in this order: one shuffle of positions 1..; per position one uniform if spans are on and one integer if it starts a span; one
-    shuffle if too many were collected; per chosen position one or two uniforms and possibly one integer.
-    Raises ValueError for fewer than two ids.
+    Draws, in this order: one shuffle of positions 1..; per position one uniform if spans are on and one
+    integer if it starts a span; one shuffle if too many were collected; per chosen position one or two
+    uniforms and possibly one integer. Raises ValueError for fewer than two ids.
     """
     if len(ids) < 2:
         raise ValueError(f"{len(ids)} ids: nothing to mask beside the leading special token")
@@ -42,7 +44,8 @@ def mask_tokens(
     spans = options.skipgram_probability > 0 and options.skipgram_size >= 2
     candidates = list(range(1, len(ids)))
     rng.shuffle(candidates)
-    # A set on purpose: when nothing is cut off, its iteration order is the order of the later draws in the official code.
+    # A set on purpose: when nothing is cut off, its iteration order is the order of the later draws in the
+    # official code.
     collected: set[int] = set()
     for position in candidates:
         if len(collected) >= wanted:
@@ -87,8 +90,8 @@ class Draws(NamedTuple):
 def draw_independently(
     length: int, options: IndependentMasking, *, vocabulary: int, rng: random.Random
 ) -> Draws:
-    """Draws for `length` tokens: chosen with `probability`; of these 80 % masked, half of the rest any id of the vocabulary (special ones
-    included). Four numbers are drawn per token, whatever they decide."""
+    """Draws for `length` tokens: chosen with `probability`; of these 80 % masked, half of the rest any id of
+    the vocabulary (special ones included). Four numbers are drawn per token, whatever they decide."""
     rows = [
         (
             rng.random() < options.probability,
@@ -102,7 +105,8 @@ def draw_independently(
 
 
 def mask_independently(ids: Sequence[int], draws: Draws, *, mask_id: int, never: Container[int]) -> Masked:
-    """Replace what was drawn, but for ids in `never` ([CLS] and padding); positions ascend and may be none."""
+    """Replace what was drawn, but for ids in `never` ([CLS] and padding); positions ascend and may be
+    none."""
     masked, positions = list(ids), []
     for position, number in enumerate(ids):
         if not draws.chosen[position] or number in never:

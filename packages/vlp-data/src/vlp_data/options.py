@@ -1,6 +1,7 @@
 """Options of sources, views and examples, as they appear in recipes. Imports neither torch nor fsspec.
 
-A source option has a `format` field that tells it apart from the others (a discriminated union in a recipe) and `open()`.
+A source option has a `format` field that tells it apart from the others (a discriminated union in a recipe)
+and `open()`.
 """
 
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ class ImageTextLines:
 
     format: Literal["xvlm_images"] = "xvlm_images"
     files: tuple[PathText, ...]
-    """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec URLs."""
+    """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec
+    URLs."""
     root: PathText = ""
     """Put before relative image paths."""
     image_key: str = ""
@@ -57,10 +59,11 @@ class ImageTextLines:
     index: PathText = ""
     """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
     order: Literal["shuffled", "files"] = "shuffled"
-    """Lines one by one in random order, or file after file: for remote storage, where one long read is cheaper than many short ones,
-    and for compressed files, which cannot be read otherwise."""
+    """Lines one by one in random order, or file after file: for remote storage, where one long read is
+    cheaper than many short ones, and for compressed files, which cannot be read otherwise."""
     buffer: int = 0
-    """With order "files": mix lines over about so many places, as a shuffle buffer of this size does; 0 keeps their order."""
+    """With order "files": mix lines over about so many places, as a shuffle buffer of this size does; 0 keeps
+    their order."""
 
     def __post_init__(self) -> None:
         _reading(self)
@@ -73,11 +76,13 @@ class ImageTextLines:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionLines:
-    """X-VLM region lines: {elems: [{caption, bb: [x, y, w, h], attributes?}], caption?, binary | image_rpath}."""
+    """X-VLM region lines: {elems: [{caption, bb: [x, y, w, h], attributes?}], caption?, binary |
+    image_rpath}."""
 
     format: Literal["xvlm_regions"] = "xvlm_regions"
     files: tuple[PathText, ...]
-    """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec URLs."""
+    """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec
+    URLs."""
     root: PathText = ""
     """Put before relative image paths."""
     image_key: str = ""
@@ -87,10 +92,11 @@ class RegionLines:
     index: PathText = ""
     """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
     order: Literal["shuffled", "files"] = "shuffled"
-    """Lines one by one in random order, or file after file: for remote storage, where one long read is cheaper than many short ones,
-    and for compressed files, which cannot be read otherwise."""
+    """Lines one by one in random order, or file after file: for remote storage, where one long read is
+    cheaper than many short ones, and for compressed files, which cannot be read otherwise."""
     buffer: int = 0
-    """With order "files": mix lines over about so many places, as a shuffle buffer of this size does; 0 keeps their order."""
+    """With order "files": mix lines over about so many places, as a shuffle buffer of this size does; 0 keeps
+    their order."""
 
     def __post_init__(self) -> None:
         _reading(self)
@@ -103,7 +109,8 @@ class RegionLines:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskJson:
-    """ALBEF-type lists in .json files; the fields of an entry tell what it is (caption, vqa, nlvr, ve, refcoco)."""
+    """ALBEF-type lists in .json files; the fields of an entry tell what it is (caption, vqa, nlvr, ve,
+    refcoco)."""
 
     format: Literal["task_json"] = "task_json"
     files: tuple[PathText, ...]
@@ -113,9 +120,11 @@ class TaskJson:
     dataset_roots: dict[str, PathText] = field(default_factory=dict)
     """Other roots by the entry's `dataset` field (VQA lists mix `vqa` and `vg`)."""
     prefixes: dict[str, str] = field(default_factory=dict)
-    """{old: new} beginnings of image paths; where none fits, /data/USER/data/ of ViCHA's own lists gives way to the root."""
+    """{old: new} beginnings of image paths; where none fits, /data/USER/data/ of ViCHA's own lists gives way
+    to the root."""
     group_captions: bool = False
-    """One row per image with all its captions, where a list has one entry per caption (references for rewards)."""
+    """One row per image with all its captions, where a list has one entry per caption (references for
+    rewards)."""
 
     def open(self) -> "Source":
         from vlp_data.sources.task_json import open_task_json
@@ -125,13 +134,15 @@ class TaskJson:
 
 @dataclass(frozen=True, kw_only=True)
 class Refer:
-    """Referring expressions: a task list {image, text, ref_id} joined with the files of REFER, or VLUE's list, which holds the boxes itself."""
+    """Referring expressions: a task list {image, text, ref_id} joined with the files of REFER, or VLUE's
+    list, which holds the boxes itself."""
 
     format: Literal["refer"] = "refer"
     files: tuple[PathText, ...]
     """Task lists, paths or fsspec URLs."""
     refs: PathText = ""
-    """`refs(unc).p`, or that list as .json (`vlp-data convert refer` writes it); "" where every entry has its box (VLUE)."""
+    """`refs(unc).p`, or that list as .json (`vlp-data convert refer` writes it); "" where every entry has its
+    box (VLUE)."""
     instances: PathText = ""
     """instances.json of REFER; needed with `refs`."""
     detections: PathText = ""
@@ -203,7 +214,8 @@ class VisualGenome:
     images: PathText = ""
     """Folder of the images."""
     image_name: str = "image/{id}.jpg"
-    """File of an image below `images`: `{id}` its id, `{folder}` its folder in the release (VG_100K or VG_100K_2)."""
+    """File of an image below `images`: `{id}` its id, `{folder}` its folder in the release (VG_100K or
+    VG_100K_2)."""
 
     def open(self) -> "Source":
         from vlp_data.sources.visual_genome import open_visual_genome
@@ -239,7 +251,8 @@ ExpressionSource: TypeAlias = Refer | TaskJson
 """Sources of referring expressions; those of `TaskJson` have no boxes."""
 
 
-# ---------------------------------------------------------------------------------------------- views and examples
+# ---------------------------------------------------------------------------------------------- views and
+# examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,14 +262,15 @@ class ImageOptions:
     size: int = 224
     """Side of the square input in pixels."""
     view: Literal["random_resized_crop", "resize"] = "random_resized_crop"
-    """What the model sees of an image: a random crop, or all of it squashed to the square (weak grounding)."""
+    """What the model sees of an image: a random crop, or all of it squashed to the square (weak
+    grounding)."""
     min_scale: float = 0.2
     """Smallest share of the image's area in a random crop: 0.2 pre-training, 0.5 fine-tuning."""
     flip: float = 0.5
     """Probability of mirroring."""
     careful_flip: Literal["off", "substring", "word"] = "off"
-    """Do not mirror when a text of the sample (caption, question, answer, expression) says left or right: never test, as a part of any
-    word (the reference's test for VQA, true for "bright"), or as a word."""
+    """Do not mirror when a text of the sample (caption, question, answer, expression) says left or right:
+    never test, as a part of any word (the reference's test for VQA, true for "bright"), or as a word."""
     augment: bool = True
     """Two RandAugment operations after the crop."""
     truncated: bool = True
@@ -294,17 +308,19 @@ class TextOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptOptions:
-    """From the concepts of an image to ids (ViCHA specification 2.3 and 4.2). Concepts are taken as they are, without clean-up."""
+    """From the concepts of an image to ids (ViCHA specification 2.3 and 4.2). Concepts are taken as they are,
+    without clean-up."""
 
     max_tokens: int = 55
     """Ids kept, [CLS] included; there is no [SEP] at the end."""
     separator: bool = False
     """Put [SEP] between concepts (`sep_token`); otherwise a blank."""
     pad: Literal["longest", "max"] = "longest"
-    """Pad to the longest of the batch, or to `max_tokens`. Padding has an effect: ViCHA's image encoder sees it."""
+    """Pad to the longest of the batch, or to `max_tokens`. Padding has an effect: ViCHA's image encoder sees
+    it."""
     share: float | None = None
-    """Draw this share of the concepts with replacement at every visit, at least one (`randkw_p`; 0.3 of 15 are 4 draws); null takes all
-    in their order."""
+    """Draw this share of the concepts with replacement at every visit, at least one (`randkw_p`; 0.3 of 15
+    are 4 draws); null takes all in their order."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
@@ -315,7 +331,8 @@ class ConceptOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskingOptions:
-    """Masked language modelling of X-VLM: a fixed number of tokens, whole words and spans (X-VLM specification 4.2)."""
+    """Masked language modelling of X-VLM: a fixed number of tokens, whole words and spans (X-VLM
+    specification 4.2)."""
 
     kind: Literal["spans"] = "spans"
     probability: float = 0.25
@@ -355,16 +372,18 @@ class RegionOptions:
     """How pairs are drawn from an image with boxes (X-VLM specification 5.3)."""
 
     crop: Literal["around_box", "none"] = "around_box"
-    """What the model sees of an image: a random crop that holds a drawn box (the reference), or all of it, so that a caption stays true
-    of what is seen. With "none" no box and no corner is drawn."""
+    """What the model sees of an image: a random crop that holds a drawn box (the reference), or all of it, so
+    that a caption stays true of what is seen. With "none" no box and no corner is drawn."""
     max_regions: int = 5
     """Pairs of one image at most, the whole image included."""
     min_visible: float = 0.5
     """A box is used if more than this share of it lies in the crop."""
     careful_flip: Literal["off", "substring", "word"] = "off"
-    """`ImageOptions.careful_flip` for a line with all its texts; the reference publishes "off" and has "substring" as its option."""
+    """`ImageOptions.careful_flip` for a line with all its texts; the reference publishes "off" and has
+    "substring" as its option."""
     outside_boxes: Literal["skip", "clip"] = "skip"
-    """A box that leaves the image: skip the line when it is drawn as anchor of the crop (the reference), or clip boxes first."""
+    """A box that leaves the image: skip the line when it is drawn as anchor of the crop (the reference), or
+    clip boxes first."""
 
     def __post_init__(self) -> None:
         _positive(self, "max_regions")

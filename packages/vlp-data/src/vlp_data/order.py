@@ -1,13 +1,16 @@
-"""The order of samples: a pure function of (seed, position), the same on every rank and for every number of workers.
+"""The order of samples: a pure function of (seed, position), the same on every rank and for every number of
+workers.
 
-Position counts samples since the start of training, over all ranks and epochs. Epoch e is positions [e*N, (e+1)*N); global batch t
-of size G is positions [t*G, (t+1)*G), of which rank r takes the r-th part. Batches run across epoch ends, so nothing is dropped,
-and a run resumes on another number of ranks with the same global batches.
+Position counts samples since the start of training, over all ranks and epochs. Epoch e is positions [e*N,
+(e+1)*N); global batch t of size G is positions [t*G, (t+1)*G), of which rank r takes the r-th part. Batches
+run across epoch ends, so nothing is dropped, and a run resumes on another number of ranks with the same
+global batches.
 
-Samples are shuffled one by one, or file by file (`Runs`): then the files come in random order and the samples of a file in theirs, so
-that a rank reads its part of every global batch in one piece. X-VLM gives each rank and worker whole files instead (specification 5.4),
-which needs as many files as ranks times workers, reads lines twice or never where workers shuffle by themselves (8.4), and gives other
-batches on another number of ranks.
+Samples are shuffled one by one, or file by file (`Runs`): then the files come in random order and the samples
+of a file in theirs, so that a rank reads its part of every global batch in one piece. X-VLM gives each rank
+and worker whole files instead (specification 5.4), which needs as many files as ranks times workers, reads
+lines twice or never where workers shuffle by themselves (8.4), and gives other batches on another number of
+ranks.
 """
 
 import random
@@ -17,7 +20,8 @@ import numpy as np
 
 
 def generator(*parts: int | str) -> random.Random:
-    """A generator whose state depends on `parts` alone (Python hashes strings with SHA-512 here, on every platform)."""
+    """A generator whose state depends on `parts` alone (Python hashes strings with SHA-512 here, on every
+    platform)."""
     return random.Random("/".join(str(part) for part in parts))
 
 
@@ -32,11 +36,13 @@ class Runs(NamedTuple):
     lengths: tuple[int, ...]
     """Samples of each file; they have consecutive indices."""
     buffer: int = 0
-    """Samples are mixed with those up to so many places away, as a shuffle buffer of this size does; 0 keeps their order."""
+    """Samples are mixed with those up to so many places away, as a shuffle buffer of this size does; 0 keeps
+    their order."""
 
 
 class Order:
-    """Endless order over `length` samples: one permutation per epoch, drawn from (seed, epoch). `runs`: file after file."""
+    """Endless order over `length` samples: one permutation per epoch, drawn from (seed, epoch). `runs`: file
+    after file."""
 
     def __init__(self, length: int, seed: int, *, runs: Runs | None = None) -> None:
         if length <= 0:

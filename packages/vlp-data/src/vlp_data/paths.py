@@ -12,8 +12,9 @@ VICHA_DISK = re.compile(r"^/data/[^/]+/data/")
 def rebase(path: str, *, prefixes: Mapping[str, str], root: str) -> str:
     """An image's path with the first prefix that fits replaced, below `root`.
 
-    `prefixes`: {old: new}, longest old first, compared piece by piece ("/a/b" fits "/a/b/c" and not "/a/bc"). Where none fits and there is
-    a root, the rule of the ViCHA repository for its own lists applies: /data/USER/data/ is dropped. Source: ViCHA specification 5.2.
+    `prefixes`: {old: new}, longest old first, compared piece by piece ("/a/b" fits "/a/b/c" and not "/a/bc").
+    Where none fits and there is a root, the rule of the ViCHA repository for its own lists applies:
+    /data/USER/data/ is dropped. Source: ViCHA specification 5.2.
     """
     for old in sorted(prefixes, key=len, reverse=True):
         bare = old.rstrip("/")

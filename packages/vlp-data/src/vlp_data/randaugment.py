@@ -1,7 +1,8 @@
 """RandAugment of the ALBEF family: OpenCV operations on uint8 RGB images at one fixed level.
 
-Source: X-VLM dataset/randaugment.py, specification 4.1. One difference on purpose: Sharpness clips to 0..255 where the reference wraps
-around (specification 8.31). AutoContrast keeps a fault of the reference (see `_stretch_table`), because its pixels are pinned.
+Source: X-VLM dataset/randaugment.py, specification 4.1. One difference on purpose: Sharpness clips to 0..255
+where the reference wraps around (specification 8.31). AutoContrast keeps a fault of the reference (see
+`_stretch_table`), because its pixels are pinned.
 
 H height   W width
 """
@@ -46,7 +47,8 @@ class Step(NamedTuple):
 
 
 def draw(operations: Sequence[str], count: int, rng: random.Random) -> list[Step]:
-    """Which operations to apply: `count` names with replacement, each kept with probability 1/2, then a sign for those that need one."""
+    """Which operations to apply: `count` names with replacement, each kept with probability 1/2, then a sign
+    for those that need one."""
     names = [operations[int(rng.random() * len(operations))] for _ in range(count)]
     steps = []
     for name in names:
@@ -64,7 +66,8 @@ def sign(operation: str, uniform: float) -> int:
 
 
 def apply(image_HW3: Pixels, steps: Sequence[Step], *, level: int = LEVEL) -> Pixels:
-    """Apply operations in order; same size, the input is left alone. Raises ValueError for an unknown operation."""
+    """Apply operations in order; same size, the input is left alone. Raises ValueError for an unknown
+    operation."""
     for step in steps:
         image_HW3 = _apply_one(image_HW3, step, level)
     return image_HW3
@@ -126,8 +129,8 @@ def _stretch_table(histogram: NDArray[np.integer]) -> Pixels:
     low, high = int(used[0]), int(used[-1])
     if low == high:
         return np.arange(256, dtype=np.uint8)
-    # Kept from the reference: the darkest value is negated as uint8, so the table begins at 256 - low instead of -low, and a channel
-    # whose darkest value is not 0 turns white.
+    # Kept from the reference: the darkest value is negated as uint8, so the table begins at 256 - low instead
+    # of -low, and a channel whose darkest value is not 0 turns white.
     return _to_bytes((np.arange(256) + -low % 256) * (255 / (high - low)))
 
 
@@ -157,7 +160,8 @@ def _sharpen(image: Pixels, factor: float) -> Pixels:
 
 
 def _warp(image: Pixels, matrix: ArrayLike) -> Pixels:
-    """Affine warp with the fixed-point coordinates of OpenCV 4 (5 bits of fraction), which OpenCV 5 computes in another way."""
+    """Affine warp with the fixed-point coordinates of OpenCV 4 (5 bits of fraction), which OpenCV 5 computes
+    in another way."""
     height, width = image.shape[:2]
     (a, b, c), (d, e, f) = np.asarray(matrix, dtype=np.float64)
     scale = 1 / (a * e - b * d)

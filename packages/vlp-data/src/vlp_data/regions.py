@@ -27,7 +27,8 @@ Box = tuple[float, float, float, float]
 
 
 class Pair(NamedTuple):
-    """One text with what it is about. `box` is x, y, w, h in pixels of the model's input, None for the whole image."""
+    """One text with what it is about. `box` is x, y, w, h in pixels of the model's input, None for the whole
+    image."""
 
     text: MaskedText
     box: Box | None
@@ -47,7 +48,8 @@ class RegionExample(NamedTuple):
 
 
 def pick(texts: Sequence[Text], rng: random.Random) -> str:
-    """One of several alternatives. Nothing is drawn for a text that the source gives as a plain string, as in the reference."""
+    """One of several alternatives. Nothing is drawn for a text that the source gives as a plain string, as in
+    the reference."""
     if len(texts) > 1 or texts[0].listed:
         return rng.choice(texts).text
     return texts[0].text
@@ -65,7 +67,8 @@ def inside(box: Box, width: int, height: int) -> bool:
 
 
 def crop_around(box: Box, width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
-    """A random crop (x0, y0, x1, y1), in whole pixels, that holds all of a box; every corner is uniform. Draws x0, y0, x1, y1."""
+    """A random crop (x0, y0, x1, y1), in whole pixels, that holds all of a box; every corner is uniform.
+    Draws x0, y0, x1, y1."""
     x0, y0 = rng.randint(0, math.floor(box[0])), rng.randint(0, math.floor(box[1]))
     x1 = rng.randint(min(math.ceil(box[2]), width), width)
     y1 = rng.randint(min(math.ceil(box[3]), height), height)
@@ -105,10 +108,10 @@ def sample_regions(
 ) -> RegionExample:
     """Crop around a random box, and the texts of the boxes that are visible in the crop.
 
-    `decoded` is the decoded image of `sample`. The box the crop is drawn around need not be among the pairs. Draws, in order: anchor box and
-    crop corners x0, y0, x1, y1 (unless there is no crop); flip; RandAugment (if `augment`); then per pair the text, its attribute, its masking, with one shuffle
-    of the boxes after the caption of the whole image.
-    Raises BadSample: "no regions", "box outside the image", "empty text".
+    `decoded` is the decoded image of `sample`. The box the crop is drawn around need not be among the pairs.
+    Draws, in order: anchor box and crop corners x0, y0, x1, y1 (unless there is no crop); flip; RandAugment
+    (if `augment`); then per pair the text, its attribute, its masking, with one shuffle of the boxes after
+    the caption of the whole image. Raises BadSample: "no regions", "box outside the image", "empty text".
     """
     width, height = decoded.size
     candidates = _usable_regions(sample, regions, width, height)
@@ -157,7 +160,8 @@ def sample_regions(
 
 
 def _visible(box: Box, crop: tuple[int, int, int, int], least: float) -> Box | None:
-    """The part of a box inside a crop as x, y, w, h from the crop's corner; None if that part is not more than `least` of the box."""
+    """The part of a box inside a crop as x, y, w, h from the crop's corner; None if that part is not more
+    than `least` of the box."""
     x0, y0 = max(box[0], crop[0]), max(box[1], crop[1])
     x1, y1 = min(box[2], crop[2]), min(box[3], crop[3])
     if x1 <= x0 or y1 <= y0:
@@ -168,7 +172,8 @@ def _visible(box: Box, crop: tuple[int, int, int, int], least: float) -> Box | N
 
 
 def patch_mask(box: Box | None, *, size: int, patch_size: int) -> Tensor:
-    """Which tokens a box covers: int64 [1 + P], entry 0 (pooled token) and every patch the box touches are 1; all ones for None.
+    """Which tokens a box covers: int64 [1 + P], entry 0 (pooled token) and every patch the box touches are 1;
+    all ones for None.
 
     `box` is x, y, w, h in pixels of the input. At least one patch is on.
     """
@@ -194,7 +199,8 @@ def target_box(box: Box | None, *, size: int) -> Box:
 
 
 def choose_pairs(count: int, wanted: int, rng: random.Random) -> list[int]:
-    """Exactly `wanted` of `count` pairs: a sample without replacement, or all and a sample of them again, or the list repeated.
+    """Exactly `wanted` of `count` pairs: a sample without replacement, or all and a sample of them again, or
+    the list repeated.
 
     A fixed number, because the gather over ranks needs equal batches.
     """
@@ -220,8 +226,8 @@ def collate_regions(
     patch_size: int,
     concepts: ConceptOptions | None = None,
 ) -> RegionBatch:
-    """One batch with exactly `batch_texts` pairs. Images without a pair are left out; other images stay even if none of
-    their pairs is chosen. Raises ValueError when there is no pair at all."""
+    """One batch with exactly `batch_texts` pairs. Images without a pair are left out; other images stay even
+    if none of their pairs is chosen. Raises ValueError when there is no pair at all."""
     examples = [example for example in examples if example.pairs]
     pairs = [(number, pair) for number, example in enumerate(examples) for pair in example.pairs]
     kept = [pairs[i] for i in choose_pairs(len(pairs), batch_texts, rng)]

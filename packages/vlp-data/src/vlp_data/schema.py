@@ -1,7 +1,7 @@
 """One in-memory form for a sample of every format.
 
-Rules: bytes stay encoded until the worker needs pixels; boxes are xyxy in pixels of the stored image; texts are as the source
-has them (never lower-cased); ids are kept as given (number or string).
+Rules: bytes stay encoded until the worker needs pixels; boxes are xyxy in pixels of the stored image; texts
+are as the source has them (never lower-cased); ids are kept as given (number or string).
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,8 @@ class Text:
     image: int = 0
     """Which of the sample's images it belongs to."""
     listed: bool = False
-    """The source gives a list of alternatives here (perhaps of one), so that one is drawn; X-VLM draws only then."""
+    """The source gives a list of alternatives here (perhaps of one), so that one is drawn; X-VLM draws only
+    then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,8 @@ class Sample:
 
 
 class Source(Protocol):
-    """Random access to samples. Length and description never touch pixels; picklable; opens files where it is used."""
+    """Random access to samples. Length and description never touch pixels; picklable; opens files where it is
+    used."""
 
     def __len__(self) -> int: ...
 

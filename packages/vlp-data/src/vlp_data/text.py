@@ -28,8 +28,8 @@ _RUN_OF_BLANKS = re.compile(r"\s{2,}")
 
 
 def pre_caption(text: str, max_words: int, *, empty: Literal["error", "keep"] = "error") -> str:
-    """Clean a caption as the ALBEF family does: lower case, punctuation removed, `-` and `/` to blanks, "<person>" to "person", runs of
-    blanks to one, first `max_words` words.
+    """Clean a caption as the ALBEF family does: lower case, punctuation removed, `-` and `/` to blanks,
+    "<person>" to "person", runs of blanks to one, first `max_words` words.
 
     An empty result raises ValueError (X-VLM) or is returned as "" (`empty="keep"`; ALBEF, ViCHA).
     """
@@ -42,13 +42,15 @@ def pre_caption(text: str, max_words: int, *, empty: Literal["error", "keep"] = 
 
 
 def pre_question(text: str, max_words: int) -> str:
-    """Clean a question as the ALBEF family does: as a caption, but only blanks at the end go and inner double blanks count as words."""
+    """Clean a question as the ALBEF family does: as a caption, but only blanks at the end go and inner double
+    blanks count as words."""
     cleaned = text.lower().translate(_REMOVED).rstrip(" ")
     return " ".join(cleaned.split(" ")[:max_words])
 
 
 def names_a_side(text: str, *, whole_word: bool) -> bool:
-    """Whether a text says left or right; not `whole_word`: inside another word too ("bright"), the reference's test."""
+    """Whether a text says left or right; not `whole_word`: inside another word too ("bright"), the
+    reference's test."""
     if whole_word:
         return re.search(r"\b(left|right)\b", text, re.IGNORECASE) is not None
     return "left" in text or "right" in text
@@ -90,7 +92,8 @@ class Tokenizer:
 
     @classmethod
     def wordpiece(cls, vocab_file: str | Path, *, lowercase: bool = True) -> Self:
-        """BERT's tokenizer from `vocab.txt` (one piece per line, the line number is the id); a path or fsspec URL.
+        """BERT's tokenizer from `vocab.txt` (one piece per line, the line number is the id); a path or fsspec
+        URL.
 
         Raises DataError when the file is missing or lacks a special token.
         """
@@ -109,7 +112,8 @@ class Tokenizer:
 
     @classmethod
     def roberta(cls, vocab_file: str | Path, merges_file: str | Path) -> Self:
-        """RoBERTa's byte-level tokenizer from `vocab.json` and `merges.txt` (no blank is put before the first word, as X-VLM uses it).
+        """RoBERTa's byte-level tokenizer from `vocab.json` and `merges.txt` (no blank is put before the first
+        word, as X-VLM uses it).
 
         Raises DataError when a file is missing or lacks a special token.
         """
@@ -182,8 +186,9 @@ class Tokenizer:
     def continues(self, ids: Sequence[int]) -> list[bool]:
         """Per id whether the piece goes on with the word before it.
 
-        RoBERTa marks the beginnings of words instead, except the first word of a text, so the id after the leading special token
-        begins a word whatever it looks like. (The official X-VLM has whole-word masking off for RoBERTa; specification 8.6.)
+        RoBERTa marks the beginnings of words instead, except the first word of a text, so the id after the
+        leading special token begins a word whatever it looks like. (The official X-VLM has whole-word masking
+        off for RoBERTa; specification 8.6.)
         """
         flags = [not self._word_starts[number] for number in ids]
         if self.kind == "roberta":
@@ -232,7 +237,8 @@ class Tokenizer:
         separator: bool,
         pad: Literal["longest", "max"] = "longest",
     ) -> Encoded:
-        """[CLS] + tokens of each text (+ [SEP]), cut to `max_tokens` (None: not cut) and padded. Texts are taken as they are.
+        """[CLS] + tokens of each text (+ [SEP]), cut to `max_tokens` (None: not cut) and padded. Texts are
+        taken as they are.
 
         X-VLM encodes without separator except for captioning.
         """
@@ -269,8 +275,8 @@ def text_ids(
     clean: Callable[[str, int], str] = _caption,
     prompt: str = "",
 ) -> list[int]:
-    """Clean, tokenise and frame one text. `prompt` is put before the cleaned text as it is, its own blank included. Raises BadSample
-    ("empty text") for a text without a word."""
+    """Clean, tokenise and frame one text. `prompt` is put before the cleaned text as it is, its own blank
+    included. Raises BadSample ("empty text") for a text without a word."""
     if options.tokenized:
         ids = tokenizer.piece_ids(text.strip().split(" ")) if text.strip() else []
         start = tokenizer.token_ids(prompt.rstrip(" ")) if prompt else []
@@ -298,7 +304,8 @@ class MaskedText(NamedTuple):
 def masked_text(
     text: str, tokenizer: Tokenizer, options: TextOptions, masking: Masking, rng: random.Random
 ) -> MaskedText:
-    """Clean, tokenise, frame and mask one text. Raises BadSample ("empty text") when fewer than two ids come out."""
+    """Clean, tokenise, frame and mask one text. Raises BadSample ("empty text") when fewer than two ids come
+    out."""
     ids = text_ids(text, tokenizer, options)
     if isinstance(masking, IndependentMasking):
         draws = draw_independently(len(ids), masking, vocabulary=tokenizer.vocabulary, rng=rng)
@@ -330,8 +337,8 @@ def collate_masked(
 ) -> MaskedTexts:
     """Pad texts to tensors: ids with the pad id, positions with 0, labels with -100.
 
-    There are as many masked positions as `masking` allows; where it allows any number, as many as a text has tokens after [CLS], or,
-    with `pad` "longest", as the text with most of them has, at least one.
+    There are as many masked positions as `masking` allows; where it allows any number, as many as a text has
+    tokens after [CLS], or, with `pad` "longest", as the text with most of them has, at least one.
     """
     ids, attention_mask = collate_ids([text.ids for text in texts], tokenizer, options)
     masked_ids, _ = collate_ids([text.masked_ids for text in texts], tokenizer, options)

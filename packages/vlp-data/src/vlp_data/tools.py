@@ -32,7 +32,8 @@ SHOWN_FILES = 5
 
 
 def detect(paths: tuple[str, ...]) -> Format:
-    """The format of files, from the first one's content. Raises FileNotFoundError; DataError when it is none of the known ones."""
+    """The format of files, from the first one's content. Raises FileNotFoundError; DataError when it is none
+    of the known ones."""
     path = files.expand(paths)[0]
     with files.open_read(path) as stream:
         line = stream.readline()
@@ -60,7 +61,8 @@ def detect(paths: tuple[str, ...]) -> Format:
 def source_options(
     paths: tuple[str, ...], *, format: Format | None = None, root: str = "", split: str = "train"
 ) -> ImageTextSource | RegionSource:
-    """Options of a source for files of a format (None: `detect` it), images below `root`. `split` is for Karpathy's file."""
+    """Options of a source for files of a format (None: `detect` it), images below `root`. `split` is for
+    Karpathy's file."""
     format = format or detect(paths)
     if format in ("coco_captions", "coco_instances", "karpathy") and len(paths) != 1:
         raise DataError(f"{format} takes one file, got {len(paths)}")
@@ -136,10 +138,11 @@ def inspect(
     images: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Read rows (the first `rows`, None: all), open their images unless told not to, and check boxes and keys.
+    """Read rows (the first `rows`, None: all), open their images unless told not to, and check boxes and
+    keys.
 
-    A row counts as unusable for what would make the loader pass it over; a box outside the image is reported also where training would
-    not draw its crop around it.
+    A row counts as unusable for what would make the loader pass it over; a box outside the image is reported
+    also where training would not draw its crop around it.
     """
     from vlp_data.images import open_image
 

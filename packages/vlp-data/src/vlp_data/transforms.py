@@ -1,4 +1,5 @@
-"""Views of an image, with the reference's pixels: Pillow bicubic resize, OpenCV RandAugment, CLIP normalisation.
+"""Views of an image, with the reference's pixels: Pillow bicubic resize, OpenCV RandAugment, CLIP
+normalisation.
 
 Source: X-VLM specification 4.1 (dataset/__init__.py). Every draw comes from the generator that is passed in.
 
@@ -90,11 +91,11 @@ def train_view(
     flip_probability: float = 0.5,
     augment: bool = True,
 ) -> Tensor:
-    """Random crop (or all of the image) resized to size x size, mirrored with `flip_probability`, two RandAugment operations; float32
-    [3, size, size].
+    """Random crop (or all of the image) resized to size x size, mirrored with `flip_probability`, two
+    RandAugment operations; float32 [3, size, size].
 
-    `min_scale` 0.2 is `pretrain_transform`, 0.5 `train_transform`; with `flip_probability=0` `train_transform_wohflip`; `view="resize"`
-    is that of weakly supervised grounding.
+    `min_scale` 0.2 is `pretrain_transform`, 0.5 `train_transform`; with `flip_probability=0`
+    `train_transform_wohflip`; `view="resize"` is that of weakly supervised grounding.
     """
     if view == "random_resized_crop":
         image = image.crop(random_crop_box(*image.size, rng, min_scale=min_scale))

@@ -35,7 +35,8 @@ def colour_clip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Six captions of three plain images, with parses in which the colours are nouns; commands run in their folder."""
+    """Six captions of three plain images, with parses in which the colours are nouns; commands run in their
+    folder."""
     for word, colour in zip(WORDS, ((250, 90, 10), (10, 250, 90), (90, 10, 250)), strict=True):
         Image.new("RGB", (8, 8), colour).save(tmp_path / f"{word}.png")
     rows = [

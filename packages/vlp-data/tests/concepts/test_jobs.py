@@ -22,7 +22,8 @@ WORDS = [f"word {number}" for number in range(23)]
 
 @dataclass(frozen=True, kw_only=True)
 class Upper:
-    """Work of the tests: texts in capitals; a note of every shard; an end for the process at a chosen text, the first time."""
+    """Work of the tests: texts in capitals; a note of every shard; an end for the process at a chosen text,
+    the first time."""
 
     notes: str
     stop_at: str = ""
@@ -185,7 +186,8 @@ def test_ray_loses_nothing_when_a_worker_is_killed_in_the_middle(tmp_path: Path,
     done = jobs.run(job, work, Engine(engine="ray", actors=2, cpus_per_actor=0.5))
     assert done == (6, 0)
     assert (tmp_path / "stopped").exists()
-    # The shard that the process died of was begun again, and the result is that of one process that ran through.
+    # The shard that the process died of was begun again, and the result is that of one process that ran
+    # through.
     assert begun(work).count("word 8") >= 2
     through = Upper(notes=str(tmp_path))
     jobs.run(job_of(tmp_path / "local", through), through, Engine())

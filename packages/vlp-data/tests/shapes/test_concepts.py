@@ -1,4 +1,5 @@
-"""The words chosen for each image: from the objects alone, mostly true, never perfect, the same everywhere; and in every list."""
+"""The words chosen for each image: from the objects alone, mostly true, never perfect, the same everywhere;
+and in every list."""
 
 import itertools
 import json

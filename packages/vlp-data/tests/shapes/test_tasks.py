@@ -1,4 +1,5 @@
-"""The files of tasks in a shapes folder: layouts as readers expect them, and every row judged by the objects of its images."""
+"""The files of tasks in a shapes folder: layouts as readers expect them, and every row judged by the objects
+of its images."""
 
 import json
 import re

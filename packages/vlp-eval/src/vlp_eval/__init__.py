@@ -1,4 +1,5 @@
-"""Benchmarks and metrics for vision-language models: metrics take arrays, evaluations take a model and return `Scores`."""
+"""Benchmarks and metrics for vision-language models: metrics take arrays, evaluations take a model and return
+`Scores`."""
 
 from typing import TYPE_CHECKING, Any
 

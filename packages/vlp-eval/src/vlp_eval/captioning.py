@@ -1,6 +1,7 @@
 """Captions: written by beam search, judged as COCO's are.
 
-Source: COCO captions on the Karpathy split; X-VLM `Captioning.py`, specification 4.7 and 6.6; metrics of pycocoevalcap 1.2.
+Source: COCO captions on the Karpathy split; X-VLM `Captioning.py`, specification 4.7 and 6.6; metrics of
+pycocoevalcap 1.2.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,13 +77,13 @@ def evaluate_captioning(
         max_tokens: Longest caption in tokens, the prompt's included.
         min_tokens: Shortest caption, the same way.
         length_penalty: Exponent of the length by which sums of log-probabilities are divided.
-        references: What people wrote, by image id (the number in the file name where the source gives none); None takes the captions of the rows.
-            Where there are none, the result has no numbers.
+        references: What people wrote, by image id (the number in the file name where the source gives none);
+            None takes the captions of the rows. Where there are none, the result has no numbers.
         java: Metrics besides that need Java and the extra `vlp-eval[caption-java]`.
 
     Raises:
-        DataError: A row without image, or two images with one id; ValueError: settings that cannot take effect, an image that cannot
-            be opened, references missing.
+        DataError: A row without image, or two images with one id; ValueError: settings that cannot take
+            effect, an image that cannot be opened, references missing.
     """
     require_fit(model, options.concepts)
     rows = read(source, _image, options)
@@ -135,7 +136,8 @@ def evaluate_captioning(
 
 
 def read_references(path: str) -> dict[Identifier, list[str]]:
-    """By image id: the captions of a file in COCO's format (coco_karpathy_test_gt.json). Raises FileNotFoundError, DataError."""
+    """By image id: the captions of a file in COCO's format (coco_karpathy_test_gt.json). Raises
+    FileNotFoundError, DataError."""
     found: dict[Identifier, list[str]] = {}
     try:
         for one in read_json(path, dict)["annotations"]:

@@ -1,7 +1,7 @@
 """`vlp-eval`: evaluate a checkpoint.
 
-Exit codes: 0 done, 1 a crash (traceback), 2 user error (said in one line, or one line per mistake), 130 interrupted. Nothing imports torch
-before the arguments are known to be right.
+Exit codes: 0 done, 1 a crash (traceback), 2 user error (said in one line, or one line per mistake), 130
+interrupted. Nothing imports torch before the arguments are known to be right.
 """
 
 import argparse
@@ -159,7 +159,8 @@ def _schema(name: str) -> type:
 
 
 def _examples(name: str) -> list[tuple[str, Any]]:
-    """Options with placeholders for what the user has to give, each with the choice it stands for, to list all keys."""
+    """Options with placeholders for what the user has to give, each with the choice it stands for, to list
+    all keys."""
     from dataclasses import MISSING, fields
 
     from vlp_data import options as data

@@ -16,7 +16,8 @@ from vlp_data.text import Tokenizer
 
 
 def words_of(sample: Sample, image: int = 0) -> tuple[str, ...]:
-    """The words attached to an image of a sample, in order; empty where there are none (`concept_words` refuses that)."""
+    """The words attached to an image of a sample, in order; empty where there are none (`concept_words`
+    refuses that)."""
     try:
         return tuple(concept_words(sample, image=image))
     except BadSample:
@@ -42,8 +43,9 @@ class ConceptReader:
 
 
 def as_evaluated(trained: ConceptOptions, *, alike: bool) -> ConceptOptions:
-    """How concepts are read after training with `trained`: none are drawn, and with `alike` (the reference's retrieval and grounding) all are
-    padded to `max_tokens`, so that the features of an image do not depend on its batch."""
+    """How concepts are read after training with `trained`: none are drawn, and with `alike` (the reference's
+    retrieval and grounding) all are padded to `max_tokens`, so that the features of an image do not depend on
+    its batch."""
     return replace(trained, share=None, pad="max" if alike else trained.pad)
 
 
@@ -53,7 +55,8 @@ def reads_concepts(model: Any) -> bool:
 
 
 def require_fit(model: Any, options: ConceptOptions | None) -> None:
-    """Raise ValueError where a model that reads concepts is given none, or one that does not is given some."""
+    """Raise ValueError where a model that reads concepts is given none, or one that does not is given
+    some."""
     reads = reads_concepts(model)
     if reads and options is None:
         raise ValueError(

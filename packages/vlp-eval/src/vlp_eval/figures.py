@@ -18,15 +18,17 @@ BEST_WIDTH = SHOWN * (THUMB + GAP) - GAP
 WIDTH = 2 * MARGIN + TEXT_WIDTH + GAP + BEST_WIDTH
 INK, FAINT, RIGHT, WRONG, PAPER, PANEL = "#1b1f24", "#6a737d", "#1a7f37", "#c62828", "#ffffff", "#eef1f4"
 Heat = Callable[[Image.Image, str, Sequence[str]], Sequence[tuple[str, np.ndarray]]]
-"""From an image, a text and the words attached to the image to (word, heat [P,P]), such as `vlp_eval.grounding.word_heat` with its first arguments filled in."""
+"""From an image, a text and the words attached to the image to (word, heat [P,P]), such as
+`vlp_eval.grounding.word_heat` with its first arguments filled in."""
 
 
 def retrieval_figure(scores: Scores, gallery: Gallery, *, queries: int = 4) -> Image.Image:
-    """Texts with their five best images, then images with their five best texts, by the last stage of `scores`.
+    """Texts with their five best images, then images with their five best texts, by the last stage of
+    `scores`.
 
-    `queries` of each kind, spread evenly over the gallery, so that they are neither the best nor the worst ones. Right answers have a green frame
-    or green letters and the word "right"; where the right one is not among the five, its rank is said. `gallery` must be the one that
-    `scores` is of.
+    `queries` of each kind, spread evenly over the gallery, so that they are neither the best nor the worst
+    ones. Right answers have a green frame or green letters and the word "right"; where the right one is not
+    among the five, its rank is said. `gallery` must be the one that `scores` is of.
     """
     stage = list(scores.stages)[-1]
     images, texts = scores.samples["images"], scores.samples["texts"]
@@ -45,7 +47,8 @@ def retrieval_figure(scores: Scores, gallery: Gallery, *, queries: int = 4) -> I
 
 
 def samples_figure(scores: Scores, source: Source, *, queries: int = 4) -> Image.Image:
-    """Questions, statements or captions of `scores` beside their images, spread evenly over the data; right ones green, wrong ones red.
+    """Questions, statements or captions of `scores` beside their images, spread evenly over the data; right
+    ones green, wrong ones red.
 
     `source` must be the one that `scores` is of. Captions are not judged one by one, so they are black.
     """
@@ -61,7 +64,8 @@ def samples_figure(scores: Scores, source: Source, *, queries: int = 4) -> Image
 def grounding_figure(
     scores: Scores, source: Source, *, queries: int = 4, heat: Heat | None = None
 ) -> Image.Image:
-    """Expressions with the true box (green) and the predicted one (red) and, with `heat`, where the model looks for each word."""
+    """Expressions with the true box (green) and the predicted one (red) and, with `heat`, where the model
+    looks for each word."""
     samples = scores.samples["expressions"]
     blocks = [_heading(f"{scores.benchmark}: {len(samples)} expressions, true box green, predicted box red")]
     for n in _spread(len(samples), queries):
@@ -149,10 +153,12 @@ def _grounding_row(
 
 
 def heated(image: Image.Image, heat: np.ndarray) -> Image.Image:
-    """The image with the colours of heat [P,P] over it: from blue, where there is little, to red, where there is most; plain without heat.
+    """The image with the colours of heat [P,P] over it: from blue, where there is little, to red, where there
+    is most; plain without heat.
 
-    Each map has a scale of its own, from its least to its most, as in ALBEF's notebook: it says where the model looks for a word, not how much.
-    The map is resized (bicubic), smoothed (Gaussian, 0.02 of the longer side) and laid over the image with weight heat ** 0.7.
+    Each map has a scale of its own, from its least to its most, as in ALBEF's notebook: it says where the
+    model looks for a word, not how much. The map is resized (bicubic), smoothed (Gaussian, 0.02 of the longer
+    side) and laid over the image with weight heat ** 0.7.
     """
     share = _unit(heat)
     share = np.asarray(Image.fromarray(share).resize(image.size, Image.Resampling.BICUBIC))

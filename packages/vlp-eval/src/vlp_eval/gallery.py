@@ -16,8 +16,8 @@ from vlp_eval.concepts import words_of
 class Gallery:
     """N images and M texts; text j describes image `image_of_text[j]`, every image has at least one text.
 
-    `image(i)` decodes image i. It must be picklable when worker processes are used. `concepts[i]` are the words attached to image i; empty where
-    nothing is known of any image.
+    `image(i)` decodes image i. It must be picklable when worker processes are used. `concepts[i]` are the
+    words attached to image i; empty where nothing is known of any image.
     """
 
     image: Callable[[int], Any]
@@ -45,11 +45,12 @@ class Gallery:
 
     @classmethod
     def from_source(cls, source: Source, *, limit: int | None = None) -> "Gallery":
-        """All images of a source with their captions, or the first `limit` images; rows of one image file are taken together.
+        """All images of a source with their captions, or the first `limit` images; rows of one image file are
+        taken together.
 
-        Images are named by the key of their (first) row, texts by that key and a number. Raises `DataError` for a row that
-        cannot be read, or that has no caption or several images (leaving it out would change the result), and for an image that has
-        concepts in one row and others or none in another.
+        Images are named by the key of their (first) row, texts by that key and a number. Raises `DataError`
+        for a row that cannot be read, or that has no caption or several images (leaving it out would change
+        the result), and for an image that has concepts in one row and others or none in another.
         """
         rows: list[int] = []
         image_ids: list[str] = []
@@ -100,7 +101,8 @@ class Gallery:
         return replace(self, texts=tuple(cleaned))
 
     def without_repeated_texts(self) -> "Gallery":
-        """The first of equal texts of an image only, as ViLT and VLC evaluate; texts of different images may still be equal."""
+        """The first of equal texts of an image only, as ViLT and VLC evaluate; texts of different images may
+        still be equal."""
         kept: dict[tuple[int, str], int] = {}
         for j, key in enumerate(zip(self.image_of_text, self.texts, strict=True)):
             kept.setdefault(key, j)
@@ -126,7 +128,8 @@ class Gallery:
 
 @dataclass(frozen=True)
 class _SourceImages:
-    """Decodes image i of a gallery from its row; a class and not a closure, so that worker processes can have it."""
+    """Decodes image i of a gallery from its row; a class and not a closure, so that worker processes can have
+    it."""
 
     source: Source
     rows: tuple[int, ...]

@@ -1,9 +1,11 @@
-"""Referring expressions: the box that a text means, told by a box head, or chosen among detections by where the model looks.
+"""Referring expressions: the box that a text means, told by a box head, or chosen among detections by where
+the model looks.
 
-With "boxes" the model tells (cx, cy, w, h) of the squashed image, which are fractions of the stored one too. With "heat" nothing was trained on boxes:
-the heat of attention (`vlp_core.explain`) decides among the detections of the image, so accuracy is bounded by them. It is the heat of the match logit
-by cross-attention (mode "itm"), or that of the similarity of image and text by a block of the image encoder ("itc").
-A prediction is right if it overlaps the annotated box by at least one half.
+With "boxes" the model tells (cx, cy, w, h) of the squashed image, which are fractions of the stored one too.
+With "heat" nothing was trained on boxes: the heat of attention (`vlp_core.explain`) decides among the
+detections of the image, so accuracy is bounded by them. It is the heat of the match logit by cross-attention
+(mode "itm"), or that of the similarity of image and text by a block of the image encoder ("itc"). A
+prediction is right if it overlaps the annotated box by at least one half.
 
 Source: RefCOCO+; X-VLM `Grounding_bbox.py`, `Grounding.py`, specification 6.4 and 6.5; ViCHA specification 6.
 """
@@ -72,24 +74,28 @@ def evaluate_grounding(
     """The box of every expression of a source.
 
     Args:
-        model: With a box head (`locate`), or for "heat" one with a match head ("itm"), or with projections and a ViT ("itc").
-        source: Rows of an image with an expression and the box it means (`vlp_data.options.Refer`); regions after it are detections.
+        model: With a box head (`locate`), or for "heat" one with a match head ("itm"), or with projections
+            and a ViT ("itc").
+        source: Rows of an image with an expression and the box it means (`vlp_data.options.Refer`); regions
+            after it are detections.
         tokenizer: The model's.
-        options: How rows are read; the view must squash the whole image, as `vlp_data.transforms.eval_view` does. ViCHA pads concepts to
-            `max_tokens` here.
+        options: How rows are read; the view must squash the whole image, as `vlp_data.transforms.eval_view`
+            does. ViCHA pads concepts to `max_tokens` here.
         reading: How expressions become ids.
         by: What decides, see above.
         mode: "heat": whose heat it is.
-        layer: "heat": layer whose attention is read, of the text encoder ("itm": X-VLM 9, ALBEF and ViCHA 8) or of the image encoder ("itc"), counted
-            over all its layers.
+        layer: "heat": layer whose attention is read, of the text encoder ("itm": X-VLM 9, ALBEF and ViCHA 8)
+            or of the image encoder ("itc"), counted over all its layers.
         alpha: "heat": a detection's heat is divided by its area to this power.
 
-    A detection counts only if its heat is above 0, as in the reference; without one there is no box, which is wrong (the reference takes the box of the
-    sample before). `accuracy` is over all expressions, besides it that of each split (val, testA, testB) where the rows tell it. `chance`: the whole image as box, or a
+    A detection counts only if its heat is above 0, as in the reference; without one there is no box, which is
+    wrong (the reference takes the box of the sample before). `accuracy` is over all expressions, besides it
+    that of each split (val, testA, testB) where the rows tell it. `chance`: the whole image as box, or a
     detection drawn at random.
 
     Raises:
-        DataError: A row without expression, image or box; ValueError: settings that cannot take effect, an image that cannot be opened.
+        DataError: A row without expression, image or box; ValueError: settings that cannot take effect, an
+            image that cannot be opened.
     """
     _check(model, by, mode, layer)
     require_fit(model, options.concepts)
@@ -140,10 +146,12 @@ def word_heat(
     reading: Reading = READING,
     concepts: ConceptOptions | None = None,
 ) -> list[tuple[str, np.ndarray]]:
-    """Where the model looks in an image for each word of a text: (word, heat [P,P] float32) in order, pieces of a word averaged.
+    """Where the model looks in an image for each word of a text: (word, heat [P,P] float32) in order, pieces
+    of a word averaged.
 
-    The mean over all tokens, of which `evaluate_grounding` takes the best detection, comes first as "all words"; with mode "itc" it is all there is.
-    `words` are the concepts of the image. Other arguments as there.
+    The mean over all tokens, of which `evaluate_grounding` takes the best detection, comes first as "all
+    words"; with mode "itc" it is all there is. `words` are the concepts of the image. Other arguments as
+    there.
     """
     require_fit(model, concepts)
     device = device_of(model)

@@ -1,10 +1,11 @@
-"""What all evaluations share: the model's mode, device and precision, images in batches, and samples shared out among ranks.
+"""What all evaluations share: the model's mode, device and precision, images in batches, and samples shared
+out among ranks.
 
-Evaluations of rows (everything but retrieval, whose images and texts are no pairs) take one value for what they have in common, `RowOptions`, and
-those with a text in each row another, `Reading`.
+Evaluations of rows (everything but retrieval, whose images and texts are no pairs) take one value for what
+they have in common, `RowOptions`, and those with a text in each row another, `Reading`.
 
-Rank r of w takes the samples r, r + w, ...; none is evaluated twice when their number does not divide, unlike with a sampler that pads. Every
-rank gets all results, in order of the samples.
+Rank r of w takes the samples r, r + w, ...; none is evaluated twice when their number does not divide, unlike
+with a sampler that pads. Every rank gets all results, in order of the samples.
 """
 
 import contextlib
@@ -43,9 +44,10 @@ class RowOptions:
     view: View
     """From an image to the model's input [3,H,W]."""
     concepts: ConceptOptions | None = None
-    """How the words attached to each image are read; needed by a model with a concept encoder and refused by any other. Padding of concepts is
-    visible to such models: with `pad="longest"` the result depends on which rows share a batch (as in the reference for questions,
-    NLVR2 and entailment), with `pad="max"` it does not (as in the reference for grounding)."""
+    """How the words attached to each image are read; needed by a model with a concept encoder and refused by
+    any other. Padding of concepts is visible to such models: with `pad="longest"` the result depends on which
+    rows share a batch (as in the reference for questions, NLVR2 and entailment), with `pad="max"` it does not
+    (as in the reference for grounding)."""
     limit: int | None = None
     """First so many rows only."""
     image_batch: int = 32
@@ -137,7 +139,8 @@ class DecodedImage(NamedTuple):
 
 
 class _Views(NamedTuple):
-    """What a worker makes of a row: views [I,3,H,W] and sizes of its images, ids of their concepts; or what is wrong with them."""
+    """What a worker makes of a row: views [I,3,H,W] and sizes of its images, ids of their concepts; or what
+    is wrong with them."""
 
     image: Tensor | None
     sizes: list[tuple[int, int]]
@@ -148,8 +151,8 @@ class _Views(NamedTuple):
 class ImageRows(Dataset):
     """Views of the images of a row with their sizes and concepts, or what is wrong with them.
 
-    An exception would reach the user wrapped in the tracebacks of worker processes, so a fault is returned as a sentence. Without `concepts` the words
-    attached to images are not looked at.
+    An exception would reach the user wrapped in the tracebacks of worker processes, so a fault is returned as
+    a sentence. Without `concepts` the words attached to images are not looked at.
     """
 
     def __init__(
@@ -177,8 +180,8 @@ class ImageRows(Dataset):
 
 
 class ImageBatch(NamedTuple):
-    """Views [B,I,3,H,W] of the I images of B rows, the images' (width, height) as stored, and with a concept reader the concepts of
-    the first images, of the second ones and so on."""
+    """Views [B,I,3,H,W] of the I images of B rows, the images' (width, height) as stored, and with a concept
+    reader the concepts of the first images, of the second ones and so on."""
 
     image: Tensor
     sizes: list[list[tuple[int, int]]]
@@ -191,7 +194,8 @@ class ImageBatch(NamedTuple):
 
     @property
     def given(self) -> tuple[Any, ...]:
-        """What a model is given last: nothing, the concepts of the one image of each row, or a pair of concepts."""
+        """What a model is given last: nothing, the concepts of the one image of each row, or a pair of
+        concepts."""
         if not self.concepts:
             return ()
         return (self.concepts[0] if len(self.concepts) == 1 else self.concepts,)
@@ -199,7 +203,8 @@ class ImageBatch(NamedTuple):
 
 def image_batches(images: ImageRows, *, batch: int, workers: int) -> Iterator[ImageBatch]:
     """The rows of `images` in order. Raises ValueError that names the first image that cannot be used."""
-    # A generator of its own: the loader draws a seed for its workers, and evaluation must not move the training's random state.
+    # A generator of its own: the loader draws a seed for its workers, and evaluation must not move the
+    # training's random state.
     loader = DataLoader(
         images, batch_size=batch, num_workers=workers, collate_fn=_stack, generator=torch.Generator()
     )
@@ -222,7 +227,8 @@ def _stack(
 
 
 class SourceImages:
-    """Decodes the images of a row of a source; a class and not a closure, so that worker processes can have it."""
+    """Decodes the images of a row of a source; a class and not a closure, so that worker processes can have
+    it."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -241,8 +247,8 @@ def _row(row: int) -> str:
 
 
 def read(source: Source, parse: Callable[[Sample], T], options: RowOptions) -> list[T]:
-    """What `parse` makes of each row that the options name. Raises DataError for a row that cannot be read, or that lacks the concepts of a
-    image where they are wanted: leaving it out would change the result."""
+    """What `parse` makes of each row that the options name. Raises DataError for a row that cannot be read,
+    or that lacks the concepts of a image where they are wanted: leaving it out would change the result."""
     total = len(source) if options.limit is None else min(options.limit, len(source))
     if not total:
         raise DataError("the source has no rows to evaluate")
@@ -276,10 +282,12 @@ def evaluate_rows(
     tokenizer: Tokenizer,
     what: str,
 ) -> list[T]:
-    """Results of the first `rows` rows of a source, each evaluated by exactly one rank, in order of the rows on every rank.
+    """Results of the first `rows` rows of a source, each evaluated by exactly one rank, in order of the rows
+    on every rank.
 
-    `run(rows, images)` returns one picklable result for each of the rows of a batch; the model is in evaluation mode meanwhile. `tokenizer` reads
-    concepts. An image that cannot be used is a ValueError on all ranks.
+    `run(rows, images)` returns one picklable result for each of the rows of a batch; the model is in
+    evaluation mode meanwhile. `tokenizer` reads concepts. An image that cannot be used is a ValueError on all
+    ranks.
     """
     own = range(distributed.rank(), rows, distributed.world_size())
     device = device_of(model) if options.device is None else torch.device(options.device)

@@ -14,7 +14,8 @@ class Evaluation:
     limit: int | None = None
     """First so many images (rows of other tasks) only, for a quick look; null takes all."""
     tokenizer: tuple[PathText, ...] = ()
-    """vocab.txt, or vocab.json and merges.txt; empty takes the checkpoint's (official checkpoints hold none)."""
+    """vocab.txt, or vocab.json and merges.txt; empty takes the checkpoint's (official checkpoints hold
+    none)."""
     image_batch: int = 32
     """Images, or rows of a task, taken together."""
     workers: int = 0
@@ -22,8 +23,9 @@ class Evaluation:
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     concepts: ConceptOptions | None = None
-    """How the words attached to an image (kwords) are read, for a model with a concept encoder: concepts.max_tokens, concepts.separator,
-    concepts.pad. null takes the checkpoint's, padded to max_tokens in retrieval and grounding, as the reference evaluates."""
+    """How the words attached to an image (kwords) are read, for a model with a concept encoder:
+    concepts.max_tokens, concepts.separator, concepts.pad. null takes the checkpoint's, padded to max_tokens
+    in retrieval and grounding, as the reference evaluates."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the model; scores are compared in fp32."""
     figures: int = 4
@@ -55,7 +57,8 @@ class Retrieval(Evaluation):
     data: ImageTextLines | TaskJson | CocoCaptions | Karpathy
     """Images with their captions; rows of one image are taken together."""
     clean: Literal["caption", "none"] = "caption"
-    """Clean texts as the ALBEF family does (lower case, no punctuation, first max_words words), or take them as they are."""
+    """Clean texts as the ALBEF family does (lower case, no punctuation, first max_words words), or take them
+    as they are."""
     max_words: int | None = None
     """Words kept by the clean-up; null takes the checkpoint's, or 30 where it says nothing."""
     max_tokens: int | None = None
@@ -65,7 +68,8 @@ class Retrieval(Evaluation):
     repeated_captions: bool = True
     """Keep equal captions of one image; false keeps the first, as ViLT and VLC evaluate."""
     rerank: int = 0
-    """Candidates of each query that the fusion encoder scores; 0 ranks by similarity alone. X-VLM: 256 for COCO, 128 for Flickr30k."""
+    """Candidates of each query that the fusion encoder scores; 0 ranks by similarity alone. X-VLM: 256 for
+    COCO, 128 for Flickr30k."""
     ties: Literal["pessimistic", "index"] = "pessimistic"
     """Equal scores: wrong candidates count as better, or the order of the file decides."""
     fold_size: int | None = None
@@ -95,11 +99,14 @@ class Vqa(Evaluation):
     answers: PathText = ""
     """answer_list.json, the answers to choose from; "" lets the model write answers."""
     k: int = 128
-    """Answers that are scored to the end, of those whose first word is most probable; at most as many as there are."""
+    """Answers that are scored to the end, of those whose first word is most probable; at most as many as
+    there are."""
     annotations: PathText = ""
-    """Annotations of VQA v2 (v2_mscoco_val2014_annotations.json), for accuracies per answer type; "" takes the answers of the data."""
+    """Annotations of VQA v2 (v2_mscoco_val2014_annotations.json), for accuracies per answer type; "" takes
+    the answers of the data."""
     rule: Literal["official", "albef"] = "official"
-    """How answers are compared: as the challenge does, or as the copy in ALBEF, X-VLM and ViCHA (for their logs)."""
+    """How answers are compared: as the challenge does, or as the copy in ALBEF, X-VLM and ViCHA (for their
+    logs)."""
     max_words: int = 50
     """Words kept of a question."""
     max_tokens: int | None = None
@@ -155,11 +162,14 @@ class Grounding(Evaluation):
     data: Refer
     """Expressions with the box they mean, and detections to choose from (by=heat)."""
     by: Literal["boxes", "heat"] = "boxes"
-    """The model tells the box, or the heat of its attention chooses among the detections (weakly supervised)."""
+    """The model tells the box, or the heat of its attention chooses among the detections (weakly
+    supervised)."""
     mode: Literal["itm", "itc"] = "itm"
-    """by=heat: of the match logit by cross-attention (itm), or of the similarity of image and text by a ViT's attention (itc)."""
+    """by=heat: of the match logit by cross-attention (itm), or of the similarity of image and text by a ViT's
+    attention (itc)."""
     layer: int | None = None
-    """by=heat: layer whose attention is read, counted over all layers of the text encoder (itm: X-VLM 9, ALBEF and ViCHA 8) or of the ViT (itc)."""
+    """by=heat: layer whose attention is read, counted over all layers of the text encoder (itm: X-VLM 9,
+    ALBEF and ViCHA 8) or of the ViT (itc)."""
     alpha: float = 0.5
     """by=heat: a detection's heat is divided by its area to this power."""
     max_words: int | None = None

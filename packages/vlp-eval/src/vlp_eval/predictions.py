@@ -12,9 +12,10 @@ from vlp_eval.report import Scores
 def write(scores: Scores, folder: str | Path) -> Path:
     """Write the predictions of `scores` into a folder; returns the file.
 
-    vqa: vqa_result.json, [{"question_id", "answer"}] (EvalAI); captioning: captions.json, [{"image_id", "caption"}] (COCO); nlvr: nlvr.csv,
-    lines identifier,prediction (lil-lab/nlvr); entailment: entailment_labels.json, [{"id", "label"}]; grounding: grounding_boxes.json,
-    [{"id", "bbox": [x, y, w, h] in pixels, or null}]. In order of the data.
+    vqa: vqa_result.json, [{"question_id", "answer"}] (EvalAI); captioning: captions.json, [{"image_id",
+    "caption"}] (COCO); nlvr: nlvr.csv, lines identifier,prediction (lil-lab/nlvr); entailment:
+    entailment_labels.json, [{"id", "label"}]; grounding: grounding_boxes.json, [{"id", "bbox": [x, y, w, h]
+    in pixels, or null}]. In order of the data.
 
     Raises ValueError for retrieval, whose ranks are in its own report.
     """

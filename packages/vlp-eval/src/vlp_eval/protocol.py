@@ -1,15 +1,16 @@
 """What a model must offer to be evaluated. Nothing is inherited: any object with these methods will do.
 
-Features are NamedTuples of tensors whose first axis counts the images or texts, so that an evaluation can cut, gather and select
-them without knowing the model.
+Features are NamedTuples of tensors whose first axis counts the images or texts, so that an evaluation can
+cut, gather and select them without knowing the model.
 
-A model whose image encoder sees words attached to the images (`vision.concepts` is its encoder of them, as in `vlp_core.concepts.ConceptVision`)
-takes them last wherever it takes images: `encode_image(image, concepts)`, `ask(image, ids, mask, concepts)` and so on, `concepts` a
-`vlp_core.concepts.Concepts`; for two images a pair of these. Its `embeds` may be longer than the patches (`vision.tokens` is 1 and the number of these),
-and its image features may have an `attention_mask` [B,N] beside them. Fields of features may be None.
+A model whose image encoder sees words attached to the images (`vision.concepts` is its encoder of them, as in
+`vlp_core.concepts.ConceptVision`) takes them last wherever it takes images: `encode_image(image, concepts)`,
+`ask(image, ids, mask, concepts)` and so on, `concepts` a `vlp_core.concepts.Concepts`; for two images a pair
+of these. Its `embeds` may be longer than the patches (`vision.tokens` is 1 and the number of these), and its
+image features may have an `attention_mask` [B,N] beside them. Fields of features may be None.
 
-Letters: B images or texts, N image tokens, T text tokens, E shared embedding, D / W widths, R pairs, C answers to choose from,
-L answer tokens, K classes.
+Letters: B images or texts, N image tokens, T text tokens, E shared embedding, D / W widths, R pairs, C
+answers to choose from, L answer tokens, K classes.
 """
 
 from typing import Protocol
@@ -59,7 +60,8 @@ class DualEncoder(Protocol):
         ...
 
     def encode_text(self, ids: Tensor, attention_mask: Tensor, /) -> TextFeatures:
-        """Features of token ids [B,T] (int64) with mask [B,T]; must not depend on how far a text is padded."""
+        """Features of token ids [B,T] (int64) with mask [B,T]; must not depend on how far a text is
+        padded."""
         ...
 
 
@@ -71,7 +73,8 @@ class RetrievalModel(DualEncoder, Protocol):
     ) -> Tensor:
         """Score of R pairs [R], higher is better: pair r is image image_index[r] and text text_index[r].
 
-        X-VLM: the raw logit of "match". Work that depends on the image alone is best done once per image of `image`.
+        X-VLM: the raw logit of "match". Work that depends on the image alone is best done once per image of
+        `image`.
         """
         ...
 
@@ -117,7 +120,8 @@ class QuestionAnswering(Protocol):
         *,
         pairs: int,
     ) -> Ranked:
-        """The k best of C candidates [C,L] for each question; `pairs` bounds how many are scored at a time."""
+        """The k best of C candidates [C,L] for each question; `pairs` bounds how many are scored at a
+        time."""
         ...
 
     def generate_answers(
@@ -165,7 +169,8 @@ class Grounder(DualEncoder, Protocol):
 
 
 class HeatMapper(Matching, Protocol):
-    """A fusion model with a matching head, whose cross-attention `vlp_core.explain.attention_heat` can read."""
+    """A fusion model with a matching head, whose cross-attention `vlp_core.explain.attention_heat` can
+    read."""
 
     def encode_image(self, image: Tensor, /) -> ImageFeatures:
         """As in `DualEncoder`."""

@@ -10,10 +10,11 @@ from typing import Any
 class Scores:
     """Result of one benchmark.
 
-    `stages` maps the name of a stage ("dual", "reranked") to its numbers, in percent; empty where nothing could be compared with the
-    truth. `hits` holds the counts behind them, `chance` what one gets without looking (the benchmark says how), `counts`
-    the sizes. `samples` has one entry per sample, in order of the data, so that two runs can be compared sample by sample.
-    `notes` are sentences that a reader of the numbers has to know. `shown` names the numbers of the table; empty shows all.
+    `stages` maps the name of a stage ("dual", "reranked") to its numbers, in percent; empty where nothing
+    could be compared with the truth. `hits` holds the counts behind them, `chance` what one gets without
+    looking (the benchmark says how), `counts` the sizes. `samples` has one entry per sample, in order of the
+    data, so that two runs can be compared sample by sample. `notes` are sentences that a reader of the
+    numbers has to know. `shown` names the numbers of the table; empty shows all.
     """
 
     benchmark: str
@@ -32,7 +33,8 @@ class Scores:
         return list(self.stages.values())[-1] if self.stages else {}
 
     def json(self) -> str:
-        """Everything as JSON text in ASCII, one sample per line; `Scores(**json.loads(text))` gives it back."""
+        """Everything as JSON text in ASCII, one sample per line; `Scores(**json.loads(text))` gives it
+        back."""
         content = asdict(self)
         samples = content.pop("samples")
         head = json.dumps(content, indent=1, allow_nan=False)
@@ -45,7 +47,8 @@ class Scores:
         return head.removesuffix("\n}") + ',\n "samples": {\n' + ",\n".join(lists) + "\n }\n}\n"
 
     def table(self) -> str:
-        """The numbers as text for a terminal: in percent with two decimals, the counts behind them in a second line."""
+        """The numbers as text for a terminal: in percent with two decimals, the counts behind them in a
+        second line."""
         columns = list(self.shown or self.metrics)
         first = max([8, *(len(name) for name in self.stages)])
         rows = [["", *(_heading(key) for key in columns)]]

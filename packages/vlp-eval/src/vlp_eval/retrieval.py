@@ -1,14 +1,17 @@
 """Image-text retrieval: by similarity of the two encoders, and re-ranked by the fusion encoder.
 
-Two stages, as in ALBEF, X-VLM and ViCHA (evaluation of ALBEF, arXiv 2107.07651, section 6; X-VLM `Retrieval.py`):
+Two stages, as in ALBEF, X-VLM and ViCHA (evaluation of ALBEF, arXiv 2107.07651, section 6; X-VLM
+`Retrieval.py`):
 
 1. similarity of all images and texts: inner products of the projections, without temperature;
-2. for each image the K most similar texts, and for each text the K most similar images, are scored by `model.match`; this score
+2. for each image the K most similar texts, and for each text the K most similar images, are scored by
+    `model.match`; this score
    alone ranks them (the similarity is not added), and what is no candidate stands behind all candidates.
 
-Different from the reference, with the same ranks: a pair wanted in both directions is scored once, many queries share a batch, padding is cut to the
-longest text of a batch, scores of ranks are gathered and not summed (the reference shifts them by -100 per further rank and loses digits), and
-no sample is evaluated twice when it does not divide by the number of ranks.
+Different from the reference, with the same ranks: a pair wanted in both directions is scored once, many
+queries share a batch, padding is cut to the longest text of a batch, scores of ranks are gathered and not
+summed (the reference shifts them by -100 per further rank and loses digits), and no sample is evaluated twice
+when it does not divide by the number of ranks.
 
 Letters: N images, M texts, K candidates, P pairs, T tokens, E shared embedding.
 """
@@ -82,16 +85,19 @@ def evaluate_retrieval(
 ) -> Scores:
     """Retrieval in both directions, by similarity and, with `rerank`, by the fusion encoder.
 
-    `view` makes the model's input [3,H,W] from what `gallery.image` returns. `concepts` says how the words attached to the images
-    (`gallery.concepts`) are read, which a model with a concept encoder needs and any other refuses; their padding is visible to it, so it must
-    be the same for all images (`pad="max"`, as in the reference). `rerank` is K, the number of candidates of each query
-    that `model.match` scores; 0 leaves the second stage out, and a K above the size of the gallery scores all pairs and
-    says so in the notes. `fold_size` adds the stage "dual, folds of ...": the mean over folds of that many images ("COCO 1k": 1000).
-    Batch sizes, workers and the number of ranks change nothing but rounding. `device` defaults to where the model is; images and
-    texts are moved there, the model is not. With `precision` below fp32 the model runs in autocast; scores are ranked in fp32.
+    `view` makes the model's input [3,H,W] from what `gallery.image` returns. `concepts` says how the words
+    attached to the images (`gallery.concepts`) are read, which a model with a concept encoder needs and any
+    other refuses; their padding is visible to it, so it must be the same for all images (`pad="max"`, as in
+    the reference). `rerank` is K, the number of candidates of each query that `model.match` scores; 0 leaves
+    the second stage out, and a K above the size of the gallery scores all pairs and says so in the notes.
+    `fold_size` adds the stage "dual, folds of ...": the mean over folds of that many images ("COCO 1k":
+    1000). Batch sizes, workers and the number of ranks change nothing but rounding. `device` defaults to
+    where the model is; images and texts are moved there, the model is not. With `precision` below fp32 the
+    model runs in autocast; scores are ranked in fp32.
 
-    Under torch.distributed each rank encodes its share, each sample exactly once, and all ranks return the same Scores.
-    The model is in evaluation mode meanwhile. Tied scores, cut K and the like become `notes` of the result, not warnings.
+    Under torch.distributed each rank encodes its share, each sample exactly once, and all ranks return the
+    same Scores. The model is in evaluation mode meanwhile. Tied scores, cut K and the like become `notes` of
+    the result, not warnings.
 
     Raises ValueError for settings that cannot take effect, and for features or scores that are NaN.
     """
@@ -191,8 +197,8 @@ def rerank(
 ) -> tuple[Tensor, Tensor]:
     """Scores of the candidates of both directions, on one process: [N,K] and [M,K'] fp32 on the CPU.
 
-    `of_image_NK[i]` are the texts to score for image i, `of_text_MK[j]` the images for text j (see `metrics.retrieval.top`).
-    A pair that occurs in both is scored once, and nothing but these pairs is.
+    `of_image_NK[i]` are the texts to score for image i, `of_text_MK[j]` the images for text j (see
+    `metrics.retrieval.top`). A pair that occurs in both is scored once, and nothing but these pairs is.
     """
     return _rerank(model, image, text, of_image_NK, of_text_MK, pair_batch, silent, world=1, rank=0)
 
@@ -209,8 +215,8 @@ def score_pairs(
 ) -> Tensor:
     """`model.match` of P pairs of indices, in batches: [P] fp32 on the CPU.
 
-    Pairs of one image are scored together, so that the model prepares an image once or a few times, and among them texts
-    of like length, so that little padding is computed.
+    Pairs of one image are scored together, so that the model prepares an image once or a few times, and among
+    them texts of like length, so that little padding is computed.
     """
     device = image.embeds.device
     length_M = text.attention_mask.sum(1).cpu()
@@ -240,7 +246,8 @@ def score_pairs(
 
 
 def best_in_order(scores_QC: Tensor, count: int) -> Tensor:
-    """Indices of the `count` best candidates (all, when there are fewer), best first, ties in order of index: [Q,count]."""
+    """Indices of the `count` best candidates (all, when there are fewer), best first, ties in order of index:
+    [Q,count]."""
     index = metric.top(scores_QC, min(count, scores_QC.shape[1]))
     order = scores_QC.gather(1, index).argsort(dim=1, descending=True, stable=True)
     return index.gather(1, order).cpu()
@@ -258,7 +265,8 @@ def _rerank(
     world: int | None = None,
     rank: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`image` holds the images rank, rank + world, ... only, `text` all texts: each rank scores the pairs of its images."""
+    """`image` holds the images rank, rank + world, ... only, `text` all texts: each rank scores the pairs of
+    its images."""
     world = distributed.world_size() if world is None else world
     rank = distributed.rank() if rank is None else rank
     texts = len(of_text_MK)
@@ -277,7 +285,8 @@ def _rerank(
         model, image, text, image_P[own] // world, text_P[own], pair_batch=pair_batch, progress=say
     )
     if world > 1:
-        # Every rank knows who scored what, so scores alone travel, in one tensor as long as the longest share.
+        # Every rank knows who scored what, so scores alone travel, in one tensor as long as the longest
+        # share.
         counts = torch.bincount(owner_P, minlength=world)
         sent = pad(mine, (0, int(counts.max()) - len(mine))).to(image.embeds.device)
         shares = distributed.gather(sent, "none").cpu().view(world, -1)
@@ -289,7 +298,8 @@ def _rerank(
 
 
 def _reader(gallery: Gallery, tokenizer: Any, concepts: ConceptOptions) -> ConceptReader:
-    """What reads the gallery's concepts. Raises ValueError where there are none, or their padding would differ between batches."""
+    """What reads the gallery's concepts. Raises ValueError where there are none, or their padding would
+    differ between batches."""
     if concepts.pad != "max":
         raise ValueError(
             f"concepts.pad={concepts.pad}: the features of an image would depend on its batch, and all images of a gallery are compared; "
@@ -356,7 +366,8 @@ def _encode_texts(
     device: torch.device,
     say: Progress,
 ) -> TextFeatures:
-    """Features in order of `indices`, padded to the longest of all texts, so that all ranks agree on the shape."""
+    """Features in order of `indices`, padded to the longest of all texts, so that all ranks agree on the
+    shape."""
     ids, mask = tokenizer.encode(texts, max_tokens=max_tokens, separator=separator, pad="longest")
     own = torch.tensor(indices)
     length = mask.sum(1)

@@ -34,11 +34,11 @@ from vlp_eval.vqa import evaluate_vqa, read_annotations, read_candidates
 
 
 def retrieval(checkpoint: str, options: Retrieval) -> Scores:
-    """`vlp-eval retrieval`. This and the other functions here print a table and write `BENCHMARK.json`, the predictions and
-    `BENCHMARK.png` into `options.out`.
+    """`vlp-eval retrieval`. This and the other functions here print a table and write `BENCHMARK.json`, the
+    predictions and `BENCHMARK.png` into `options.out`.
 
-    Started by torchrun, the ranks share the work and rank 0 prints and writes. Raises ValueError, FileNotFoundError, `DataError` or
-    `CheckpointError` for what a user can put right.
+    Started by torchrun, the ranks share the work and rank 0 prints and writes. Raises ValueError,
+    FileNotFoundError, `DataError` or `CheckpointError` for what a user can put right.
     """
     with _session(checkpoint, options) as session:
         gallery = retrieval_gallery(options)
@@ -126,7 +126,8 @@ def _statements(
 
 
 def grounding(checkpoint: str, options: Grounding) -> Scores:
-    """`vlp-eval grounding`; the image shows true and predicted boxes and, with by=heat, the heat of each word."""
+    """`vlp-eval grounding`; the image shows true and predicted boxes and, with by=heat, the heat of each
+    word."""
     with _session(checkpoint, options) as session:
         source = options.data.open()
         setup = session.load("boxes" if options.by == "boxes" else "weak_grounding")
@@ -200,7 +201,8 @@ def cleaned(gallery: Gallery, options: Retrieval, max_words: int) -> Gallery:
 
 
 def tokenizer(files: Sequence[str], text: Mapping[str, Any], checkpoint: str) -> Tokenizer:
-    """The tokenizer of `files`, else of the checkpoint's `text` settings; one file is WordPiece, two are RoBERTa's."""
+    """The tokenizer of `files`, else of the checkpoint's `text` settings; one file is WordPiece, two are
+    RoBERTa's."""
     kind = text.get("kind", "bert")
     needed = {"bert": 1, "roberta": 2}[kind]
     chosen = tuple(files) or tuple(text.get("files", ()))
@@ -271,7 +273,8 @@ class _Session:
         )
 
     def _concepts(self, task: models.Task, model: Any, settings: Mapping[str, Any]) -> ConceptOptions | None:
-        """How concepts are read: as the options say, else as in training, with the padding and without the draws of the reference's evaluation."""
+        """How concepts are read: as the options say, else as in training, with the padding and without the
+        draws of the reference's evaluation."""
         if self.options.concepts is not None or not reads_concepts(model):
             return self.options.concepts
         trained = ConceptOptions(**settings.get("concepts", {}))

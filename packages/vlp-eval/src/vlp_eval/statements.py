@@ -1,6 +1,8 @@
-"""Statements about images, true or not: NLVR2 (a sentence and two images) and SNLI-VE (a hypothesis and one image).
+"""Statements about images, true or not: NLVR2 (a sentence and two images) and SNLI-VE (a hypothesis and one
+image).
 
-Source: NLVR2, arXiv 1811.00491; SNLI-VE, arXiv 1901.06706; evaluation of ALBEF (arXiv 2107.07651) and X-VLM `NLVR.py`.
+Source: NLVR2, arXiv 1811.00491; SNLI-VE, arXiv 1901.06706; evaluation of ALBEF (arXiv 2107.07651) and X-VLM
+`NLVR.py`.
 """
 
 from collections import Counter
@@ -36,11 +38,12 @@ def evaluate_nlvr(
     *,
     reading: Reading = READING,
 ) -> Scores:
-    """Whether sentences about two images are true: accuracy, and consistency where the rows carry NLVR2 identifiers.
+    """Whether sentences about two images are true: accuracy, and consistency where the rows carry NLVR2
+    identifiers.
 
-    Consistency is the share of sentences that are right with all of their image pairs; only a whole split makes it meaningful. `chance`
-    is the share of the more frequent label. The model gets the concepts of the first images and of the second ones as a pair. Other arguments and
-    errors as in `evaluate_vqa`.
+    Consistency is the share of sentences that are right with all of their image pairs; only a whole split
+    makes it meaningful. `chance` is the share of the more frequent label. The model gets the concepts of the
+    first images and of the second ones as a pair. Other arguments and errors as in `evaluate_vqa`.
     """
 
     def logits(batch: ImageBatch, ids: Tensor, mask: Tensor) -> Tensor:
@@ -71,7 +74,8 @@ def evaluate_entailment(
     *,
     reading: Reading = READING,
 ) -> Scores:
-    """Whether hypotheses follow from an image (contradiction, neutral, entailment): accuracy on the original labels, and of each label.
+    """Whether hypotheses follow from an image (contradiction, neutral, entailment): accuracy on the original
+    labels, and of each label.
 
     `chance` is the share of the most frequent label. Other arguments and errors as in `evaluate_vqa`.
     """

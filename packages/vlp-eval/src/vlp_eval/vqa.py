@@ -1,8 +1,9 @@
 """Visual question answering: answers chosen from a list by likelihood, or written by beam search.
 
-Choosing is the way of ALBEF, X-VLM and ViCHA (X-VLM `VQA.py`, specification 4.4): of the answers whose first word is most probable, the one that the
-decoder finds most likely. The accuracy is the official one where ten annotators answered (`vlp_eval.metrics.vqa`); where each question
-has one answer (VLUE) it is the share of answers that equal it.
+Choosing is the way of ALBEF, X-VLM and ViCHA (X-VLM `VQA.py`, specification 4.4): of the answers whose first
+word is most probable, the one that the decoder finds most likely. The accuracy is the official one where ten
+annotators answered (`vlp_eval.metrics.vqa`); where each question has one answer (VLUE) it is the share of
+answers that equal it.
 """
 
 from collections import Counter
@@ -59,8 +60,9 @@ def evaluate_vqa(
         options: How rows are read; with `concepts` the model is given those of each image.
         candidates: The answers to choose from; None lets the model write.
         k: So many candidates are scored to the end.
-        annotations: What people answered, by question id, as in the `annotations` of VQA v2 files: gives accuracies per answer type too.
-            None takes the answers of the rows; where they have none the result has no accuracy.
+        annotations: What people answered, by question id, as in the `annotations` of VQA v2 files: gives
+            accuracies per answer type too. None takes the answers of the rows; where they have none the
+            result has no accuracy.
         variant: "official", or "albef" for comparing with logs of the ALBEF family.
         reading: How questions become ids.
         answer_tokens: Longest answer that is written, the start token included.
@@ -68,9 +70,9 @@ def evaluate_vqa(
         pairs: Candidates scored at a time.
 
     Raises:
-        DataError: A row without question or image, an image without concepts where they are wanted, or an id that occurs twice; ValueError:
-            settings that cannot take effect, concepts for a model that reads none or none for one that does, an image that cannot be
-            opened, annotations of other questions.
+        DataError: A row without question or image, an image without concepts where they are wanted, or an id
+            that occurs twice; ValueError: settings that cannot take effect, concepts for a model that reads
+            none or none for one that does, an image that cannot be opened, annotations of other questions.
     """
     require_fit(model, options.concepts)
     questions = read(source, _question, options)
@@ -189,7 +191,8 @@ def _scores(
 
 
 def read_candidates(path: str) -> list[str]:
-    """The answers to choose from: a JSON list of strings (answer_list.json). Raises FileNotFoundError, DataError."""
+    """The answers to choose from: a JSON list of strings (answer_list.json). Raises FileNotFoundError,
+    DataError."""
     answers = read_json(path, list)
     if not answers or not all(isinstance(answer, str) for answer in answers):
         raise DataError(f"{path} must be a list of answers, each a string")

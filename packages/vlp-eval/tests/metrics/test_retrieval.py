@@ -162,7 +162,8 @@ def test_reranked_metrics_equal_x_vlm(case):
     checked = 0
     for name, found in (("txt", text), ("img", images)):
         for k, value in metric.recalls(found).items():
-            # Beyond the candidates everything ties in the reference's matrix, and its sort decides; see the bounds above.
+            # Beyond the candidates everything ties in the reference's matrix, and its sort decides; see the
+            # bounds above.
             gallery = outputs["score_i2t"].shape[1 if name == "txt" else 0]
             if k <= k_test or k >= gallery:
                 assert value == pytest.approx(outputs[f"metric_{name}_r{k}"].item(), abs=1e-6)

@@ -171,8 +171,9 @@ def _train(arguments: Sequence[str]) -> int:
         raise entry.UserError(f"{options.recipe}: no such command or recipe; did you mean vlp-train {near}?")
     recipe = entry.load(options.recipe, options.overrides)
 
-    # OpenMP reads this when torch is imported. By default threads that wait spin for milliseconds and starve loader workers and other
-    # ranks of their core (a step took 3 times as long on a busy machine); not spinning at all cost 10 % on a quiet one.
+    # OpenMP reads this when torch is imported. By default threads that wait spin for milliseconds and starve
+    # loader workers and other ranks of their core (a step took 3 times as long on a busy machine); not
+    # spinning at all cost 10 % on a quiet one.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from vlp_methods.engine import folder, launch, report

@@ -37,7 +37,8 @@ def two(toy, run, *options, stop_after=None):
 
 
 def test_saved_on_two_ranks_continues_on_one_and_all_equals_one_rank(toy, tmp_path, one):
-    """Names of the losses include the streams, so this also shows that both ranks mixed streams as one rank does."""
+    """Names of the losses include the streams, so this also shows that both ranks mixed streams as one rank
+    does."""
     run = tmp_path / "two"
     options = (*COMMON, "data.batch=4", "accumulate=2")
     done = two(toy, run, *options, stop_after=5)
@@ -63,7 +64,8 @@ def test_two_ranks_resume_to_the_bit_with_dropout_of_their_own(toy, tmp_path):
     assert refused.stderr.count("was started with another recipe") == 1
     assert two(toy, run, *options).returncode == 0
     assert toy.losses(run) == toy.losses(tmp_path / "whole")
-    # With the dropout of rank 0 on both ranks, this would be the first rank's half of the batch, dropped like one rank's.
+    # With the dropout of rank 0 on both ranks, this would be the first rank's half of the batch, dropped like
+    # one rank's.
     assert toy.train("toy/tiny", *options, "--run", tmp_path / "one") == 0
     assert toy.losses(run) != toy.losses(tmp_path / "one")
 

@@ -1,4 +1,5 @@
-"""A run that ends anywhere, in any way, and is started again computes what an uninterrupted run computes, to the last bit."""
+"""A run that ends anywhere, in any way, and is started again computes what an uninterrupted run computes, to
+the last bit."""
 
 import random
 import signal
@@ -28,7 +29,8 @@ def test_stopped_at_any_step_and_resumed_equals_uninterrupted(toy, tmp_path, mon
         assert [path.name for path in sorted((run / "checkpoints").iterdir())][-1] == f"step-{step:08d}"
         monkeypatch.delenv("TOY_STOP_AFTER")
         assert toy.train("toy/tiny", *options, "--run", run) == 0
-        # An evaluation that was due at the stop is made up for after the restart, so only the order of lines may differ.
+        # An evaluation that was due at the stop is made up for after the restart, so only the order of lines
+        # may differ.
         assert sorted(toy.losses(run), key=str) == sorted(whole, key=str), step
 
 

@@ -6,7 +6,8 @@ from vlp_methods.engine import step
 
 @pytest.fixture
 def late(monkeypatch):
-    """The host reads the numbers of a step after the next one was started; returns how far behind it was, at each read."""
+    """The host reads the numbers of a step after the next one was started; returns how far behind it was, at
+    each read."""
     behind = []
 
     class Late(step.Wire):

@@ -1,4 +1,5 @@
-"""ViCHA pre-training through `vlp-train`: data, objective, teacher, queue, engine, retrieval test and export together."""
+"""ViCHA pre-training through `vlp-train`: data, objective, teacher, queue, engine, retrieval test and export
+together."""
 
 import itertools
 import json
@@ -91,7 +92,8 @@ def test_every_switch_trains_and_gives_a_gradient_to_all_that_is_trained(train, 
 
 
 def test_teacher_follows_and_queue_takes_the_batch(train, tiny, tmp_path):
-    """Each update moves the teacher once, before it teaches, and puts one batch of all ranks into the queue."""
+    """Each update moves the teacher once, before it teaches, and puts one batch of all ranks into the
+    queue."""
     options = (
         "data.test=null",
         "save.every=1",
@@ -167,7 +169,8 @@ def killed(options: tuple[str, ...], run: Path) -> None:
 def test_interrupted_and_resumed_equals_uninterrupted(train, tiny, tmp_path, losses, ranks):
     """Student, teacher, queue and optimizer, to the last bit; one rank is killed, two end early.
 
-    The rate is constant: one that falls to 0 would be another one in the run of fewer steps, from its second update on.
+    The rate is constant: one that falls to 0 would be another one in the run of fewer steps, from its second
+    update on.
     """
     options = (
         *tiny,

@@ -1,4 +1,5 @@
-"""Teachers of ViCHA's tasks: there where a recipe has one, loaded or as in the released code, and part of the loss."""
+"""Teachers of ViCHA's tasks: there where a recipe has one, loaded or as in the released code, and part of the
+loss."""
 
 from pathlib import Path
 

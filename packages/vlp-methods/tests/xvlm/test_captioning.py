@@ -88,7 +88,8 @@ def test_reward_prefers_what_people_said():
     good, other, nothing = reward(["a red dog runs", "a green cat sleeps", ""], [CAPTIONS[0]] * 3).tolist()
     assert good > other >= nothing
     assert reward.frequency.images == 3
-    # Counted over captions alone, cleaned as those of the model are: the concept "cat" and the capital A leave no trace.
+    # Counted over captions alone, cleaned as those of the model are: the concept "cat" and the capital A
+    # leave no trace.
     assert reward.frequency.counts[("a", "red", "dog")] == 1
     assert reward.frequency.counts[("cat",)] == 2
 

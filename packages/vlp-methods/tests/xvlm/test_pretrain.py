@@ -79,7 +79,8 @@ def test_killed_and_resumed_equals_uninterrupted(train, tiny, tmp_path, losses):
 
 
 def test_two_ranks_train_and_agree_on_the_streams(train, tiny, tmp_path, losses):
-    """With the same global batch the contrastive loss of the first step is that of one rank; local negatives and draws differ."""
+    """With the same global batch the contrastive loss of the first step is that of one rank; local negatives
+    and draws differ."""
     options = (
         *tiny,
         "steps=4",

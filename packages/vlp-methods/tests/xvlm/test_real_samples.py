@@ -1,4 +1,5 @@
-"""Every task on real annotations in the official layouts, by keys of its shapes recipe alone. Skipped where the samples are not there."""
+"""Every task on real annotations in the official layouts, by keys of its shapes recipe alone. Skipped where
+the samples are not there."""
 
 import json
 import shutil
@@ -12,7 +13,8 @@ RUN = ("data.world=null", "steps=2", "data.max_bad_fraction=0")
 
 @pytest.fixture
 def real(task, shared_data):
-    """`real(recipe, root, *words)`: a tiny task on files below `root`, with BERT's vocabulary, from initial weights."""
+    """`real(recipe, root, *words)`: a tiny task on files below `root`, with BERT's vocabulary, from initial
+    weights."""
 
     def words(recipe: str, root: Path, *more: str) -> tuple[str, ...]:
         vocabulary = shared_data / "bert-base-uncased" / "vocab.txt"

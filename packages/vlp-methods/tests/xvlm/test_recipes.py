@@ -170,7 +170,8 @@ TASKS: dict[str, dict[str, object]] = {
     "captioning": {"steps": 5 * 2214, "lr": 1e-5, "batch": 8 * 32, "words": 40, "smoothing": 0.1},
     "captioning_scst": {"steps": 44275, "lr": 1e-5, "batch": 8 * 8, "words": 40, "every": 500},
 }
-"""Values of the official configs (specification 4.3 to 4.7); what is the same for all fine-tuning, or all domain stages, is left out."""
+"""Values of the official configs (specification 4.3 to 4.7); what is the same for all fine-tuning, or all
+domain stages, is left out."""
 
 FINE_TUNING = {"size": 384, "window": 12, "precision": "fp32", "clip": None, "words": 30, "min_scale": 0.5}
 DOMAIN = {"size": 224, "window": 7, "precision": "bf16", "clip": 1.0, "words": 40, "min_scale": 0.2}

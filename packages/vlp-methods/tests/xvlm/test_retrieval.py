@@ -81,7 +81,8 @@ def test_stopped_and_resumed_equals_uninterrupted(train, retrieval, tmp_path, lo
 
 
 def test_two_ranks_have_the_contrastive_loss_of_one(train, retrieval, tmp_path, losses):
-    """Pairs of one image on two ranks are positives of each other, so the loss does not depend on how the batch is divided."""
+    """Pairs of one image on two ranks are positives of each other, so the loss does not depend on how the
+    batch is divided."""
     options = (
         *retrieval,
         "steps=1",

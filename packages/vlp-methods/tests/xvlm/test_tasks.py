@@ -1,4 +1,5 @@
-"""What only some tasks of X-VLM have; what all tasks of all methods have in common is in `tests/test_tasks.py`."""
+"""What only some tasks of X-VLM have; what all tasks of all methods have in common is in
+`tests/test_tasks.py`."""
 
 import json
 

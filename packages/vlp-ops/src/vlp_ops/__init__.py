@@ -1,7 +1,7 @@
 """Operators for vision-language models: fast kernels where they are built, PyTorch everywhere else.
 
-Every function works on any device with nothing compiled; `backend_info()` says which kernels serve the calls and why.
-`vlp_ops.reference` holds the plain definitions that the tests compare against.
+Every function works on any device with nothing compiled; `backend_info()` says which kernels serve the calls
+and why. `vlp_ops.reference` holds the plain definitions that the tests compare against.
 """
 
 from vlp_ops import compat, reference

@@ -15,7 +15,8 @@ def read_record(folder: Path = PACKAGE) -> dict[str, Any]:
 
 
 def digest(device: str) -> str:
-    """Tells one state of the sources from another: a library built in place outlives an upgrade of the package."""
+    """Tells one state of the sources from another: a library built in place outlives an upgrade of the
+    package."""
     found = hashlib.sha256()
     for file in sorted((PACKAGE / "csrc" / device).iterdir()):
         if file.is_file():

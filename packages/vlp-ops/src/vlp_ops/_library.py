@@ -1,7 +1,8 @@
 """Schemas of `torch.ops.vlp_ops.*`, loading of the compiled kernels, and what is known about both.
 
-Every operator has a PyTorch implementation under CompositeExplicitAutograd. The compiled libraries only add kernels for the CPU
-and CUDA keys, which take precedence; without them the same operators work on every device.
+Every operator has a PyTorch implementation under CompositeExplicitAutograd. The compiled libraries only add
+kernels for the CPU and CUDA keys, which take precedence; without them the same operators work on every
+device.
 """
 
 import os
@@ -18,8 +19,8 @@ from vlp_ops._built import PACKAGE, digest, read_record
 
 LIBRARY = torch.library.Library("vlp_ops", "DEF")
 
-# deterministic: asks for a gradient of `value` that does not depend on the order of threads; the forward pass ignores it.
-# Outputs that a mask leaves out are empty tensors: a schema has no optional return.
+# deterministic: asks for a gradient of `value` that does not depend on the order of threads; the forward pass
+# ignores it. Outputs that a mask leaves out are empty tensors: a schema has no optional return.
 _DEFINITIONS = """
     ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights,
         bool softmax=False, bool deterministic=False) -> Tensor
@@ -111,9 +112,9 @@ for _device in ("cpu", "cuda"):
 def backend_info() -> dict[str, Any]:
     """Which kernels serve the operators in this process.
 
-    Returns a dict: `cpu` and `cuda`, each {"native": bool, "reason": why not, or None}; `torch` and `torch_cuda` (versions; None for a
-    CPU build of torch); `built` (what was recorded at the installation: torch, compiler, GPU architectures; under `missing`
-    why a library was not built).
+    Returns a dict: `cpu` and `cuda`, each {"native": bool, "reason": why not, or None}; `torch` and
+    `torch_cuda` (versions; None for a CPU build of torch); `built` (what was recorded at the installation:
+    torch, compiler, GPU architectures; under `missing` why a library was not built).
     """
     info: dict[str, Any] = {
         device: {"native": device not in _reasons, "reason": _reasons.get(device)}
@@ -141,7 +142,8 @@ def note_backend(tensor: Tensor) -> None:
 
 
 def validates(tensor: Tensor) -> bool:
-    """Whether values (not only shapes) are checked: always on the CPU, elsewhere only with VLP_OPS_VALIDATE=1 (it waits for the device)."""
+    """Whether values (not only shapes) are checked: always on the CPU, elsewhere only with VLP_OPS_VALIDATE=1
+    (it waits for the device)."""
     if torch.compiler.is_compiling() or is_fake(tensor):
         return False
     return tensor.device.type == "cpu" or os.environ.get("VLP_OPS_VALIDATE", "0") not in ("", "0")
@@ -164,8 +166,9 @@ def register(
 ) -> None:
     """Fills in one operator: PyTorch implementation, fake tensors, autocast and gradient.
 
-    Without `backward` (the gradient operators themselves) a second derivative is refused: PyTorch would only warn and go on.
-    The operators run with autocast off, because the matrix products inside a loss must not be rounded to the autocast type.
+    Without `backward` (the gradient operators themselves) a second derivative is refused: PyTorch would only
+    warn and go on. The operators run with autocast off, because the matrix products inside a loss must not be
+    rounded to the autocast type.
     """
     operator = torch._library.utils.lookup_op(f"vlp_ops::{name}")
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")

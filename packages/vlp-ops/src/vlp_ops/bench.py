@@ -1,12 +1,15 @@
-"""python -m vlp_ops.bench: ours against what one would use otherwise, in one process and run, on the GPU if there is one, else on the CPU.
+"""python -m vlp_ops.bench: ours against what one would use otherwise, in one process and run, on the GPU if
+there is one, else on the CPU.
 
-Every case first checks ours and each peer against the definition in float64 on a small problem, then times all of them. A ratio is peer / ours.
-Floors are in bench_targets.json; the exit status is 1 when a ratio is below its floor (on the CPU: in the run with one thread).
+Every case first checks ours and each peer against the definition in float64 on a small problem, then times
+all of them. A ratio is peer / ours. Floors are in bench_targets.json; the exit status is 1 when a ratio is
+below its floor (on the CPU: in the run with one thread).
 
-CPU: float32; minimum of several repetitions taken in turn; processor time with one thread (other work on the machine then counts less), wall
-time with more. Peak memory of the losses in processes of their own.
-GPU: bfloat16 (locations and scales float32); median of triton's do_bench, which clears the L2 cache before each run; calls under 100 us also as
-replay of a CUDA graph, which leaves out the time of the host, over sets of inputs that together are twice the L2 cache. Peak memory of every case.
+CPU: float32; minimum of several repetitions taken in turn; processor time with one thread (other work on the
+machine then counts less), wall time with more. Peak memory of the losses in processes of their own.
+GPU: bfloat16 (locations and scales float32); median of triton's do_bench, which clears the L2 cache before
+each run; calls under 100 us also as replay of a CUDA graph, which leaves out the time of the host, over sets
+of inputs that together are twice the L2 cache. Peak memory of every case.
 
     python -m vlp_ops.bench                     # everything
     python -m vlp_ops.bench --device cpu --op clip_loss --threads 4 --repeat 3 --json result.json
@@ -45,7 +48,8 @@ from vlp_ops.bench_cases import (
 )
 from vlp_ops.dense import product
 
-# So long the turns of a case go on: seven of a few milliseconds can all fall into one busy moment of the machine.
+# So long the turns of a case go on: seven of a few milliseconds can all fall into one busy moment of the
+# machine.
 LEAST_SECONDS = 4.0
 WARM_BELOW = 0.5
 # A call this short is timed without the host, too.
@@ -73,14 +77,17 @@ def ratios_of(found: dict[str, float] | dict[str, int]) -> dict[str, float]:
     return {peer: value / max(found["ours"], 1e-12) for peer, value in found.items() if peer != "ours"}
 
 
-# ---- CPU -------------------------------------------------------------------------------------------------------------------------
+# ---- CPU
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def measure(runs: dict[str, Run], repeat: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Minimum time of each, taken in turn so that a busy moment of the machine meets all of them: `repeat` turns, and more of short ones.
+    """Minimum time of each, taken in turn so that a busy moment of the machine meets all of them: `repeat`
+    turns, and more of short ones.
 
-    Short ones are called once more before the call that is timed. Otherwise a case of milliseconds pays for what the one before it did to the
-    allocator (pages given back to the system) and the caches: 5 or 12 ms for the same gradient, by chance of the process.
+    Short ones are called once more before the call that is timed. Otherwise a case of milliseconds pays for
+    what the one before it did to the allocator (pages given back to the system) and the caches: 5 or 12 ms
+    for the same gradient, by chance of the process.
     """
     for run in runs.values():
         run()
@@ -132,7 +139,8 @@ def memory_results(ops: Sequence[str], rows: int | None = None) -> Iterator[tupl
             yield f"{op}/{n} x {d}/peak memory", found
 
 
-# ---- GPU -------------------------------------------------------------------------------------------------------------------------
+# ---- GPU
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def do_bench(run: Run) -> float:
@@ -143,7 +151,8 @@ def do_bench(run: Run) -> float:
 
 
 def graph_time(runs: Sequence[Run], stream: torch.cuda.Stream) -> float:
-    """Seconds of one of the runs, out of a CUDA graph that holds all of them: no host, and inputs that are not in the cache."""
+    """Seconds of one of the runs, out of a CUDA graph that holds all of them: no host, and inputs that are
+    not in the cache."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         for run in runs:
@@ -152,7 +161,8 @@ def graph_time(runs: Sequence[Run], stream: torch.cuda.Stream) -> float:
 
 
 def sets_of_inputs(gigabytes: float, cache_bytes: int) -> int:
-    """How many sets of inputs are together twice the cache; at most 64, for a case so small that it lives in the cache anyway."""
+    """How many sets of inputs are together twice the cache; at most 64, for a case so small that it lives in
+    the cache anyway."""
     return min(64, 1 + math.ceil(2 * cache_bytes * 1e-9 / max(gigabytes, 1e-6)))
 
 
@@ -172,7 +182,8 @@ def measure_on_gpu(
     notes: dict[str, str],
     stream: torch.cuda.Stream,
 ) -> None:
-    """Fills in times and peak memory. A peer that cannot be captured has no graph time; ours has to be captured."""
+    """Fills in times and peak memory. A peer that cannot be captured has no graph time; ours has to be
+    captured."""
     for name in list(sets[0]):
         runs = [runs[name] for runs in sets]
         turn = itertools.cycle(runs)
@@ -191,7 +202,8 @@ def measure_on_gpu(
             )
 
 
-# ---- the run ---------------------------------------------------------------------------------------------------------------------
+# ---- the run
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
@@ -226,7 +238,8 @@ def errors_of(case: Case, names: Sequence[str]) -> dict[str, float]:
 
 
 def ceilings(device: str, repeat: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Copy in GB/s (read plus written) and matrix product in GFLOP/s, in this run; on a GPU 8192^3 in bfloat16."""
+    """Copy in GB/s (read plus written) and matrix product in GFLOP/s, in this run; on a GPU 8192^3 in
+    bfloat16."""
     size, edge = (32 << 20, 1024) if device == "cpu" else (256 << 20, 8192)
     source = torch.randn(size, device=device)
     target = torch.empty_like(source)
@@ -291,7 +304,8 @@ def below(results: dict[str, dict[str, float]], targets: dict[str, dict[str, flo
 
 
 def means(results: Sequence[Result]) -> dict[str, dict[str, float]]:
-    """Geometric mean of the ratios of each operator and phase to each peer, over the cases in which the peer was measured."""
+    """Geometric mean of the ratios of each operator and phase to each peer, over the cases in which the peer
+    was measured."""
     logarithms: dict[str, dict[str, list[float]]] = {}
     for result in results:
         key = f"{result.key.split('/')[0]}/geometric mean/{result.key.rpartition('/')[2]}"
@@ -441,7 +455,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.device == "cpu":
         return run_all(options)
-    # Not the default stream: a graph can only be captured on another, and a backward pass runs where its forward pass ran.
+    # Not the default stream: a graph can only be captured on another, and a backward pass runs where its
+    # forward pass ran.
     with torch.cuda.stream(torch.cuda.Stream()):
         return run_all(options)
 

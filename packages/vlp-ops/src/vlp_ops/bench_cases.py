@@ -1,7 +1,8 @@
 """What `python -m vlp_ops.bench` measures: operators, sizes, and what one would use otherwise.
 
-Sizes are those of the systems (see the README of the package) and two larger ones that published benchmarks use. Peers that are not part of PyTorch are
-used when they are installed and said to be missing when they are not.
+Sizes are those of the systems (see the README of the package) and two larger ones that published benchmarks
+use. Peers that are not part of PyTorch are used when they are installed and said to be missing when they are
+not.
 """
 
 import importlib
@@ -33,7 +34,8 @@ class Case:
     name: str
     phase: str
     functions: dict[str, Function]
-    # Fresh random arguments; the same for a small problem, and the definition, which is called with these in float64.
+    # Fresh random arguments; the same for a small problem, and the definition, which is called with these in
+    # float64.
     inputs: Callable[[], tuple[Any, ...]]
     small: Callable[[], tuple[Any, ...]]
     definition: Function
@@ -98,7 +100,8 @@ def bytes_of(*tensors: Tensor) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) * 1e-9
 
 
-# ---- optional peers --------------------------------------------------------------------------------------------------------------
+# ---- optional peers
+# --------------------------------------------------------------------------------------------------------------
 
 
 def optional(notes: dict[str, str], peers: dict[str, Callable[[], Function]]) -> dict[str, Function]:
@@ -123,7 +126,8 @@ def level_tensors(shapes: tuple[tuple[int, int], ...], device: str) -> tuple[Ten
 
 
 def with_level_tensors(function: Function) -> Function:
-    """Of a function of (value, shapes, starts, locations, weights), one of (value, list of shapes, locations, weights)."""
+    """Of a function of (value, shapes, starts, locations, weights), one of (value, list of shapes, locations,
+    weights)."""
 
     def call(value: Tensor, shapes: list[tuple[int, int]], location: Tensor, weight: Tensor) -> Tensor:
         return function(value, *level_tensors(tuple(shapes), str(value.device)), location, weight)
@@ -239,7 +243,8 @@ def compiled(function: Function) -> Function:
     return torch.compile(function, dynamic=False)
 
 
-# ---- ms_deform_attn --------------------------------------------------------------------------------------------------------------
+# ---- ms_deform_attn
+# --------------------------------------------------------------------------------------------------------------
 
 
 def grid_sample_attention(
@@ -266,7 +271,8 @@ def deformable_inputs(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, ...]:
-    """Encoder (queries is None): every position looks around itself, N(0, 3 pixels); decoder: uniform places. Locations are float32."""
+    """Encoder (queries is None): every position looks around itself, N(0, 3 pixels); decoder: uniform places.
+    Locations are float32."""
     heads, width, points, levels = 8, 32, 4, len(shapes)
     if queries is None:
         size = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=device)[:, None]
@@ -336,7 +342,8 @@ def deformable_cases(device: str, dtype: torch.dtype, notes: dict[str, str]) -> 
             )
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------------------
+# ---- memory
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def torch_bag(indices: Tensor, weight: Tensor, shares: Tensor) -> Tensor:
@@ -464,7 +471,8 @@ def lookup_cases(device: str, dtype: torch.dtype, notes: dict[str, str]) -> Iter
     )
 
 
-# ---- contrastive -----------------------------------------------------------------------------------------------------------------
+# ---- contrastive
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def plain_clip(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
@@ -538,7 +546,8 @@ def loss_cases(
         )
 
 
-# ---- tokens and attention --------------------------------------------------------------------------------------------------------
+# ---- tokens and attention
+# --------------------------------------------------------------------------------------------------------
 
 
 def repeated_gather(x: Tensor, ids: Tensor) -> Tensor:
@@ -640,7 +649,8 @@ def linear_cases(device: str, dtype: torch.dtype, notes: dict[str, str]) -> Iter
             )
 
 
-# Each makes the cases of one operator; called with device ("cpu" or "cuda"), dtype and a dict for remarks on missing peers.
+# Each makes the cases of one operator; called with device ("cpu" or "cuda"), dtype and a dict for remarks on
+# missing peers.
 CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "ms_deform_attn": deformable_cases,
     "embedding_bag": bag_cases,

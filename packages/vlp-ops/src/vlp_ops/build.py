@@ -1,15 +1,18 @@
 """Compiles the kernels: `python -m vlp_ops.build` for an installed vlp_ops, in place; setup.py for a wheel.
 
-The kernels use the stable ABI of LibTorch, so a plain compiler call with torch's headers is all there is to it: no torch is imported, none is
-downloaded, and the result serves every torch from 2.11 on (for CUDA: of the same CUDA major version).
+The kernels use the stable ABI of LibTorch, so a plain compiler call with torch's headers is all there is to
+it: no torch is imported, none is downloaded, and the result serves every torch from 2.11 on (for CUDA: of the
+    same CUDA major version).
 
     python -m vlp_ops.build                 # the CPU library, and the CUDA library where nvcc and a CUDA build of torch are there
     python -m vlp_ops.build --cpu           # only the CPU library
     python -m vlp_ops.build --check-cuda    # compile every .cu for sm_80, sm_90 and sm_100 and fail on register spills; installs nothing
 
-Environment: CXX, CUDA_HOME (when set, no other toolkit is looked for), MAX_JOBS; VLP_OPS_CUDA_ARCH or TORCH_CUDA_ARCH_LIST ("8.0;9.0;12.0+PTX",
-default: the GPUs of this machine, or a list from sm_80 to sm_120 where there is none); for setup.py also VLP_OPS_NATIVE (0: pure Python, 1: native
-or fail) and VLP_OPS_CUDA or FORCE_CUDA (0: CPU kernels only, 1: CUDA or fail).
+Environment: CXX, CUDA_HOME (when set, no other toolkit is looked for), MAX_JOBS; VLP_OPS_CUDA_ARCH or
+    TORCH_CUDA_ARCH_LIST ("8.0;9.0;12.0+PTX",
+default: the GPUs of this machine, or a list from sm_80 to sm_120 where there is none); for setup.py also
+VLP_OPS_NATIVE (0: pure Python, 1: native or fail) and VLP_OPS_CUDA or FORCE_CUDA (0: CPU kernels only, 1:
+CUDA or fail).
 """
 
 import argparse
@@ -39,7 +42,8 @@ CHECKED_ARCHITECTURES = "8.0;9.0;10.0"
 LAUNCHERS = ("ccache", "sccache", "distcc")
 
 COMMON = ("-O3", "-std=c++20", f"-DTORCH_TARGET_VERSION={TARGET}")
-# Not -ffast-math: with it the linker adds a start-up object that flushes denormals to zero in the whole process, and NaN must be recognised.
+# Not -ffast-math: with it the linker adds a start-up object that flushes denormals to zero in the whole
+# process, and NaN must be recognised.
 CPU = (
     *COMMON,
     "-g0",
@@ -90,9 +94,11 @@ class Toolkit:
 
 
 def find_torch(folders: Sequence[str] | None = None) -> Torch:
-    """The torch in `folders` (default: sys.path, and the environment a build runs for even where its packages are hidden from it)."""
+    """The torch in `folders` (default: sys.path, and the environment a build runs for even where its packages
+    are hidden from it)."""
     if folders is None:
-        # pip hides the packages of an environment from a build inside it, but the interpreter still knows where they are.
+        # pip hides the packages of an environment from a build inside it, but the interpreter still knows
+        # where they are.
         folders = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     for folder in folders:
         root = Path(folder or ".") / "torch"
@@ -171,7 +177,8 @@ def find_compiler() -> list[str]:
 
 
 def find_toolkit(torch: Torch | None) -> Toolkit:
-    """CUDA toolkit from CUDA_HOME and nowhere else, or else of the nvcc on the path, or in the usual folder; of torch's major version."""
+    """CUDA toolkit from CUDA_HOME and nowhere else, or else of the nvcc on the path, or in the usual folder;
+    of torch's major version."""
     chosen = os.environ.get("CUDA_HOME")
     places = [Path(chosen)] if chosen else [Path("/usr/local/cuda")]
     on_path = shutil.which("nvcc")
@@ -306,7 +313,8 @@ def compile_cuda(
 
 
 def cuda_runtime(torch: Torch, toolkit: Toolkit) -> list[str | Path]:
-    """Link options for the CUDA runtime: the toolkit's, or the one that came with torch (it has no name for the linker)."""
+    """Link options for the CUDA runtime: the toolkit's, or the one that came with torch (it has no name for
+    the linker)."""
     major = toolkit.version.split(".")[0]
     top = toolkit.include.parent
     folders = [top / "lib64", top / "lib", *sorted((torch.root.parent / "nvidia").glob("*/lib"))]
@@ -378,7 +386,8 @@ def write_record(folder: Path, device: str, what: Mapping[str, Any] | str) -> No
 
 
 def switch(name: str, *aliases: str) -> bool | None:
-    """An environment switch: True for 1, False for 0, None when it is not set. BuildError for anything else."""
+    """An environment switch: True for 1, False for 0, None when it is not set. BuildError for anything
+    else."""
     for key in (name, *aliases):
         value = os.environ.get(key, "")
         if value not in ("", "0", "1"):
@@ -389,7 +398,8 @@ def switch(name: str, *aliases: str) -> bool | None:
 
 
 def build_for_install(target: Path) -> list[str]:
-    """What setup.py does: builds what can be built into `target`, records why the rest is missing, and returns messages.
+    """What setup.py does: builds what can be built into `target`, records why the rest is missing, and
+    returns messages.
 
     Raises BuildError only for what a switch demands and for switches that cannot be read.
     """

@@ -23,7 +23,8 @@ class MSDeformAttnFunction:
         attention_weights: Tensor,
         im2col_step: int,
     ) -> Tensor:
-        """As `ms_deform_attn`: (N, Q, M*D). im2col_step splits the batch in the published kernels; it never changes a result."""
+        """As `ms_deform_attn`: (N, Q, M*D). im2col_step splits the batch in the published kernels; it never
+        changes a result."""
         del im2col_step
         return ms_deform_attn(
             value,
@@ -35,15 +36,17 @@ class MSDeformAttnFunction:
 
 
 def patch_transformers(model: nn.Module) -> int:
-    """Makes every multi-scale deformable attention inside a transformers model call `ms_deform_attn`; returns how many there were.
+    """Makes every multi-scale deformable attention inside a transformers model call `ms_deform_attn`; returns
+    how many there were.
 
-    Three forms occur in transformers 5, and each is recognised by what it calls, not by the name of the model:
-    a module `MultiScaleDeformableAttention` (Deformable DETR, Grounding DINO, RT-DETR, OmDet-Turbo, LW-DETR, ...);
-    a call of the function `multi_scale_deformable_attention` (Mask2Former, OneFormer);
-    a call of `multi_scale_deformable_attention_v2` (RT-DETR v2), or an attribute that holds it (D-FINE, DEIMv2), with its own number of
-    points per level. Its "discrete" method rounds locations to whole pixels, which is another operator: such modules keep their own code.
-    Only modules of this model change; the class and other models stay as they are. Patching twice changes nothing more.
-    Raises ValueError when the model holds none of them, because then nothing would have changed.
+    Three forms occur in transformers 5, and each is recognised by what it calls, not by the name of the
+    model: a module `MultiScaleDeformableAttention` (Deformable DETR, Grounding DINO, RT-DETR, OmDet-Turbo,
+    LW-DETR, ...); a call of the function `multi_scale_deformable_attention` (Mask2Former, OneFormer);
+    a call of `multi_scale_deformable_attention_v2` (RT-DETR v2), or an attribute that holds it (D-FINE,
+    DEIMv2), with its own number of points per level. Its "discrete" method rounds locations to whole pixels,
+    which is another operator: such modules keep their own code. Only modules of this model change; the class
+    and other models stay as they are. Patching twice changes nothing more. Raises ValueError when the model
+    holds none of them, because then nothing would have changed.
     """
     count = sum(_patch(part) for part in model.modules())
     if not count:
@@ -78,7 +81,8 @@ def _patch(part: nn.Module) -> bool:
 
 
 def _with_global(function: FunctionType, name: str, thing: Any) -> FunctionType:
-    """The same function with one global name bound to something else: its module, which other models share, stays as it is."""
+    """The same function with one global name bound to something else: its module, which other models share,
+    stays as it is."""
     changed = FunctionType(
         function.__code__,
         {**function.__globals__, name: thing},

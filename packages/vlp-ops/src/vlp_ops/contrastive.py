@@ -1,10 +1,11 @@
 """Contrastive losses that never hold the n x m logits: tiles of rows forward, recomputed tiles backward.
 
-Exact in float32 at any scale: the log-sum-exp runs over the negatives only (N), so that with the positive logit P the loss of a row is
-softplus(N - P) and the gradient of its positive is -sigmoid(N - P); neither is a difference of two nearly equal numbers.
-Features may be float32, float64, float16 or bfloat16; logits, sums and losses are float32 (float64 for float64 features).
-Sources: CLIP, arXiv 2103.00020; SigLIP, arXiv 2303.15343; X-VLM, arXiv 2111.08276 (several positives per row); ALBEF, arXiv 2107.07651
-(queue and soft targets).
+Exact in float32 at any scale: the log-sum-exp runs over the negatives only (N), so that with the positive
+logit P the loss of a row is softplus(N - P) and the gradient of its positive is -sigmoid(N - P); neither is a
+difference of two nearly equal numbers. Features may be float32, float64, float16 or bfloat16; logits, sums
+and losses are float32 (float64 for float64 features).
+Sources: CLIP, arXiv 2103.00020; SigLIP, arXiv 2303.15343; X-VLM, arXiv 2111.08276 (several positives per
+row); ALBEF, arXiv 2107.07651 (queue and soft targets).
 
 n rows   m columns   d width
 """
@@ -28,8 +29,8 @@ from vlp_ops._checks import (
 )
 from vlp_ops.dense import product
 
-# Elements of one tile of logits: 8 MB of float32 stay near the caches of a CPU. A GPU needs more rows to be busy; its 64 MB are a guess that
-# keeps 32768 x 512 in bfloat16 below 0.3 GB, not a measurement.
+# Elements of one tile of logits: 8 MB of float32 stay near the caches of a CPU. A GPU needs more rows to be
+# busy; its 64 MB are a guess that keeps 32768 x 512 in bfloat16 below 0.3 GB, not a measurement.
 TILE_CPU, TILE_GPU = 1 << 21, 1 << 24
 
 
@@ -49,12 +50,14 @@ def clip_loss(
 ) -> Tensor:
     """Symmetric contrastive loss: half the image-to-text cross-entropy plus half the text-to-image one.
 
-    image (n, d) and text (m, d), usually normalised; logits are logit_scale * image . text + logit_bias. logit_scale multiplies (it is already
-    exponentiated; 1/temperature); it may be learned. logit_bias cancels: its gradient is exactly 0.
-    Row i pairs with column labels_offset + i; text may have more rows than image. Both directions are averaged over the n pairs.
-    ids (n,), text_ids (m,) (default: ids): instead of pairs, all columns with an equal id are positives, each with weight 1/count
+    image (n, d) and text (m, d), usually normalised; logits are logit_scale * image . text + logit_bias.
+    logit_scale multiplies (it is already exponentiated; 1/temperature); it may be learned. logit_bias
+    cancels: its gradient is exactly 0. Row i pairs with column labels_offset + i; text may have more rows
+    than image. Both directions are averaged over the n pairs. ids (n,), text_ids (m,) (default: ids): instead
+    of pairs, all columns with an equal id are positives, each with weight 1/count
         (X-VLM); each direction is averaged over its rows; a row without a positive contributes 0.
-    all_image, all_text (g, d): rows gathered from all ranks, this rank's at labels_offset: local images are compared with all texts and
+    all_image, all_text (g, d): rows gathered from all ranks, this rank's at labels_offset: local images are
+    compared with all texts and
         local texts with all images. The mean over ranks is the loss of the global batch (`gather_features`).
     reduction: "none" gives (n,), half the sum of both directions for each pair (with ids: n = m is needed).
     tile: rows held at a time (default: by the memory of a tile); never changes the result beyond rounding.
@@ -143,11 +146,13 @@ def info_nce(
 
     query (n, d), keys (m, d); logits are scale * query . keys. At most one of
     positives (n,): the column of each row's positive (default: row i pairs with column i);
-    ids: (n,) and (m,) ids, or one tensor for both; all columns with an equal id are positives with weight 1/count, none gives 0;
-    soft_targets (n, m): weights of the columns, no gradient reaches them; loss = -sum_j t_ij log softmax_ij (momentum targets of ALBEF; a
+    ids: (n,) and (m,) ids, or one tensor for both; all columns with an equal id are positives with weight
+    1/count, none gives 0; soft_targets (n, m): weights of the columns, no gradient reaches them; loss =
+    -sum_j t_ij log softmax_ij (momentum targets of ALBEF; a
         queue is part of keys).
     return_lse: also the log-sum-exp of each row's logits (n,), without gradient.
-    Raises ValueError for shapes, devices, positives out of range (CPU; elsewhere with VLP_OPS_VALIDATE=1), TypeError for dtypes.
+    Raises ValueError for shapes, devices, positives out of range (CPU; elsewhere with VLP_OPS_VALIDATE=1),
+    TypeError for dtypes.
     """
     op = "info_nce"
     _check_features(op, query=query, keys=keys)
@@ -188,12 +193,14 @@ def siglip_loss(
     labels_offset: int = 0,
     tile: int | None = None,
 ) -> Tensor:
-    """Sigmoid loss: (1/n) sum_ij softplus(-z_ij (logit_scale * image_i . text_j + logit_bias)), z = 1 on pairs and -1 elsewhere.
+    """Sigmoid loss: (1/n) sum_ij softplus(-z_ij (logit_scale * image_i . text_j + logit_bias)), z = 1 on
+    pairs and -1 elsewhere.
 
-    image (n, d), text (m, d); row i pairs with column labels_offset + i, with nothing when negative_only (texts of another rank). The
-    normaliser is the number of local images, so the sum over text shards, averaged over ranks, is the loss of the global batch.
-    When a gradient is wanted it is made in the forward pass: three matrix products in all instead of four.
-    Raises ValueError for shapes and devices, TypeError for dtypes. Source: arXiv 2303.15343, algorithm 1.
+    image (n, d), text (m, d); row i pairs with column labels_offset + i, with nothing when negative_only
+    (texts of another rank). The normaliser is the number of local images, so the sum over text shards,
+    averaged over ranks, is the loss of the global batch. When a gradient is wanted it is made in the forward
+    pass: three matrix products in all instead of four. Raises ValueError for shapes and devices, TypeError
+        for dtypes. Source: arXiv 2303.15343, algorithm 1.
     """
     op = "siglip_loss"
     _check_features(op, image=image, text=text)
@@ -210,7 +217,8 @@ def siglip_loss(
     )[0]
 
 
-# ---- checks and small parts ------------------------------------------------------------------------------------------------------
+# ---- checks and small parts
+# ------------------------------------------------------------------------------------------------------
 
 
 def _check_features(op: str, **features: Tensor) -> None:
@@ -257,7 +265,8 @@ def _labels(op: str, n: int, offset: int, columns: int) -> Tensor:
 
 
 def _with_bias(op: str, loss: Tensor, bias: Tensor | float | None, like: Tensor) -> Tensor:
-    # A constant added to all logits cancels in a softmax; the product keeps the parameter in the graph with gradient 0.
+    # A constant added to all logits cancels in a softmax; the product keeps the parameter in the graph with
+    # gradient 0.
     return loss if bias is None else loss + 0.0 * _scalar(op, "logit_bias", bias, like)
 
 
@@ -296,7 +305,8 @@ def _both(a, b, scale, labels, ids_a, ids_b, tile) -> tuple[Tensor, Tensor]:
     return loss_row, loss_col
 
 
-# ---- softmax losses --------------------------------------------------------------------------------------------------------------
+# ---- softmax losses
+# --------------------------------------------------------------------------------------------------------------
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -317,7 +327,8 @@ def _prepare(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
 def _softmax_loss(a, b, scale, labels, ids_a, ids_b, soft, columns, tile):
     """Loss of each row and column, and what the backward pass needs of each: (3, n) and (3, m).
 
-    Statistics: log-sum-exp of the negatives N and of the positives P (-inf if there are none), and the number of positives (for soft
+    Statistics: log-sum-exp of the negatives N and of the positives P (-inf if there are none), and the number
+        of positives (for soft
     targets: all columns count as negatives, and the third number is the sum of the targets).
     """
     a, b, dtype = _prepare(a, b)
@@ -362,11 +373,13 @@ def _of_rows(part: slice, labels, ids_a, ids_b, soft, dtype: torch.dtype) -> tup
 
 
 def _tile(products, scale, labels, ids_a, ids_b, soft, columns):
-    """Sums over one tile of products (r, m), which are used up: (k, r, p) for the rows and, if wanted, (k, q, m) for the columns.
+    """Sums over one tile of products (r, m), which are used up: (k, r, p) for the rows and, if wanted, (k, q,
+    m) for the columns.
 
-    k = 1: log-sum-exp of the negatives, when each row has its positive in `labels`. k = 4: also that of the positives, their number and the sum
-    of their logits; for soft targets -inf, the sum of the targets and of the logits times the targets. A kernel gives p and q parts of each sum,
-    which are still to be added up (log-sum-exp: as logarithms); here they are 1.
+    k = 1: log-sum-exp of the negatives, when each row has its positive in `labels`. k = 4: also that of the
+    positives, their number and the sum of their logits; for soft targets -inf, the sum of the targets and of
+    the logits times the targets. A kernel gives p and q parts of each sum, which are still to be added up
+    (log-sum-exp: as logarithms); here they are 1.
     """
     logits = products.mul_(scale)
     if labels is not None:
@@ -404,7 +417,8 @@ def _row_loss(stats: Tensor, positive_sum: Tensor, soft: bool) -> Tensor:
 
 
 def _positive_gradient(stats: Tensor, logits: Tensor | None) -> Tensor:
-    """Gradient of a row's loss by its positive logits: softmax - 1/count, without cancellation when there is one positive."""
+    """Gradient of a row's loss by its positive logits: softmax - 1/count, without cancellation when there is
+    one positive."""
     negative, positive, count = stats
     single = -torch.sigmoid(negative - positive)
     if logits is None:
@@ -416,7 +430,8 @@ def _positive_gradient(stats: Tensor, logits: Tensor | None) -> Tensor:
 def _tile_gradient(
     products, scale, labels, ids_a, ids_b, soft, grad_row, row, lse_row, grad_col, col, lse_col, out
 ):
-    """Gradient by the logits of one tile of products (r, m), into `out`, which may be the products; these are used up."""
+    """Gradient by the logits of one tile of products (r, m), into `out`, which may be the products; these are
+    used up."""
     logits, upstream, columns = products.mul_(scale), grad_row[:, None], grad_col is not None
     if labels is not None:
         at_label = grad_row * _positive_gradient(row, None)
@@ -527,12 +542,14 @@ _library.register(
     setup_context=_setup_softmax_loss,
 )
 _library.register("contrastive_loss_backward", _softmax_loss_backward, _fake_softmax_loss_backward)
-# The tiles change their arguments and are seen by the losses only, which are opaque to autograd and compilers: they need no more than a kernel.
+# The tiles change their arguments and are seen by the losses only, which are opaque to autograd and
+# compilers: they need no more than a kernel.
 for _name, _function in (("contrastive_tile", _tile), ("contrastive_tile_gradient", _tile_gradient)):
     _library.LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
 
 
-# ---- sigmoid loss ----------------------------------------------------------------------------------------------------------------
+# ---- sigmoid loss
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -541,7 +558,8 @@ def _softplus(x: Tensor) -> Tensor:
 
 
 def _sigmoid_tile(products, scale, bias, diagonal, paired, out):
-    """(2, p) parts of the sums of the losses and of their derivatives over one tile of products, which are used up; the derivatives in `out`.
+    """(2, p) parts of the sums of the losses and of their derivatives over one tile of products, which are
+    used up; the derivatives in `out`.
 
     Row i pairs with column diagonal + i if paired. Without `out` the second sum means nothing here.
     """
@@ -549,7 +567,8 @@ def _sigmoid_tile(products, scale, bias, diagonal, paired, out):
     rows = torch.arange(len(logits), device=logits.device)
     pairs = None
     if paired:
-        # softplus(-x) for a pair: the sign of its logit is turned, and that of its gradient turned back below.
+        # softplus(-x) for a pair: the sign of its logit is turned, and that of its gradient turned back
+        # below.
         pairs = -logits[rows, rows + diagonal]
         logits[rows, rows + diagonal] = pairs
     loss = _softplus(logits).sum(1)

@@ -1,7 +1,8 @@
 """Multi-scale deformable attention: the operator and the attention module around it.
 
-Differs from the published kernels: works on any device and for any Q, M, D, L, P, batch; half and bfloat16 values are accumulated in
-float32; points outside every map have gradients that are exactly 0; an empty level (H or W = 0) contributes nothing.
+Differs from the published kernels: works on any device and for any Q, M, D, L, P, batch; half and bfloat16
+values are accumulated in float32; points outside every map have gradients that are exactly 0; an empty level
+(H or W = 0) contributes nothing.
 Source: Deformable DETR, arXiv 2010.04159; the module is the one of Mask2Former's pixel decoder and of ViSFT.
 
 N batch   S positions of all levels   M heads   D width per head   Q queries   L levels   P points
@@ -35,16 +36,20 @@ def ms_deform_attn(
     """Weighted sum of bilinear samples from several maps, for each query and head: (N, Q, M*D).
 
     value: (N, S, M, D), float32, float64, float16 or bfloat16; the result has its dtype.
-    spatial_shapes: (H, W) of each level, as a list or a tensor (L, 2). A list or CPU tensor is validated and costs no transfer; a
-        tensor on the GPU is used there without waiting for it, and then S is not checked unless VLP_OPS_VALIDATE=1.
-    sampling_locations: (N, Q, M, L, P, 2) as (x, y); 0 and 1 are the edges of the map. float32 (float64 with float64 values); half types
-        are converted with a warning, because bfloat16 places a point on a 128-pixel map only to half a pixel.
+    spatial_shapes: (H, W) of each level, as a list or a tensor (L, 2). A list or CPU tensor is validated and
+        costs no transfer; a tensor on the GPU is used there without waiting for it, and then S is not checked
+        unless VLP_OPS_VALIDATE=1.
+    sampling_locations: (N, Q, M, L, P, 2) as (x, y); 0 and 1 are the edges of the map. float32 (float64 with
+        float64 values); half types are converted with a warning, because bfloat16 places a point on a
+        128-pixel map only to half a pixel.
     attention_weights: (N, Q, M, L, P) in the dtype of value or float32, used as given.
-    level_start_index: (L,) first position of each level in S; needed by reference code only, it follows from the shapes.
+    level_start_index: (L,) first position of each level in S; needed by reference code only, it follows from
+        the shapes.
     softmax: attention_weights are logits, and the softmax over all L*P is taken here.
     deterministic: the gradient of value does not depend on the order of threads. None: what
         torch.are_deterministic_algorithms_enabled() says.
-    Raises ValueError for shapes and devices, TypeError for dtypes. Once differentiable; `reference.ms_deform_attn` is so more often.
+    Raises ValueError for shapes and devices, TypeError for dtypes. Once differentiable;
+    `reference.ms_deform_attn` is so more often.
     """
     sampling_locations, attention_weights = _check_tensors(value, sampling_locations, attention_weights)
     if deterministic is None:
@@ -150,7 +155,8 @@ def _host_shapes(
     return [size for pair in pairs for size in pair]
 
 
-# ---- PyTorch implementation: grid_sample per level, 2-3 times faster than gathering corners --------------------------------------
+# ---- PyTorch implementation: grid_sample per level, 2-3 times faster than gathering corners
+# --------------------------------------
 
 
 def _pairs(shapes: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -171,8 +177,8 @@ def _map(value: Tensor, start: int, height: int, width: int) -> Tensor:
 def _grid(location: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Grid for grid_sample (N*M, Q, P, 2) and which points touch the map.
 
-    Points outside, NaN among them, are moved to a place that is outside for every size: an unbounded coordinate must never be
-    converted to an integer.
+    Points outside, NaN among them, are moved to a place that is outside for every size: an unbounded
+    coordinate must never be converted to an integer.
     """
     location = location.transpose(1, 2).flatten(0, 1)
     pixel = location * location.new_tensor([width, height]) - 0.5
@@ -183,7 +189,8 @@ def _grid(location: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
 def _levels(
     value: Tensor, levels: Sequence[tuple[int, int, int]], locations: Tensor, weights: Tensor, softmax: bool
 ) -> tuple[Tensor, Tensor, list[tuple[int, int, int, int]]]:
-    """Value and weights in the accumulation dtype, and the levels that hold at least one position, with their number."""
+    """Value and weights in the accumulation dtype, and the levels that hold at least one position, with their
+    number."""
     accumulate = accumulate_dtype(value.dtype)
     weights = weights.to(accumulate)
     if softmax:
@@ -269,7 +276,8 @@ def _backward(
 
 
 def _device_levels(spatial_shapes: Tensor, starts: Tensor) -> list[tuple[int, int, int]]:
-    """Reads the shapes on the host, which waits for the device: only the PyTorch implementation needs that."""
+    """Reads the shapes on the host, which waits for the device: only the PyTorch implementation needs
+    that."""
     pairs = zip(starts.tolist(), spatial_shapes.tolist(), strict=True)
     return [(start, height, width) for start, (height, width) in pairs]
 
@@ -291,7 +299,8 @@ def _backward_tensor(grad, value, spatial_shapes, starts, locations, weights, so
     return _backward(grad, value, levels, locations, weights, softmax, deterministic, mask)
 
 
-# ---- registration ----------------------------------------------------------------------------------------------------------------
+# ---- registration
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def _fake(value, shapes, locations, weights, softmax=False, deterministic=False):
@@ -343,15 +352,18 @@ _library.register("ms_deform_attn_backward", _backward_list, _fake_backward)
 _library.register("ms_deform_attn_backward.tensor", _backward_tensor, _fake_backward_tensor)
 
 
-# ---- module ----------------------------------------------------------------------------------------------------------------------
+# ---- module
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 class MSDeformAttn(nn.Module):
-    """Multi-scale deformable attention with its projections; parameter names are those of published checkpoints.
+    """Multi-scale deformable attention with its projections; parameter names are those of published
+    checkpoints.
 
-    Parameters (d = d_model): sampling_offsets (M*L*P*2, d), attention_weights (M*L*P, d), value_proj (d, d), output_proj (d, d), each with
-    bias. Initial values: offsets have weight 0 and a bias that points each head into another direction, point p at distance p+1;
-    attention weights 0; value and output projections Xavier-uniform with bias 0. Source: arXiv 2010.04159, section 4.1 and appendix.
+    Parameters (d = d_model): sampling_offsets (M*L*P*2, d), attention_weights (M*L*P, d), value_proj (d, d),
+    output_proj (d, d), each with bias. Initial values: offsets have weight 0 and a bias that points each head
+    into another direction, point p at distance p+1; attention weights 0; value and output projections
+    Xavier-uniform with bias 0. Source: arXiv 2010.04159, section 4.1 and appendix.
     """
 
     def __init__(self, d_model: int = 256, n_levels: int = 4, n_heads: int = 8, n_points: int = 4) -> None:
@@ -391,9 +403,9 @@ class MSDeformAttn(nn.Module):
     ) -> Tensor:
         """Attends from each query to L*P points of each head around its reference point: (N, Q, d).
 
-        query (N, Q, d); reference_points (N, Q, L, 2) as (x, y), or (N, Q, L, 4) as (x, y, w, h), in units of the map;
-        input_flatten (N, S, d); input_spatial_shapes and input_level_start_index as in `ms_deform_attn`;
-        input_padding_mask (N, S), True = not part of the image, its value is set to 0.
+        query (N, Q, d); reference_points (N, Q, L, 2) as (x, y), or (N, Q, L, 4) as (x, y, w, h), in units of
+        the map; input_flatten (N, S, d); input_spatial_shapes and input_level_start_index as in
+        `ms_deform_attn`; input_padding_mask (N, S), True = not part of the image, its value is set to 0.
         Raises ValueError when the last axis of reference_points is neither 2 nor 4.
         """
         batch, queries, _ = query.shape

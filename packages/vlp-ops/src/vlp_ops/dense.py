@@ -1,8 +1,9 @@
-"""Linear layers on CPUs where the library behind `torch.nn.functional.linear` leaves half of the processor idle.
+"""Linear layers on CPUs where the library behind `torch.nn.functional.linear` leaves half of the processor
+idle.
 
-PyTorch gives float32 products to MKL, which takes AVX2 code on AMD processors, also on those with AVX-512; oneDNN, which is in every build of PyTorch
-for x86, has AVX-512 code for all. `linear` uses it there, forward and backward, in the same precision. Measured on an EPYC with AVX-512:
-`python -m vlp_ops.bench --op linear`.
+PyTorch gives float32 products to MKL, which takes AVX2 code on AMD processors, also on those with AVX-512;
+oneDNN, which is in every build of PyTorch for x86, has AVX-512 code for all. `linear` uses it there, forward
+and backward, in the same precision. Measured on an EPYC with AVX-512: `python -m vlp_ops.bench --op linear`.
 
 N rows   K inputs   M outputs
 """
@@ -17,16 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# oneDNN compiles code for every new shape (0.5 ms measured), which smaller products than this do not earn back if they come once. The choice
-# depends on the shape alone, never on what was seen before: a resumed run has to take the same one.
+# oneDNN compiles code for every new shape (0.5 ms measured), which smaller products than this do not earn
+# back if they come once. The choice depends on the shape alone, never on what was seen before: a resumed run
+# has to take the same one.
 LEAST_FLOP = 1 << 28
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b as `torch.nn.functional.linear`: x (..., K), weight (M, K), bias (M,) -> (..., M).
 
-    Large float32 products on AMD processors with AVX-512 go to oneDNN, everything else to PyTorch; `linear_backend` says which.
-    The two differ in rounding only. Raises what `torch.nn.functional.linear` raises.
+    Large float32 products on AMD processors with AVX-512 go to oneDNN, everything else to PyTorch;
+    `linear_backend` says which. The two differ in rounding only. Raises what `torch.nn.functional.linear`
+    raises.
     """
     if linear_backend(x, weight, bias) == "onednn":
         return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
@@ -36,8 +39,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def linear_backend(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str:
     """What `linear` takes for the same arguments: "onednn" or "torch".
 
-    oneDNN needs an AMD processor with AVX-512, float32 tensors on it without autocast, and a product of 2^28 operations; it is left alone where
-    `torch.compile` or `torch.func` looks on, and where `torch.backends.mkldnn.enabled` is False.
+    oneDNN needs an AMD processor with AVX-512, float32 tensors on it without autocast, and a product of 2^28
+    operations; it is left alone where `torch.compile` or `torch.func` looks on, and where
+    `torch.backends.mkldnn.enabled` is False.
     """
     if torch.compiler.is_compiling() or x.ndim < 2 or weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         return "torch"

@@ -1,4 +1,5 @@
-"""Gathering rows from all ranks, for contrastive losses over the global batch and for what else needs every rank's rows."""
+"""Gathering rows from all ranks, for contrastive losses over the global batch and for what else needs every
+rank's rows."""
 
 from typing import Any, Literal
 
@@ -10,16 +11,20 @@ GatherGradient = Literal["sum", "local", "none"]
 
 
 def gather_features(features: Tensor, gather_grad: GatherGradient = "sum", *, group: Any = None) -> Tensor:
-    """Rows of all ranks in rank order: (n, ...) -> (ranks*n, ...). Without a process group, or with one rank: the tensor itself.
+    """Rows of all ranks in rank order: (n, ...) -> (ranks*n, ...). Without a process group, or with one rank:
+    the tensor itself.
 
-    Every rank must hold the same n: otherwise the collective hangs or fails. Any dtype; integers need gather_grad="none".
+    Every rank must hold the same n: otherwise the collective hangs or fails. Any dtype; integers need
+    gather_grad="none".
     gather_grad: what flows back to this rank's rows.
-    "sum": the gradients that all ranks have for them (reduce-scatter); with the mean of the gradients over ranks that data parallelism takes, this
+    "sum": the gradients that all ranks have for them (reduce-scatter); with the mean of the gradients over
+    ranks that data parallelism takes, this
         is the gradient of the global loss.
-    "local": only this rank's own gradient (X-VLM and ALBEF). When every rank computes the same loss on the gathered rows, data parallelism then
+    "local": only this rank's own gradient (X-VLM and ALBEF). When every rank computes the same loss on the
+    gathered rows, data parallelism then
         gives encoders 1/ranks of its gradient, and what is used after the gather (the temperature) all of it.
-    "none": nothing; the result carries no gradient (queues, ids, statistics; open_clip without gather_with_grad).
-    Raises ValueError for another value.
+    "none": nothing; the result carries no gradient (queues, ids, statistics; open_clip without
+    gather_with_grad). Raises ValueError for another value.
     """
     if gather_grad not in ("sum", "local", "none"):
         raise ValueError(

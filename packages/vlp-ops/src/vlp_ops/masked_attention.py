@@ -1,17 +1,21 @@
 """One front end for the masks of the five systems over PyTorch's own attention kernels; no kernel of our own.
 
-Masks stay in their small form (a padding mask is (B, 1, 1, K) all the way), so memory is O(Q + K) where the kernel allows it.
-`attention_backend` says which of these a call takes:
+Masks stay in their small form (a padding mask is (B, 1, 1, K) all the way), so memory is O(Q + K) where the
+kernel allows it. `attention_backend` says which of these a call takes:
 
-sdpa: `F.scaled_dot_product_attention`, the default everywhere. Which kernel runs inside follows PyTorch's rules, `torch.nn.attention.sdpa_kernel`
-    and `torch.nn.attention.activate_flash_attention_impl` (FlashAttention 3 and 4, if installed).
-flex: FlexAttention, where SDPA would hold what a mask needs for every pair of tokens and the call is large (`FLEX_PAIRS`, `FLEX_BYTES`):
-    packed sequences (blocks between two sequences are skipped, no Q x K mask is made) and a bias shared by the batch that SDPA would have to
-    expand, for a mask beside it or for its gradient. On CUDA only by itself, because on the CPU it has no gradient and is no faster; the
-    thresholds follow from memory and were not tuned on a GPU.
-xformers: `memory_efficient_attention`, for its own mask objects and only for them: it adds nothing to SDPA for plain tensors.
+sdpa: `F.scaled_dot_product_attention`, the default everywhere. Which kernel runs inside follows PyTorch's
+    rules, `torch.nn.attention.sdpa_kernel` and `torch.nn.attention.activate_flash_attention_impl`
+    (FlashAttention 3 and 4, if installed).
+flex: FlexAttention, where SDPA would hold what a mask needs for every pair of tokens and the call is large
+    (`FLEX_PAIRS`, `FLEX_BYTES`): packed sequences (blocks between two sequences are skipped, no Q x K mask is
+    made) and a bias shared by the batch that SDPA would have to expand, for a mask beside it or for its
+    gradient. On CUDA only by itself, because on the CPU it has no gradient and is no faster; the thresholds
+    follow from memory and were not tuned on a GPU.
+xformers: `memory_efficient_attention`, for its own mask objects and only for them: it adds nothing to SDPA
+    for plain tensors.
 
-`torch.nn.attention.varlen` is not used: it needs the longest length on the host (a wait for the device), half types and no bias.
+`torch.nn.attention.varlen` is not used: it needs the longest length on the host (a wait for the device), half
+types and no bias.
 
 B batch   H heads   Q queries   K keys   D width per head
 """
@@ -30,7 +34,8 @@ from torch import Tensor
 from vlp_ops._checks import FLOATS, check_device, check_dim, check_float, check_integer
 
 OP = "attention"
-# FlexAttention by itself from this many query-key pairs of packed tokens, and from this size of an expanded bias.
+# FlexAttention by itself from this many query-key pairs of packed tokens, and from this size of an expanded
+# bias.
 FLEX_PAIRS, FLEX_BYTES = 1 << 22, 1 << 28
 # Side of the blocks that FlexAttention skips, computes whole, or masks one by one.
 BLOCK = 128
@@ -52,17 +57,21 @@ def attention(
 ) -> Tensor:
     """softmax(scale * query . key + bias) . value over the allowed keys: (B, H, Q, D).
 
-    query (B, H, Q, D), key and value (B, H, K, D). The masks below combine: a key must be allowed by all of them.
-    mask: bool, True = attend: (B, K) key padding, (B, Q, K) the same for all heads, or broadcastable to (B, H, Q, K). Or an attention bias object
-        of xformers (`xformers.ops.fmha.attn_bias`), alone: on CUDA xformers computes, elsewhere the object is written out and SDPA does.
-    bias: added to the scaled products: (H, Q, K), or broadcastable to (B, H, Q, K); it may need a gradient (relative positions).
-    key_lengths (B,): keys 0..length-1 of each sample are there.
-    cu_seqlens (S+1,): several sequences packed into one row of tokens (B = 1, Q = K); token i and j attend when they lie in the same segment
+    query (B, H, Q, D), key and value (B, H, K, D). The masks below combine: a key must be allowed by all of
+    them.
+    mask: bool, True = attend: (B, K) key padding, (B, Q, K) the same for all heads, or broadcastable to (B,
+        H, Q, K). Or an attention bias object of xformers (`xformers.ops.fmha.attn_bias`), alone: on CUDA
+        xformers computes, elsewhere the object is written out and SDPA does.
+    bias: added to the scaled products: (H, Q, K), or broadcastable to (B, H, Q, K); it may need a gradient
+    (relative positions). key_lengths (B,): keys 0..length-1 of each sample are there.
+    cu_seqlens (S+1,): several sequences packed into one row of tokens (B = 1, Q = K); token i and j attend
+    when they lie in the same segment
         [cu_seqlens[s], cu_seqlens[s+1]).
-    empty_rows: a query with no allowed key gives 0 and no gradient ("zero"), or attends to all keys ("all", Mask2Former).
+    empty_rows: a query with no allowed key gives 0 and no gradient ("zero"), or attends to all keys ("all",
+        Mask2Former).
     scale: default 1/sqrt(D). dropout_p: on the attention weights.
-    backend: "sdpa" or "flex" by name; None chooses (see the top of this module and `attention_backend`). FlexAttention outside
-        torch.compile is compiled on its first call on CUDA.
+    backend: "sdpa" or "flex" by name; None chooses (see the top of this module and `attention_backend`).
+        FlexAttention outside torch.compile is compiled on its first call on CUDA.
     Raises ValueError for shapes, devices and a backend that cannot serve the call, TypeError for dtypes.
     Source: arXiv 1706.03762; empty rows: arXiv 2112.01527, section 3.2.1; FlexAttention: arXiv 2412.05496.
     """
@@ -92,11 +101,12 @@ def attention_backend(
     dropout_p: float = 0.0,
     backend: Literal["sdpa", "flex"] | None = None,
 ) -> str:
-    """What `attention` takes for the same arguments: "flex", "xformers", "empty" (no keys or no queries: zeros), or SDPA with its kernel.
+    """What `attention` takes for the same arguments: "flex", "xformers", "empty" (no keys or no queries:
+    zeros), or SDPA with its kernel.
 
-    SDPA's kernels are named as in `torch.nn.attention.SDPBackend`: "sdpa:flash_attention", "sdpa:efficient_attention",
-    "sdpa:cudnn_attention", "sdpa:math". The answer depends on dtype, device, sizes, and on whether a gradient is wanted, as the choice does.
-    Raises what `attention` raises.
+    SDPA's kernels are named as in `torch.nn.attention.SDPBackend`: "sdpa:flash_attention",
+    "sdpa:efficient_attention", "sdpa:cudnn_attention", "sdpa:math". The answer depends on dtype, device,
+    sizes, and on whether a gradient is wanted, as the choice does. Raises what `attention` raises.
     """
     call = _checked(query, key, value, mask, bias, key_lengths, cu_seqlens, empty_rows, scale, dropout_p)
     route = _route(call, backend)
@@ -109,7 +119,8 @@ def attention_backend(
     return f"sdpa:{SDPBackend(number).name.lower()}"
 
 
-# ---- arguments -------------------------------------------------------------------------------------------------------------------
+# ---- arguments
+# -------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +241,8 @@ def _four_axes_of_bias(bias: Tensor | None, full: tuple[int, ...]) -> Tensor | N
     return bias
 
 
-# ---- choice ----------------------------------------------------------------------------------------------------------------------
+# ---- choice
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def _route(call: _Call, backend: str | None) -> str:
@@ -321,7 +333,8 @@ def flex_pays(
     return (packed and pairs >= FLEX_PAIRS) or expanded
 
 
-# ---- SDPA ------------------------------------------------------------------------------------------------------------------------
+# ---- SDPA
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 def _sdpa(call: _Call) -> Tensor:
@@ -382,7 +395,8 @@ def _segments(call: _Call) -> tuple[Tensor, Tensor]:
     return segment, (segment > 0) & (segment < starts.shape[0])
 
 
-# ---- FlexAttention ---------------------------------------------------------------------------------------------------------------
+# ---- FlexAttention
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def _flex(call: _Call) -> Tensor:
@@ -469,7 +483,8 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(-1, dtype=torch.int32), order.to(torch.int32)
 
 
-# ---- xformers --------------------------------------------------------------------------------------------------------------------
+# ---- xformers
+# --------------------------------------------------------------------------------------------------------------------
 
 
 def _is_of_xformers(mask: Any) -> bool:

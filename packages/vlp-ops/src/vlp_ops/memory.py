@@ -1,4 +1,5 @@
-"""Product-key memory: exact top-k over n*n slots from 2*n scores, the weighted embedding bag, and both together.
+"""Product-key memory: exact top-k over n*n slots from 2*n scores, the weighted embedding bag, and both
+together.
 
 Source: Large Memory Layers with Product Keys, arXiv 1907.05242; Memory Layers at Scale, arXiv 2412.09764.
 
@@ -28,19 +29,23 @@ from vlp_ops._checks import (
 CHUNK = 1 << 22
 
 
-# ---- top-k -----------------------------------------------------------------------------------------------------------------------
+# ---- top-k
+# -----------------------------------------------------------------------------------------------------------------------
 
 
 def product_key_topk(
     query: Tensor, keys: Tensor, k: int, *, n_heads: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The k best of the n*n slots of each head: scores (in the dtype of the products) and slot indices (int64), both (T, H, k), best first.
+    """The k best of the n*n slots of each head: scores (in the dtype of the products) and slot indices
+    (int64), both (T, H, k), best first.
 
     query: (T, H, K), or (T*H, K) with the heads of a token in consecutive rows and n_heads given.
-    keys: (2*H*n, K/2), that is (H, 2, n, K/2) flattened; either form. Slot i*n + j scores query[:K/2] . keys[h, 0, i] +
-        query[K/2:] . keys[h, 1, j]. Only sums of the k best of each half can be among the k best, so no n*n scores are made.
-    Equal scores come in ascending slot order from the compiled kernels and in any order from PyTorch. NaN comes first.
-    Raises ValueError for shapes, devices and k > n; TypeError for dtypes. Source: arXiv 1907.05242, section 3.2.
+    keys: (2*H*n, K/2), that is (H, 2, n, K/2) flattened; either form. Slot i*n + j scores query[:K/2] .
+        keys[h, 0, i] + query[K/2:] . keys[h, 1, j]. Only sums of the k best of each half can be among the k
+        best, so no n*n scores are made.
+    Equal scores come in ascending slot order from the compiled kernels and in any order from PyTorch. NaN
+    comes first. Raises ValueError for shapes, devices and k > n; TypeError for dtypes. Source: arXiv
+    1907.05242, section 3.2.
     """
     op = "product_key_topk"
     query, keys = _check_query(op, query, keys, n_heads)
@@ -94,7 +99,8 @@ def _check_query(op: str, query: Tensor, keys: Tensor, n_heads: int | None) -> t
 
 @cache
 def _candidates(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pairs (u, v) of ranks that can be among the k best sums: all (u', v') <= (u, v) are at least as good, so (u+1)(v+1) <= k."""
+    """Pairs (u, v) of ranks that can be among the k best sums: all (u', v') <= (u, v) are at least as good,
+    so (u+1)(v+1) <= k."""
     pairs = [(u, v) for u in range(k) for v in range(k // (u + 1))]
     u, v = torch.tensor(pairs).T
     return u.to(device), v.to(device)
@@ -144,18 +150,23 @@ _library.register("product_key_topk", _topk, _fake_topk, backward=_gradient_topk
 _library.register("product_key_topk_backward", _topk_backward, _fake_topk_backward)
 
 
-# ---- bag -------------------------------------------------------------------------------------------------------------------------
+# ---- bag
+# -------------------------------------------------------------------------------------------------------------------------
 
 
 def embedding_bag(
     indices: Tensor, weight: Tensor, per_sample_weights: Tensor, *, sparse_grad: bool = False
 ) -> Tensor:
-    """out[b] = sum_j per_sample_weights[b, j] * weight[indices[b, j]]: (B, D) in the dtype of weight, summed in float32 or wider.
+    """out[b] = sum_j per_sample_weights[b, j] * weight[indices[b, j]]: (B, D) in the dtype of weight, summed
+    in float32 or wider.
 
-    indices (B, bag), int64 or int32; weight (K, D); per_sample_weights (B, bag) in the dtype of weight or float32.
-    sparse_grad: the gradient of weight is a sparse tensor that holds each used row once (eager mode only: its size depends on
-        the data). Use it for tables that are much larger than B*bag, with an optimizer that takes sparse gradients.
-    Raises ValueError for shapes, devices and (on the CPU; elsewhere with VLP_OPS_VALIDATE=1) indices out of range; TypeError for dtypes.
+    indices (B, bag), int64 or int32; weight (K, D); per_sample_weights (B, bag) in the dtype of weight or
+    float32.
+    sparse_grad: the gradient of weight is a sparse tensor that holds each used row once (eager mode only: its
+        size depends on the data). Use it for tables that are much larger than B*bag, with an optimizer that
+        takes sparse gradients.
+    Raises ValueError for shapes, devices and (on the CPU; elsewhere with VLP_OPS_VALIDATE=1) indices out of
+    range; TypeError for dtypes.
     """
     op = "embedding_bag"
     check_dim(op, "indices", indices, "B, bag")
@@ -186,11 +197,13 @@ def product_key_lookup(
     n_heads: int | None = None,
     sparse_grad: bool = False,
 ) -> Tensor:
-    """Memory lookup: softmax over the k best scores of each head, then the weighted rows of all heads summed: (T, V).
+    """Memory lookup: softmax over the k best scores of each head, then the weighted rows of all heads summed:
+    (T, V).
 
-    query and keys as in `product_key_topk`; values (n*n, V), shared by the heads; the result has its dtype. The softmax is taken in float32
-    (float64 for float64 scores) and rounded to the type of the scores. sparse_grad as in `embedding_bag`.
-    Raises ValueError and TypeError as these two do, and ValueError when values has other than n*n rows.
+    query and keys as in `product_key_topk`; values (n*n, V), shared by the heads; the result has its dtype.
+    The softmax is taken in float32 (float64 for float64 scores) and rounded to the type of the scores.
+    sparse_grad as in `embedding_bag`. Raises ValueError and TypeError as these two do, and ValueError when
+    values has other than n*n rows.
     """
     scores, indices = product_key_topk(query, keys, k, n_heads=n_heads)
     tokens, heads, _ = scores.shape

@@ -1,4 +1,5 @@
-"""What every operator computes, written for reading: no tiles, no kernels, differentiable as often as PyTorch allows.
+"""What every operator computes, written for reading: no tiles, no kernels, differentiable as often as PyTorch
+allows.
 
 These are the oracle of the tests and a base for research code; they hold every intermediate in memory.
 """
@@ -20,9 +21,10 @@ def ms_deform_attn(
 ) -> Tensor:
     """Weighted sum of bilinear samples from several maps, for each query and head.
 
-    value (N, S, M, D), S = sum of H*W over the levels; sampling_locations (N, Q, M, L, P, 2), last axis (x, y), 0 = left or top edge of
-    the map and 1 = right or bottom edge; attention_weights (N, Q, M, L, P), or logits of a softmax over all L*P with `softmax`.
-    Returns (N, Q, M*D). Samples outside a map are 0. Source: Deformable DETR, arXiv 2010.04159, section 4.1.
+    value (N, S, M, D), S = sum of H*W over the levels; sampling_locations (N, Q, M, L, P, 2), last axis (x,
+    y), 0 = left or top edge of the map and 1 = right or bottom edge; attention_weights (N, Q, M, L, P), or
+    logits of a softmax over all L*P with `softmax`. Returns (N, Q, M*D). Samples outside a map are 0. Source:
+    Deformable DETR, arXiv 2010.04159, section 4.1.
     """
     batch, _, heads, width = value_NSMD.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
@@ -59,7 +61,8 @@ def ms_deform_attn(
 def product_key_topk(query_THK: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best of all n*n sums of a first-half and a second-half score, by looking at every one of them.
 
-    query (T, H, K); keys (H, 2, n, K/2). Returns scores and slot indices (T, H, k), best first; slot = i*n + j.
+    query (T, H, K); keys (H, 2, n, K/2). Returns scores and slot indices (T, H, k), best first; slot = i*n +
+    j.
     Source: Large Memory Layers with Product Keys, arXiv 1907.05242, section 3.2.
     """
     first, second = query_THK.chunk(2, dim=-1)
@@ -76,7 +79,8 @@ def embedding_bag(indices: Tensor, weight: Tensor, per_sample_weights: Tensor) -
 
 
 def product_key_lookup(query_THK: Tensor, keys: Tensor, values: Tensor, k: int) -> Tensor:
-    """Softmax over the k best scores of each head, summed rows of all heads: (T, V). Source: arXiv 1907.05242, section 3.1."""
+    """Softmax over the k best scores of each head, summed rows of all heads: (T, V). Source: arXiv
+    1907.05242, section 3.1."""
     scores, indices = product_key_topk(query_THK, keys, k)
     return embedding_bag(indices.flatten(1), values, scores.softmax(-1).flatten(1))
 
@@ -90,7 +94,8 @@ def info_nce(
     ids: tuple[Tensor, Tensor] | None = None,
     soft_targets: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of scale * query . keys against one positive, all equal ids, or given targets; one loss per query (n,)."""
+    """Cross-entropy of scale * query . keys against one positive, all equal ids, or given targets; one loss
+    per query (n,)."""
     logits = scale * (query @ keys.T)
     if ids is not None:
         target = (ids[0][:, None] == ids[1][None, :]).to(logits.dtype)
@@ -111,7 +116,8 @@ def clip_loss(
     labels_offset: int = 0,
     ids: Tensor | None = None,
 ) -> Tensor:
-    """Mean over both directions of the cross-entropy, each averaged over its rows. Source: CLIP, arXiv 2103.00020, figure 3."""
+    """Mean over both directions of the cross-entropy, each averaged over its rows. Source: CLIP, arXiv
+    2103.00020, figure 3."""
     if ids is not None:
         both = (
             info_nce(image, text, logit_scale, ids=(ids, ids)),
@@ -135,7 +141,8 @@ def siglip_loss(
     *,
     negative_only: bool = False,
 ) -> Tensor:
-    """-(1/n) sum_ij log sigmoid(z_ij (scale * image_i . text_j + bias)), z = 1 on pairs and -1 elsewhere. Source: arXiv 2303.15343."""
+    """-(1/n) sum_ij log sigmoid(z_ij (scale * image_i . text_j + bias)), z = 1 on pairs and -1 elsewhere.
+    Source: arXiv 2303.15343."""
     logits = logit_scale * (image @ text.T) + logit_bias
     sign = -torch.ones_like(logits)
     if not negative_only:
@@ -146,7 +153,8 @@ def siglip_loss(
 def attention(
     query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """softmax(query . key / sqrt(D) + bias) . value over (B, H, Q|K, D); mask True = attend; a row without any key gives 0."""
+    """softmax(query . key / sqrt(D) + bias) . value over (B, H, Q|K, D); mask True = attend; a row without
+    any key gives 0."""
     logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     if bias is not None:
         logits = logits + bias
@@ -163,7 +171,8 @@ def take_tokens(x: Tensor, ids: Tensor) -> Tensor:
 
 
 def restore_tokens(kept: Tensor, ids_restore: Tensor, mask_token: Tensor) -> Tensor:
-    """Puts kept tokens back to their places and the mask token everywhere else: (N, K, D), (N, L), (D) -> (N, L, D)."""
+    """Puts kept tokens back to their places and the mask token everywhere else: (N, K, D), (N, L), (D) -> (N,
+    L, D)."""
     missing = ids_restore.shape[1] - kept.shape[1]
     filled = torch.cat([kept, mask_token.reshape(1, 1, -1).expand(len(kept), missing, -1)], dim=1)
     return take_tokens(filled, ids_restore)

@@ -15,9 +15,11 @@ from vlp_ops._checks import accumulate_dtype, check_device, check_dim, check_flo
 
 
 def take_tokens(x: Tensor, ids: Tensor) -> Tensor:
-    """Rows of each sample by index: out[n, k] = x[n, ids[n, k]]; (N, L, D), (N, K) -> (N, K, D). An index may occur more than once.
+    """Rows of each sample by index: out[n, k] = x[n, ids[n, k]]; (N, L, D), (N, K) -> (N, K, D). An index may
+    occur more than once.
 
-    Raises ValueError for shapes, devices and (on the CPU; elsewhere with VLP_OPS_VALIDATE=1) ids outside 0..L-1; TypeError for dtypes.
+    Raises ValueError for shapes, devices and (on the CPU; elsewhere with VLP_OPS_VALIDATE=1) ids outside
+    0..L-1; TypeError for dtypes.
     """
     check_dim("take_tokens", "x", x, "N, L, D")
     check_float("take_tokens", "x", x)
@@ -44,9 +46,10 @@ def take_tokens(x: Tensor, ids: Tensor) -> Tensor:
 def restore_tokens(kept: Tensor, ids_restore: Tensor, mask_token: Tensor) -> Tensor:
     """Kept tokens in their places, the mask token in all others: (N, K, D), (N, L), (D) -> (N, L, D).
 
-    out[n, l] = kept[n, ids_restore[n, l]] where ids_restore[n, l] < K, else mask_token. Each row of ids_restore must be a permutation of
-    0..L-1 (checked on the CPU; elsewhere with VLP_OPS_VALIDATE=1). mask_token: (D,), or (1, 1, D) as models keep it.
-    Its gradient is summed in float32 or wider. Raises ValueError for shapes and devices, TypeError for dtypes.
+    out[n, l] = kept[n, ids_restore[n, l]] where ids_restore[n, l] < K, else mask_token. Each row of
+    ids_restore must be a permutation of 0..L-1 (checked on the CPU; elsewhere with VLP_OPS_VALIDATE=1).
+    mask_token: (D,), or (1, 1, D) as models keep it. Its gradient is summed in float32 or wider. Raises
+        ValueError for shapes and devices, TypeError for dtypes.
     """
     check_dim("restore_tokens", "kept", kept, "N, K, D")
     check_float("restore_tokens", "kept", kept)
@@ -79,10 +82,11 @@ def random_masking(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Keeps int(L * (1 - mask_ratio)) random tokens of each sample: (kept, mask, ids_restore, ids_keep).
 
-    x (N, L, D); kept (N, K, D) in random order; mask (N, L) float32, 1 = removed; ids_restore (N, L) for `restore_tokens`; ids_keep (N, K).
+    x (N, L, D); kept (N, K, D) in random order; mask (N, L) float32, 1 = removed; ids_restore (N, L) for
+    `restore_tokens`; ids_keep (N, K).
     noise: (N, L) numbers to sort by, smallest kept; drawn uniformly (with `generator`) when not given.
-    Gather the patches before projecting them where the model allows it: the projection of removed tokens is wasted.
-    Raises ValueError for shapes and a ratio outside [0, 1].
+    Gather the patches before projecting them where the model allows it: the projection of removed tokens is
+    wasted. Raises ValueError for shapes and a ratio outside [0, 1].
     """
     check_dim("random_masking", "x", x, "N, L, D")
     if not 0.0 <= mask_ratio <= 1.0:
@@ -103,7 +107,8 @@ def random_masking(
     return take_tokens(x, ids_keep), mask, ids_restore, ids_keep
 
 
-# ---- PyTorch implementation ------------------------------------------------------------------------------------------------------
+# ---- PyTorch implementation
+# ------------------------------------------------------------------------------------------------------
 
 
 def _flat(ids: Tensor, length: int) -> Tensor:

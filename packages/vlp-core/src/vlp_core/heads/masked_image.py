@@ -24,17 +24,21 @@ class MaskedImageDecoder(nn.Module):
         image_width: D.
         patch: Side of a patch in pixels.
         image_size: Side of the images in pixels.
-        width: Width of the decoder. With "both", where one mask token serves both ways, it must be D; with "fusion" it has no effect.
+        width: Width of the decoder. With "both", where one mask token serves both ways, it must be D; with
+            "fusion" it has no effect.
         depth, heads: Blocks and attention heads of the decoder; no effect with "fusion".
-        by: What looks at the patches in between: "decoder", a small ViT of its own; "fusion", the fusion layers of a model, where patches
-            are queries and the text is what they attend to; "both", each by itself.
+        by: What looks at the patches in between: "decoder", a small ViT of its own; "fusion", the fusion
+            layers of a model, where patches are queries and the text is what they attend to; "both", each by
+            itself.
         ratio: Share of the patches that is removed.
 
-    The decoder's positions are fixed sines and cosines, made anew for every grid and not part of the state; the fusion layers get none, as
-    in the reference. The mask token starts as zeros and the final norm has PyTorch's epsilon (1e-5).
+    The decoder's positions are fixed sines and cosines, made anew for every grid and not part of the state;
+    the fusion layers get none, as in the reference. The mask token starts as zeros and the final norm has
+    PyTorch's epsilon (1e-5).
 
     Raises:
-        ValueError: An unknown way, a ratio outside 0..1, an image that is no multiple of the patch, widths that do not fit.
+        ValueError: An unknown way, a ratio outside 0..1, an image that is no multiple of the patch, widths
+            that do not fit.
     """
 
     def __init__(
@@ -85,7 +89,8 @@ class MaskedImageDecoder(nn.Module):
                 nn.init.zeros_(part.bias)
 
     def place(self, states_NKD: Tensor, ids_restore_NL: Tensor) -> Tensor:
-        """All patches in their places, mask tokens where one was removed: [N, 1+K, D], class token first -> [N, 1+L, D]."""
+        """All patches in their places, mask tokens where one was removed: [N, 1+K, D], class token first ->
+        [N, 1+L, D]."""
         mask_token = self.mask_token.to(states_NKD.dtype)
         patches = vlp_ops.restore_tokens(states_NKD[:, 1:], ids_restore_NL, mask_token)
         return torch.cat([states_NKD[:, :1], patches], dim=1)

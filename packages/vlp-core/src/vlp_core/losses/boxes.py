@@ -40,7 +40,8 @@ def box_iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def box_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
-    """Generalised IoU of boxes at equal places, from -1 to 1: IoU - (hull - union) / hull. Source: arXiv 1902.09630."""
+    """Generalised IoU of boxes at equal places, from -1 to 1: IoU - (hull - union) / hull. Source: arXiv
+    1902.09630."""
     both, either = _areas(a_xyxy, b_xyxy)
     hull = (
         torch.maximum(a_xyxy[..., 2:], b_xyxy[..., 2:]) - torch.minimum(a_xyxy[..., :2], b_xyxy[..., :2])
@@ -51,9 +52,10 @@ def box_giou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 def box_losses(predicted_B4: Tensor, target_B4: Tensor, *, is_image_B: Tensor | None = None) -> BoxLosses:
     """L1 and generalised IoU loss of (cx, cy, w, h) boxes in 0..1, in fp32.
 
-    L1: sum over the 4 numbers. GIoU: 1 - GIoU. Both are summed over the pairs with `is_image` 0 and divided by their number, at
-    least 1 (the reference divides 0 by 0 when the batch has only whole images); with `is_image_B` None all pairs count.
-    If any box is inverted the GIoU loss of the whole batch is 0, as in the reference.
+    L1: sum over the 4 numbers. GIoU: 1 - GIoU. Both are summed over the pairs with `is_image` 0 and divided
+    by their number, at least 1 (the reference divides 0 by 0 when the batch has only whole images); with
+    `is_image_B` None all pairs count. If any box is inverted the GIoU loss of the whole batch is 0, as in the
+    reference.
 
     Source: X-VLM section 3.3, `models/xvlm.py` get_bbox_loss.
     """

@@ -15,9 +15,11 @@ from vlp_core.losses.masked_language import IGNORED
 def distilled_cross_entropy(
     logits_RC: Tensor, labels_R: Tensor, teacher_logits_RC: Tensor | None, *, alpha: Tensor | float
 ) -> Tensor:
-    """(1 - alpha) * cross entropy with the labels + alpha * cross entropy with the teacher's probabilities, in fp32, [R].
+    """(1 - alpha) * cross entropy with the labels + alpha * cross entropy with the teacher's probabilities,
+    in fp32, [R].
 
-    Rows with the label -100 give 0. `teacher_logits` None or `alpha` 0 leaves the teacher out. No gradient reaches the teacher.
+    Rows with the label -100 give 0. `teacher_logits` None or `alpha` 0 leaves the teacher out. No gradient
+    reaches the teacher.
     """
     logits = logits_RC.float()
     counts = labels_R != IGNORED
@@ -32,11 +34,13 @@ def distilled_cross_entropy(
 def distilled_language_loss(
     logits_RTV: Tensor, labels_RT: Tensor, teacher_logits_RTV: Tensor | None, *, alpha: Tensor | float
 ) -> Tensor:
-    """`distilled_cross_entropy` of the next token, summed over each text, [R]; the teacher wrote at the same places.
+    """`distilled_cross_entropy` of the next token, summed over each text, [R]; the teacher wrote at the same
+    places.
 
-    Labels as in `vlp_core.losses.language_loss`: the ids of the text, -100 where nothing is to be predicted; place 0 never counts. With
-    `teacher_logits` None or `alpha` 0 this is `language_loss(..., reduction="row")`, which is what the released VQA fine-tuning of ALBEF
-    and ViCHA optimises, for its alpha never reaches the decoder (ALBEF issue 90).
+    Labels as in `vlp_core.losses.language_loss`: the ids of the text, -100 where nothing is to be predicted;
+    place 0 never counts. With `teacher_logits` None or `alpha` 0 this is `language_loss(...,
+    reduction="row")`, which is what the released VQA fine-tuning of ALBEF and ViCHA optimises, for its alpha
+    never reaches the decoder (ALBEF issue 90).
 
     Raises:
         ValueError: Shapes that do not belong together.
@@ -67,15 +71,16 @@ def momentum_targets(
     alpha: Tensor | float,
     matches_BM: Tensor | None = None,
 ) -> Tensor:
-    """Targets of a contrastive loss, [B, M], fp32, without gradient: alpha * softmax(teacher similarities / temperature) + (1 - alpha) *
-    what matches.
+    """Targets of a contrastive loss, [B, M], fp32, without gradient: alpha * softmax(teacher similarities /
+    temperature) + (1 - alpha) * what matches.
 
     Args:
         teacher_BE: Teacher's features of the queries.
         teacher_keys_ME: Teacher's features of the keys, those of the batch first.
         temperature: Divisor of the similarities.
         alpha: Weight of the teacher; 0 for matches alone.
-        matches_BM: What matches (bool), spread evenly over each row's matches; None: key b alone matches query b.
+        matches_BM: What matches (bool), spread evenly over each row's matches; None: key b alone matches
+            query b.
     """
     with torch.no_grad(), torch.autocast(teacher_BE.device.type, enabled=False):
         if matches_BM is None:

@@ -19,10 +19,13 @@ def language_loss(
 
     Args:
         logits_RTV: Logits of a causal model.
-        labels_RT: The ids of the same text, -100 where the token is not to be predicted (prompt, padding); place 0 never counts.
-        smoothing: Mass taken from the gold token. As in the reference the gold token keeps 1 - smoothing and every other token of the
-            vocabulary gets smoothing / V, so that the masses sum to 1 - smoothing / V.
-        reduction: "mean": over all labels of the batch, 0 when there is none; "row": the sum over each text, [R].
+        labels_RT: The ids of the same text, -100 where the token is not to be predicted (prompt, padding);
+            place 0 never counts.
+        smoothing: Mass taken from the gold token. As in the reference the gold token keeps 1 - smoothing and
+            every other token of the vocabulary gets smoothing / V, so that the masses sum to 1 - smoothing /
+            V.
+        reduction: "mean": over all labels of the batch, 0 when there is none; "row": the sum over each text,
+            [R].
 
     Raises:
         ValueError: Shapes that do not belong together, an unknown reduction, or a smoothing outside 0..1.
@@ -54,7 +57,8 @@ def language_loss(
 def answer_loss(per_answer_A: Tensor, weights_A: Tensor, questions: int) -> Tensor:
     """Sum over answers of weight * loss, divided by the number of questions of the batch.
 
-    `per_answer` is `language_loss(..., reduction="row")`; the weights of one question's answers sum to 1 where all annotators count.
+    `per_answer` is `language_loss(..., reduction="row")`; the weights of one question's answers sum to 1
+    where all annotators count.
     Source: ALBEF, arXiv 2107.07651, and X-VLM `models/model_vqa.py`.
     """
     return (weights_A * per_answer_A).sum() / questions
@@ -63,8 +67,9 @@ def answer_loss(per_answer_A: Tensor, weights_A: Tensor, questions: int) -> Tens
 def self_critical_loss(log_probability_R: Tensor, reward_R: Tensor, baseline_R: Tensor) -> Tensor:
     """-mean(log-probability * (reward - baseline)); no gradient through rewards.
 
-    `log_probability` is the mean over a text's drawn tokens (`Sampled.mean_log_probability`). The baseline is the reward of the greedy
-    text, or that of the other samples (`mean_of_others`). Source: arXiv 1612.00563; X-VLM `scst.py`.
+    `log_probability` is the mean over a text's drawn tokens (`Sampled.mean_log_probability`). The baseline is
+    the reward of the greedy text, or that of the other samples (`mean_of_others`). Source: arXiv 1612.00563;
+    X-VLM `scst.py`.
     """
     if not log_probability_R.shape == reward_R.shape == baseline_R.shape:
         raise ValueError(
@@ -75,7 +80,8 @@ def self_critical_loss(log_probability_R: Tensor, reward_R: Tensor, baseline_R: 
 
 
 def mean_of_others(reward_R: Tensor, samples: int) -> Tensor:
-    """For each sampled text the mean reward of the other samples of its image, [R]; samples of an image stand together."""
+    """For each sampled text the mean reward of the other samples of its image, [R]; samples of an image stand
+    together."""
     if samples < 2 or len(reward_R) % samples:
         raise ValueError(
             f"{len(reward_R)} rewards with samples={samples}: at least 2 samples per image are needed, all there"

@@ -12,7 +12,8 @@ from torch import Tensor
 def patch_targets(image_NCHW: Tensor, patch: int) -> Tensor:
     """Pixels of every patch, normalised by its own mean and deviation: [N, 3, R, R] -> [N, L, P*P*3], fp32.
 
-    Order within a patch: row, column, channel. (x - mean) / sqrt(variance + 1e-6), with the unbiased variance.
+    Order within a patch: row, column, channel. (x - mean) / sqrt(variance + 1e-6), with the unbiased
+    variance.
 
     Raises:
         ValueError: The image is no multiple of the patch: pixels beyond the last one could not be predicted.
@@ -31,7 +32,8 @@ def patch_targets(image_NCHW: Tensor, patch: int) -> Tensor:
 
 
 def masked_image_loss(predicted_NLC: Tensor, targets_NLC: Tensor, removed_NL: Tensor) -> Tensor:
-    """Mean squared error of each patch, averaged over the removed ones (1 in the mask), in fp32; 0 when none was removed."""
+    """Mean squared error of each patch, averaged over the removed ones (1 in the mask), in fp32; 0 when none
+    was removed."""
     error = F.mse_loss(predicted_NLC.float(), targets_NLC, reduction="none").mean(-1)
     removed = removed_NL.to(error.dtype)
     return (error * removed).sum() / removed.sum().clamp(min=1)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 
 class Negatives(NamedTuple):
-    """`image[b]` is the negative image of text b, `text[b]` the negative text of image b; rows of the local batch, [B] each."""
+    """`image[b]` is the negative image of text b, `text[b]` the negative text of image b; rows of the local
+    batch, [B] each."""
 
     image: Tensor
     text: Tensor
@@ -26,15 +27,17 @@ def negative_weights(
 ) -> tuple[Tensor, Tensor]:
     """Weights for drawing negatives; no gradient, fp32.
 
-    softmax(similarity / temperature) + `floor` over the batch, then 0 for the pair itself, or with `ids_B` for every pair of equal ids.
-    A row without any candidate (all ids equal) falls back to equal weights over all other rows.
+    softmax(similarity / temperature) + `floor` over the batch, then 0 for the pair itself, or with `ids_B`
+    for every pair of equal ids. A row without any candidate (all ids equal) falls back to equal weights over
+    all other rows.
 
     Args:
         image_BE: Features of the images.
         text_BE: Features of the texts.
         temperature: Divisor of the similarities.
         ids_B: Identity of each pair.
-        image_keys_BE: Features that stand for the images where texts look for one (a teacher's, in ALBEF); None: `image`.
+        image_keys_BE: Features that stand for the images where texts look for one (a teacher's, in ALBEF);
+            None: `image`.
         text_keys_BE: Likewise where images look for a text.
         floor: Added to every weight; 0 in ALBEF and ViCHA.
 
@@ -60,7 +63,8 @@ def negative_weights(
         same = itself if ids_B is None else ids_B[:, None] == ids_B[None, :]
 
         def weights(logits: Tensor) -> Tensor:
-            # NaN features must show up in the loss, where the engine looks for them, not as an assertion of the drawing kernel.
+            # NaN features must show up in the loss, where the engine looks for them, not as an assertion of
+            # the drawing kernel.
             drawn = (logits.softmax(1) + floor).nan_to_num(0.0).masked_fill(same, 0.0)
             return torch.where(drawn.sum(1, keepdim=True) > 0, drawn, (~itself).float())
 
@@ -70,13 +74,15 @@ def negative_weights(
 def sample_negatives(
     image_weights_BB: Tensor, text_weights_BB: Tensor, *, generator: torch.Generator | None = None
 ) -> Negatives:
-    """One negative per row of each weight matrix: first all images, then all texts, one draw each and no host synchronisation."""
+    """One negative per row of each weight matrix: first all images, then all texts, one draw each and no host
+    synchronisation."""
     image = torch.multinomial(image_weights_BB, 1, generator=generator).squeeze(1)
     text = torch.multinomial(text_weights_BB, 1, generator=generator).squeeze(1)
     return Negatives(image, text)
 
 
 def matching_loss(logits_R2: Tensor, positives: int) -> Tensor:
-    """Mean cross entropy of match logits in fp32: the first `positives` rows match (class 1), all other rows do not (class 0)."""
+    """Mean cross entropy of match logits in fp32: the first `positives` rows match (class 1), all other rows
+    do not (class 0)."""
     target = (torch.arange(logits_R2.shape[0], device=logits_R2.device) < positives).long()
     return F.cross_entropy(logits_R2.float(), target)

@@ -1,12 +1,14 @@
 """Assembled models: made by name, written to and read from export folders.
 
-An export folder holds `model.safetensors` (our tensor names), `config.json` and what the text needs (vocabulary files):
+An export folder holds `model.safetensors` (our tensor names), `config.json` and what the text needs
+(vocabulary files):
 
     {"model": "xvlm", "arguments": {...}, "image_size": 224,
      "text": {"kind": "bert", "files": ["vocab.txt"], "max_tokens": 40, "max_words": 30}}
 
-`concepts` among the settings says how concepts are read (options of the data side). What goes with a model while it is trained stands
-beside it in `momentum.safetensors`: a momentum teacher ("teacher." before its names) and a queue ("queue."). `load` needs neither.
+`concepts` among the settings says how concepts are read (options of the data side). What goes with a model
+while it is trained stands beside it in `momentum.safetensors`: a momentum teacher ("teacher." before its
+names) and a queue ("queue."). `load` needs neither.
 """
 
 import json
@@ -66,12 +68,15 @@ def create(name: str, **arguments: Any) -> nn.Module:
 
     Args:
         name: "xvlm", "vicha", "nlvr", "entailment", "vqa" or "captioning".
-        arguments: What JSON can hold. `concepts` {"layers": 2, "place": "first" | "last", "visible_padding": true} makes the image encoder
-            see visual concepts (`vlp_core.concepts`; their BERT is like `text` with so many layers). `vision` is {"kind": "swin" | "clip" | "vit", ...} with the arguments of that encoder, `text` (and
-            `decoder` of VQA) those of `Bert`, whose `image_width` is filled in; the rest goes to the model.
+        arguments: What JSON can hold. `concepts` {"layers": 2, "place": "first" | "last", "visible_padding":
+            true} makes the image encoder see visual concepts (`vlp_core.concepts`; their BERT is like `text`
+            with so many layers). `vision` is {"kind": "swin" | "clip" | "vit", ...} with the arguments of
+            that encoder, `text` (and `decoder` of VQA) those of `Bert`, whose `image_width` is filled in; the
+            rest goes to the model.
 
     Raises:
-        ValueError: Unknown name, kind, or sizes that do not fit; TypeError: an argument that the model or encoder does not take.
+        ValueError: Unknown name, kind, or sizes that do not fit; TypeError: an argument that the model or
+            encoder does not take.
     """
     if name not in _MODELS:
         raise ValueError(f"model {name!r} is not known; choose among {', '.join(_MODELS)}")
@@ -96,7 +101,8 @@ def save(
         name, arguments: Those of `create`.
         settings: Further keys of config.json (`image_size`, `text`, `concepts`).
         text_files: Are copied beside it.
-        momentum: "teacher" and "queue", for training that goes on from here with `start_from`; None leaves them out.
+        momentum: "teacher" and "queue", for training that goes on from here with `start_from`; None leaves
+            them out.
 
     Raises:
         ValueError: Another key in `momentum`.
@@ -123,8 +129,9 @@ def save(
 class Loaded(NamedTuple):
     """A model in evaluation mode, its name for `create`, and its settings.
 
-    `settings` holds what config.json says beside model and arguments, with the names in `text.files` made full paths; for an official
-    checkpoint `image_size` and `text.kind`, for the file holds no vocabulary, and `concepts` where the model sees some.
+    `settings` holds what config.json says beside model and arguments, with the names in `text.files` made
+    full paths; for an official checkpoint `image_size` and `text.kind`, for the file holds no vocabulary, and
+    `concepts` where the model sees some.
     """
 
     model: nn.Module
@@ -133,8 +140,8 @@ class Loaded(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What a checkpoint holds: the stage of training, name and arguments for `create`, settings as in `Loaded`, and the method whose
-    recipes and `task_arguments` go on from it."""
+    """What a checkpoint holds: the stage of training, name and arguments for `create`, settings as in
+    `Loaded`, and the method whose recipes and `task_arguments` go on from it."""
 
     stage: Stage
     name: str
@@ -144,7 +151,8 @@ class Description(NamedTuple):
 
 
 def describe(path: str | Path) -> Description:
-    """What an export folder or an official checkpoint holds, without making the model; `task_arguments` goes on from there.
+    """What an export folder or an official checkpoint holds, without making the model; `task_arguments` goes
+    on from there.
 
     Raises:
         FileNotFoundError, CheckpointError: As `load`.
@@ -156,19 +164,21 @@ def describe(path: str | Path) -> Description:
 
 
 def load(path: str | Path, *, task: Task | None = None, arguments: Mapping[str, Any] | None = None) -> Loaded:
-    """Read an export folder, or an official checkpoint (`.th`, `.pth`, `.safetensors`) of X-VLM, ViCHA or ALBEF.
+    """Read an export folder, or an official checkpoint (`.th`, `.pth`, `.safetensors`) of X-VLM, ViCHA or
+    ALBEF.
 
     Args:
         path: Folder or file.
-        task: What the model is to be evaluated on. A checkpoint that has no trained values for all that this needs (a pre-training
-            file where answers, captions or NLVR2 classes are wanted) is refused with the way out. None takes any.
-        arguments: Arguments of `create` for an official checkpoint, where what the file says is not enough; by default they are
-            inferred from its `config` and from the shapes of its tensors.
+        task: What the model is to be evaluated on. A checkpoint that has no trained values for all that this
+            needs (a pre-training file where answers, captions or NLVR2 classes are wanted) is refused with
+            the way out. None takes any.
+        arguments: Arguments of `create` for an official checkpoint, where what the file says is not enough;
+            by default they are inferred from its `config` and from the shapes of its tensors.
 
     Raises:
         FileNotFoundError: No such file, or a folder without config.json.
-        CheckpointError: The file is broken, does not fit, is of the wrong stage for `task`, or what it lacks for `arguments` to be
-            inferred.
+        CheckpointError: The file is broken, does not fit, is of the wrong stage for `task`, or what it lacks
+            for `arguments` to be inferred.
     """
     path = Path(path)
     if path.is_dir():
@@ -203,20 +213,20 @@ def start_from(
 ) -> loading.Loaded:
     """Start training a model from an export folder or an official checkpoint of the same or an earlier stage.
 
-    Both go through one conversion (`vlp_core.models.stages`): fusion layers doubled for NLVR2, an answer decoder made of the fusion
-    layers, position tables resized, and so on.
+    Both go through one conversion (`vlp_core.models.stages`): fusion layers doubled for NLVR2, an answer
+    decoder made of the fusion layers, position tables resized, and so on.
 
     Args:
         model: Made by `create`; `task_arguments` gives the arguments that fit a pre-training model.
         path: Folder or file.
-        teacher: Momentum teacher of `model`, made by `vlp_core.momentum.teacher_of` before this call; filled from the checkpoint's
-            teacher, or from `model` once that is filled where the checkpoint has none.
-        queue: Queue of features; goes on with the checkpoint's, or stays as it is where the checkpoint has none. Identities that the
-            checkpoint lacks stay unknown.
+        teacher: Momentum teacher of `model`, made by `vlp_core.momentum.teacher_of` before this call; filled
+            from the checkpoint's teacher, or from `model` once that is filled where the checkpoint has none.
+        queue: Queue of features; goes on with the checkpoint's, or stays as it is where the checkpoint has
+            none. Identities that the checkpoint lacks stay unknown.
 
     Returns:
-        What was loaded and resized, what stays fresh (`missing`), and what of the checkpoint is not used (`unexpected`, in its names).
-        Our names of teacher and queue begin with "teacher." and "queue.".
+        What was loaded and resized, what stays fresh (`missing`), and what of the checkpoint is not used
+        (`unexpected`, in its names). Our names of teacher and queue begin with "teacher." and "queue.".
 
     Raises:
         FileNotFoundError: No such file, or a folder without config.json.

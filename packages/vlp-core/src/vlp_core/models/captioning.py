@@ -2,7 +2,8 @@
 
 Source: arXiv 2111.08276; X-VLM `models/model_captioning.py`.
 
-Shape letters: B images, R texts, L image tokens (class, patches, concepts), D image width, T text tokens, P prompt tokens, V vocabulary.
+Shape letters: B images, R texts, L image tokens (class, patches, concepts), D image width, T text tokens, P
+prompt tokens, V vocabulary.
 """
 
 import torch
@@ -18,8 +19,9 @@ from vlp_core.text.generation import Generated, Sampled
 class CaptionModel(nn.Module):
     """Writes captions.
 
-    Lengths count the prompt. `generate` searches with beams; `greedy` and `sample` give the log-probability of every token, with
-    gradient, for self-critical training (run them under `torch.no_grad` where none is wanted).
+    Lengths count the prompt. `generate` searches with beams; `greedy` and `sample` give the log-probability
+    of every token, with gradient, for self-critical training (run them under `torch.no_grad` where none is
+    wanted).
 
     Args:
         vision: Image encoder.
@@ -44,8 +46,8 @@ class CaptionModel(nn.Module):
         image_index_R: Tensor | None = None,
         concepts: Concepts | None = None,
     ) -> Tensor:
-        """Next-token logits [R, T, V]; text r describes image r, or `image_index[r]`. `concepts` are those of the images, where `vision`
-        takes them."""
+        """Next-token logits [R, T, V]; text r describes image r, or `image_index[r]`. `concepts` are those of
+        the images, where `vision` takes them."""
         states = self.text(
             ids_RT,
             attention_mask_RT,
@@ -81,7 +83,8 @@ class CaptionModel(nn.Module):
             length_penalty: Exponent of the length by which sums of log-probabilities are divided.
             end_id: Token that ends a caption.
             pad_id: Token after the end.
-            image_mask_BL: 0 or False for image tokens that nothing attends to (`vlp_core.concepts.visible_tokens`).
+            image_mask_BL: 0 or False for image tokens that nothing attends to
+                (`vlp_core.concepts.visible_tokens`).
         """
         return generation.beam_search(
             self._step(),
@@ -131,7 +134,8 @@ class CaptionModel(nn.Module):
         generator: torch.Generator | None = None,
         image_mask_BL: Tensor | None = None,
     ) -> Sampled:
-        """`samples` drawn captions per image, those of one image together: [B * samples, ...]; arguments as in `generate`."""
+        """`samples` drawn captions per image, those of one image together: [B * samples, ...]; arguments as
+        in `generate`."""
         return generation.sample(
             self._step(),
             decoding.start(self.text, image_embeds_BLD, image_mask_BL),

@@ -51,7 +51,8 @@ class EntailmentModel(nn.Module):
         attention_mask_BT: Tensor,
         image_mask_BL: Tensor | None = None,
     ) -> Tensor:
-        """As `forward`, for images already encoded; `image_mask` is 0 or False for image tokens that nothing attends to."""
+        """As `forward`, for images already encoded; `image_mask` is 0 or False for image tokens that nothing
+        attends to."""
         states = self.text.encode(ids_BT, attention_mask_BT, skip_padding=True)
         (state,) = self.text.fuse_and_read(
             states,

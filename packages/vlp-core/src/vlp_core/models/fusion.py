@@ -1,12 +1,13 @@
-"""What models with two encoders and a fusion encoder do alike: features of images and texts, and pairs of them fused.
+"""What models with two encoders and a fusion encoder do alike: features of images and texts, and pairs of
+them fused.
 
-`Xvlm` and `Vicha` are `FusionModel`s. An image stands in a pool with its row; every text row names its image, so that keys and values of an
-image are computed once, however many texts look at it.
+`Xvlm` and `Vicha` are `FusionModel`s. An image stands in a pool with its row; every text row names its image,
+so that keys and values of an image are computed once, however many texts look at it.
 
 Source: ALBEF, arXiv 2107.07651 section 3; X-VLM, arXiv 2111.08276 section 3.
 
-Shape letters: B texts of the batch, M images of a pool, S image tokens, D image width, T text tokens, W text width, E shared embedding,
-P masked positions, R pairs.
+Shape letters: B texts of the batch, M images of a pool, S image tokens, D image width, T text tokens, W text
+width, E shared embedding, P masked positions, R pairs.
 """
 
 from collections.abc import Iterable
@@ -28,8 +29,9 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 
 
 class ImageFeatures(NamedTuple):
-    """`embeds` [M, S, D]; `projection` [M, E], length one, or None in a model without the contrast head; `attention_mask` [M, S], 0 for
-    tokens that nothing attends to (padding of concepts, where a model hides it), or None."""
+    """`embeds` [M, S, D]; `projection` [M, E], length one, or None in a model without the contrast head;
+    `attention_mask` [M, S], 0 for tokens that nothing attends to (padding of concepts, where a model hides
+    it), or None."""
 
     embeds: Tensor
     projection: Tensor | None
@@ -37,8 +39,8 @@ class ImageFeatures(NamedTuple):
 
 
 class TextFeatures(NamedTuple):
-    """`embeds` [B, T, W] after the text layers, without meaning at padding; `attention_mask` [B, T]; `projection` [B, E] or None, as
-    for images."""
+    """`embeds` [B, T, W] after the text layers, without meaning at padding; `attention_mask` [B, T];
+    `projection` [B, E] or None, as for images."""
 
     embeds: Tensor
     attention_mask: Tensor
@@ -46,7 +48,8 @@ class TextFeatures(NamedTuple):
 
 
 class FusionModel(nn.Module):
-    """Two encoders and the shared space of their features; what a subclass adds as `itm_head` and `mlm_head` reads the fused states.
+    """Two encoders and the shared space of their features; what a subclass adds as `itm_head` and `mlm_head`
+    reads the fused states.
 
     Args:
         vision: Image encoder, or a `vlp_core.concepts.ConceptVision` around one.
@@ -99,17 +102,20 @@ class FusionModel(nn.Module):
     ) -> Tensor:
         """Match logit (class 1) of R pairs (image_index[r], text_index[r]), [R].
 
-        Keys and values are computed once for each image that occurs, so asking for many texts of few images at a time is cheap.
+        Keys and values are computed once for each image that occurs, so asking for many texts of few images
+        at a time is cheap.
         """
         return self.itm_head(fuse_used(self.text, image, text, image_index_R, text_index_R))[:, 1]
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
-        """Keep the temperature in 0.001..0.5; done in every pre-training forward, never in fine-tuning, as in the reference."""
+        """Keep the temperature in 0.001..0.5; done in every pre-training forward, never in fine-tuning, as in
+        the reference."""
         self.temperature.clamp_(*TEMPERATURE_RANGE)
 
     def match_pairs(self, image: ImageFeatures, text: TextFeatures, negatives: Negatives) -> Tensor:
-        """Match logits of B positives, B texts with a negative image, B images with a negative text, [3B, 2]."""
+        """Match logits of B positives, B texts with a negative image, B images with a negative text, [3B,
+        2]."""
         rows = torch.arange(len(text.embeds), device=text.embeds.device)
         image_index = torch.cat([rows, negatives.image, rows])
         return self.itm_head(
@@ -125,7 +131,8 @@ class FusionModel(nn.Module):
         )
 
     def predict_tokens(self, masked_BPW: Tensor, labels_BP: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [S, V] and labels [S] where there is a label, or at all places where picking them does not pay."""
+        """Logits [S, V] and labels [S] where there is a label, or at all places where picking them does not
+        pay."""
         labelled = Packing.of(labels_BP != IGNORED)
         logits = self.mlm_head(pack(masked_BPW, labelled), self.text.word_embedding.weight)
         return logits.flatten(0, -2), pack(labels_BP, labelled).flatten()
@@ -140,7 +147,8 @@ def project(embeds: Tensor, projection: nn.Linear) -> Tensor:
 def fuse_first(
     fusion: Bert, image: ImageFeatures, text: TextFeatures, image_index_R: Tensor, text_index_R: Tensor
 ) -> Tensor:
-    """Fused state of [CLS] for R pairs (image_index[r], text_index[r]), [R, W]; projects every image of `image`."""
+    """Fused state of [CLS] for R pairs (image_index[r], text_index[r]), [R, W]; projects every image of
+    `image`."""
     (first,) = fusion.fuse_and_read(
         take_rows(text.embeds, text_index_R),
         text.attention_mask.index_select(0, text_index_R),

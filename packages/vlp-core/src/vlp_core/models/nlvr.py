@@ -1,9 +1,10 @@
 """Two images and a sentence (NLVR2): the fusion layers look at the first and the second image in turn.
 
-Source: arXiv 2107.07651 appendix A, arXiv 2111.08276; X-VLM `models/model_nlvr.py`, `models/model_nlvr_pretrain.py`; ViCHA
-`models/model_nlvr_kw_img.py`, `models/model_pretrain_nlvr_kw_img.py`.
+Source: arXiv 2107.07651 appendix A, arXiv 2111.08276; X-VLM `models/model_nlvr.py`,
+`models/model_nlvr_pretrain.py`; ViCHA `models/model_nlvr_kw_img.py`, `models/model_pretrain_nlvr_kw_img.py`.
 
-Shape letters: B texts, N images, L image tokens (class, patches, concepts), D image width, T text tokens, E shared embedding, K classes.
+Shape letters: B texts, N images, L image tokens (class, patches, concepts), D image width, T text tokens, E
+shared embedding, K classes.
 """
 
 from collections.abc import Sequence
@@ -42,8 +43,9 @@ class NlvrModel(nn.Module):
     Args:
         vision: Image encoder.
         text: `Bert` with twice the fusion layers and `layers_per_image_projection=2`.
-        stage: "domain": three classes (text fits the first image, the second, none) by a linear layer, with a vision projection that
-            finds negatives; "fine_tune": two classes (false, true) by a small classifier.
+        stage: "domain": three classes (text fits the first image, the second, none) by a linear layer, with a
+            vision projection that finds negatives; "fine_tune": two classes (false, true) by a small
+            classifier.
         embed_width: Width of the vision projection of the domain stage.
         head: Classifier of the stage "fine_tune": "mlp" is X-VLM's, "relu" that of ALBEF and ViCHA.
 
@@ -78,8 +80,8 @@ class NlvrModel(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """The pool of N images, [N, L, D], and which of its tokens are visible, [N, L] bool (None: all).
 
-        `concepts`, where `vision` takes them: of all images, or of successive groups of them (left and right images), each group padded
-        to its own length; see `vlp_core.concepts.see_groups`.
+        `concepts`, where `vision` takes them: of all images, or of successive groups of them (left and right
+        images), each group padded to its own length; see `vlp_core.concepts.see_groups`.
         """
         return see_groups(self.vision, image_NCHW, concepts)
 
@@ -92,7 +94,8 @@ class NlvrModel(nn.Module):
         attention_mask_BT: Tensor,
         concepts: Concepts | Sequence[Concepts] | None = None,
     ) -> Tensor:
-        """Class logits [B, K] of texts with the images `first[b]` and `second[b]` of the batch of N images: `encode`, then `classify`."""
+        """Class logits [B, K] of texts with the images `first[b]` and `second[b]` of the batch of N images:
+        `encode`, then `classify`."""
         pool, visible = self.encode(image_NCHW, concepts)
         return self.classify(pool, first_B, second_B, ids_BT, attention_mask_BT, visible)
 
@@ -105,7 +108,8 @@ class NlvrModel(nn.Module):
         attention_mask_BT: Tensor,
         pool_mask_NL: Tensor | None = None,
     ) -> Tensor:
-        """As `forward`, for images already encoded; `pool_mask` is 0 or False for image tokens that nothing attends to."""
+        """As `forward`, for images already encoded; `pool_mask` is 0 or False for image tokens that nothing
+        attends to."""
         states = self.text.encode(ids_BT, attention_mask_BT, skip_padding=True)
         (state,) = self.text.fuse_and_read(
             states,
@@ -119,9 +123,11 @@ class NlvrModel(nn.Module):
         return head(state.squeeze(1))
 
     def project(self, embeds_NLD: Tensor) -> Tensor:
-        """Images in the shared space, [N, E], length one, fp32, without gradient: the domain stage does not train `vision_proj`.
+        """Images in the shared space, [N, E], length one, fp32, without gradient: the domain stage does not
+        train `vision_proj`.
 
-        Its parameters never get a gradient; where the wrapper of several ranks asks for one, see `vlp_core.optim.leave_out`.
+        Its parameters never get a gradient; where the wrapper of several ranks asks for one, see
+        `vlp_core.optim.leave_out`.
         """
         with torch.no_grad():
             return F.normalize(self.vision_proj(embeds_NLD[:, 0]).float(), dim=-1)
@@ -129,8 +135,8 @@ class NlvrModel(nn.Module):
     def assignment_pairs(self, embeds_BLD: Tensor, *, generator: torch.Generator | None = None) -> Assignment:
         """Draw the two images of each text of a batch in which text b describes image b.
 
-        Two texts of three stand beside their own image, at either place equally often, and one similar image; the others beside two
-        similar ones. Similar images are drawn by `assignment_weights`.
+        Two texts of three stand beside their own image, at either place equally often, and one similar image;
+        the others beside two similar ones. Similar images are drawn by `assignment_weights`.
 
         Raises:
             ValueError: Fewer than three images: no two others can be drawn.
@@ -148,7 +154,8 @@ def released_pool(
     image_NCHW: Tensor,
     concepts: Concepts | Sequence[Concepts] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """As `NlvrModel.encode`, what the momentum teacher of the released ViCHA looks at: the teacher's concepts by the model's own image encoder.
+    """As `NlvrModel.encode`, what the momentum teacher of the released ViCHA looks at: the teacher's concepts
+    by the model's own image encoder.
 
     By name the reference has a momentum image encoder and moves it, but never asks it; `teacher.encode` does.
     """
@@ -176,7 +183,8 @@ def assignment_weights(projection_BE: Tensor) -> Tensor:
     with torch.no_grad(), torch.autocast(projection_BE.device.type, enabled=False):
         projection = projection_BE.float()
         weights = (projection @ projection.t() / ASSIGNMENT_TEMPERATURE).softmax(1)
-        # NaN features must show up in the loss, where the engine looks for them, not as an assertion of the drawing kernel.
+        # NaN features must show up in the loss, where the engine looks for them, not as an assertion of the
+        # drawing kernel.
         weights = torch.where(weights.isfinite(), weights, 1.0)
         return weights.fill_diagonal_(0.0)
 
@@ -184,8 +192,8 @@ def assignment_weights(projection_BE: Tensor) -> Tensor:
 def assign(picked_B2: Tensor, *, pair_uniform_B: Tensor, order_uniform_B: Tensor) -> Assignment:
     """Images and labels from two other images of each text and two uniform numbers in 0..1.
 
-    `pair_uniform` above 1/3: own image and `picked[:, 0]`, the own one first (label 0) where `order_uniform` is above 0.5, else second
-    (label 1); otherwise both picked ones (label 2).
+    `pair_uniform` above 1/3: own image and `picked[:, 0]`, the own one first (label 0) where `order_uniform`
+    is above 0.5, else second (label 1); otherwise both picked ones (label 2).
     """
     own = torch.arange(len(picked_B2), device=picked_B2.device)
     paired, first = pair_uniform_B > ALONE, order_uniform_B > 0.5

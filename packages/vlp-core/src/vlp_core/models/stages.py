@@ -6,14 +6,16 @@
     pretrain        nlvr, nlvr_domain each fusion layer is copied to two; class head fresh
     nlvr_domain     nlvr              as it is; class head fresh
     pretrain        vqa               encoder as for retrieval; fusion layers, embeddings and language head become the decoder, whose
-                                      cross-attention keys and values stay fresh unless image and text width are equal
+                                      cross-attention keys and values stay fresh unless image and text width
+                                      are equal
     pretrain        captioning        the whole text encoder becomes the decoder
     any             the same          as it is (domain stage to fine-tuning, one data set to another)
 
-A momentum teacher goes the way of its model; a queue goes on as it is. Tensors have our names here; `vlp_core.weights.xvlm` and
-`vlp_core.weights.vicha` bring official files to them.
+A momentum teacher goes the way of its model; a queue goes on as it is. Tensors have our names here;
+`vlp_core.weights.xvlm` and `vlp_core.weights.vicha` bring official files to them.
 
-Source: arXiv 2111.08276, `load_pretrained` in X-VLM `models/model_*.py`; arXiv 2208.13628, ViCHA `VQA.py`, `VE.py`, `NLVR.py` and so on.
+Source: arXiv 2111.08276, `load_pretrained` in X-VLM `models/model_*.py`; arXiv 2208.13628, ViCHA `VQA.py`,
+`VE.py`, `NLVR.py` and so on.
 """
 
 import logging
@@ -145,7 +147,8 @@ def model_name(stage: Stage, method: Method = "xvlm") -> str:
 def method_of(name: str, arguments: Mapping[str, Any]) -> Method:
     """The method whose recipes go on from a model made with `create(name, **arguments)`.
 
-    Told by the name, else by the kind of class head; a model that shows neither (answers, captions) counts as X-VLM's.
+    Told by the name, else by the kind of class head; a model that shows neither (answers, captions) counts as
+    X-VLM's.
     """
     for method, way in METHODS.items():
         if name == method or (name not in METHODS and arguments.get("head") == way.class_head):
@@ -154,9 +157,11 @@ def method_of(name: str, arguments: Mapping[str, Any]) -> Method:
 
 
 def task_arguments(pretrained: Mapping[str, Any], stage: Stage, method: Method = "xvlm") -> dict[str, Any]:
-    """Arguments of `vlp_core.models.create` for a model that starts from a pre-training model made with `pretrained`.
+    """Arguments of `vlp_core.models.create` for a model that starts from a pre-training model made with
+    `pretrained`.
 
-    The image size stays; change `vision` for another one. The name for `create` is `model_name(stage, method)`.
+    The image size stays; change `vision` for another one. The name for `create` is `model_name(stage,
+    method)`.
 
     Raises:
         ValueError: An unknown stage, or one that the method has not.
@@ -235,10 +240,12 @@ def start(model: nn.Module, found: Stage, state: Mapping[str, Tensor], *, name: 
         name: What messages call it.
 
     Returns:
-        What was loaded and resized, what stays fresh (`missing`), and what of the checkpoint is not used (`unexpected`).
+        What was loaded and resized, what stays fresh (`missing`), and what of the checkpoint is not used
+        (`unexpected`).
 
     Raises:
-        CheckpointError: The model cannot start from this stage; names beyond the table's are missing or left over; shapes do not fit.
+        CheckpointError: The model cannot start from this stage; names beyond the table's are missing or left
+            over; shapes do not fit.
     """
     require_start(found, model, name)
     wanted = stage_of(model)
@@ -312,7 +319,8 @@ def copy_to_teacher(model: nn.Module, teacher: nn.Module) -> None:
 
 
 def start_queue(queue: FeatureQueue, state: Mapping[str, Tensor], *, name: str) -> Loaded:
-    """Go on with the features of a checkpoint's queue. Identities that it lacks stay unknown, so that its entries match nothing.
+    """Go on with the features of a checkpoint's queue. Identities that it lacks stay unknown, so that its
+    entries match nothing.
 
     Raises:
         CheckpointError: A queue of another size.
@@ -356,13 +364,15 @@ def _fresh(model: nn.Module, found: Stage) -> tuple[str, ...]:
         case EntailmentModel():
             return ("cls_head",)
         case VqaModel() if model.decoder.image_width != model.text.image_width:
-            # The decoder attends to text where pre-training attended to images: nothing to copy unless both have one width.
+            # The decoder attends to text where pre-training attended to images: nothing to copy unless both
+            # have one width.
             return tuple(f"decoder.layers.{i}.cross.key_value" for i in range(len(model.decoder.layers)))
     return ()
 
 
 def _targets(model: nn.Module) -> Callable[[str], tuple[str, ...]]:
-    """For a name of the pre-training model the names it gets in `model` (or would get, where `model` has no such part)."""
+    """For a name of the pre-training model the names it gets in `model` (or would get, where `model` has no
+    such part)."""
     match model:
         case CaptionModel():
             return lambda name: (re.sub(r"^mlm_head\.", "lm_head.", name),)

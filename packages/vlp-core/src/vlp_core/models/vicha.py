@@ -1,20 +1,23 @@
 """ViCHA: ALBEF with visual concepts, hierarchical image-text alignment and masked image modelling.
 
-Two encoders and a fusion encoder (`vlp_core.models.fusion`), trained beside a momentum teacher (`vlp_core.momentum`). Three additions to
-ALBEF, each of which can be left out:
+Two encoders and a fusion encoder (`vlp_core.models.fusion`), trained beside a momentum teacher
+(`vlp_core.momentum`). Three additions to ALBEF, each of which can be left out:
 
     visual concepts  `vision` is a `vlp_core.concepts.ConceptVision`: words chosen for the image stand beside its patches, in every task
     hierarchy        "hidden" among the heads: class tokens of lower image blocks meet those of lower text layers in spaces of their own
     masked images    `masked_image`: patches of the same image are removed, and the image encoder has to predict them
 
-Without all three it is ALBEF. What differs from the reference is the order of work, not its result: original and masked texts pass the
-text layers as one batch; positives, negatives and masked texts pass the fusion layers as one batch over one pool of images; vocabulary
-logits exist at masked positions only, for student and teacher; removed patches are never projected.
+Without all three it is ALBEF. What differs from the reference is the order of work, not its result: original
+and masked texts pass the text layers as one batch; positives, negatives and masked texts pass the fusion
+layers as one batch over one pool of images; vocabulary logits exist at masked positions only, for student and
+teacher; removed patches are never projected.
 
-Source: arXiv 2208.13628 section 3; `models/model_pretrain_kw_img.py`, `models/model_retrieval_kw_img.py`; ALBEF, arXiv 2107.07651.
+Source: arXiv 2208.13628 section 3; `models/model_pretrain_kw_img.py`, `models/model_retrieval_kw_img.py`;
+ALBEF, arXiv 2107.07651.
 
-Shape letters: B pairs of the batch, S image tokens (class, patches, concepts), L patches, D image width, T text tokens, W text width,
-E shared embedding, H levels of the hierarchy, P masked positions, V vocabulary, C numbers of a patch, R pairs.
+Shape letters: B pairs of the batch, S image tokens (class, patches, concepts), L patches, D image width, T
+text tokens, W text width, E shared embedding, H levels of the hierarchy, P masked positions, V vocabulary, C
+numbers of a patch, R pairs.
 """
 
 from collections.abc import Iterable
@@ -56,7 +59,8 @@ NOT_TAUGHT = (
 
 
 class Taught(NamedTuple):
-    """What a teacher makes of a batch: projections [B, E], and token logits at the same places as the student's, or None."""
+    """What a teacher makes of a batch: projections [B, E], and token logits at the same places as the
+    student's, or None."""
 
     image_projection: Tensor
     text_projection: Tensor
@@ -64,8 +68,8 @@ class Taught(NamedTuple):
 
 
 class PredictedPatches(NamedTuple):
-    """Masked image modelling: `predicted` [N, L, C] by the decoder and `fused` by the fusion layers, each None where it is not asked
-    for; `targets` [N, L, C]; `removed` [N, L], 1 for patches to predict."""
+    """Masked image modelling: `predicted` [N, L, C] by the decoder and `fused` by the fusion layers, each
+    None where it is not asked for; `targets` [N, L, C]; `removed` [N, L], 1 for patches to predict."""
 
     predicted: Tensor | None
     fused: Tensor | None
@@ -82,7 +86,8 @@ class Pairs(NamedTuple):
     hidden_image, hidden_text: [H, B, E], length one, lowest level first; None without hierarchy.
     negatives: The pairs' negatives that were used.
     match_logits: [3B, 2]: B positives, B with a negative image, B with a negative text; class 1 is a match.
-    token_logits: [S', V] at masked positions, all that have a label among them; None when no masked texts were given.
+    token_logits: [S', V] at masked positions, all that have a label among them; None when no masked texts
+        were given.
     token_labels: [S'], -100 where there is none.
     patches: Predictions of removed patches, or None.
     """
@@ -108,7 +113,8 @@ class Vicha(FusionModel):
         text: `Bert` with fusion layers for the width of `vision`.
         embed_width: Width of the shared embedding.
         temperature: Initial temperature of the contrastive losses, a trained parameter.
-        heads: Which parts the task needs: "contrast" (both projections, temperature), "match", "masked_language", "hidden" (hierarchy).
+        heads: Which parts the task needs: "contrast" (both projections, temperature), "match",
+            "masked_language", "hidden" (hierarchy).
         levels: Levels of the hierarchy, H: image blocks and text layers just below the last one.
         masked_image: Masked image modelling of a `VisionTransformer`; None leaves it out.
 
@@ -176,7 +182,8 @@ class Vicha(FusionModel):
         *,
         concepts: Concepts | None = None,
     ) -> Taught:
-        """What this model, as a momentum teacher (`vlp_core.momentum.teacher_of` without `NOT_TAUGHT`), makes of a batch.
+        """What this model, as a momentum teacher (`vlp_core.momentum.teacher_of` without `NOT_TAUGHT`), makes
+        of a batch.
 
         Arguments as in `pretrain`; without masked texts there are no token logits.
         """
@@ -290,7 +297,8 @@ class Vicha(FusionModel):
         concepts: Concepts | None = None,
         negatives: Negatives | None = None,
     ) -> Pairs:
-        """Retrieval fine-tuning on B images and texts; pairs of equal identity are never drawn as negatives. Clamps nothing."""
+        """Retrieval fine-tuning on B images and texts; pairs of equal identity are never drawn as negatives.
+        Clamps nothing."""
         image = self.encode_image(image_BCHW, concepts)
         text = self.encode_text(text_ids_BT, attention_mask_BT)
         if negatives is None:
@@ -316,7 +324,8 @@ class Vicha(FusionModel):
         taught: Taught,
         identities_B: Tensor | None = None,
     ) -> Negatives:
-        """Hard negatives of the local batch, similar to the teacher's features, by the global random generator of the device."""
+        """Hard negatives of the local batch, similar to the teacher's features, by the global random
+        generator of the device."""
         return sample_negatives(
             *negative_weights(
                 image_projection_BE,

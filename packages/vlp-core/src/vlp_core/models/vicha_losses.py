@@ -38,7 +38,8 @@ def pretrain_losses(
     hidden_targets: HiddenTargets = "own",
     masked_image_weight: float = 1.0,
 ) -> dict[str, Tensor]:
-    """`itc`, `itm`, `mlm`, and where the model has them `hidden` (hierarchy) and `mim`. Puts the teacher's features into the queue.
+    """`itc`, `itm`, `mlm`, and where the model has them `hidden` (hierarchy) and `mim`. Puts the teacher's
+    features into the queue.
 
     Args:
         pairs: Of `Vicha.pretrain`.
@@ -86,7 +87,8 @@ def retrieval_losses(
     identities_B: Tensor,
     alpha: float = 0.4,
 ) -> dict[str, Tensor]:
-    """`itc` and `itm` of retrieval fine-tuning: pairs of equal identity, in batch and queue, are positives of each other.
+    """`itc` and `itm` of retrieval fine-tuning: pairs of equal identity, in batch and queue, are positives of
+    each other.
 
     Puts the teacher's features and the identities into the queue. `alpha` 0 learns from identities alone.
     """
@@ -110,7 +112,8 @@ def momentum_contrastive_loss(
     alpha: float,
     identities_B: Tensor | None = None,
 ) -> Tensor:
-    """ITC of this rank's B pairs against the teacher's features of the same batch and the queue, mean of both directions.
+    """ITC of this rank's B pairs against the teacher's features of the same batch and the queue, mean of both
+    directions.
 
     Features of other ranks are no negatives in this step, only in later ones. Source: ALBEF section 3.2.
     """
@@ -146,15 +149,18 @@ def hidden_loss(
     first: int = 0,
     targets: HiddenTargets = "own",
 ) -> Tensor:
-    """Contrastive loss of each level, [H], unweighted: mean of both directions, hard targets, no teacher, no queue.
+    """Contrastive loss of each level, [H], unweighted: mean of both directions, hard targets, no teacher, no
+    queue.
 
     Args:
         image_HBE, text_HBE: This rank's features.
-        all_image_HGE, all_text_HGE: Those of all ranks, without gradient: each direction trains its query side only.
+        all_image_HGE, all_text_HGE: Those of all ranks, without gradient: each direction trains its query
+            side only.
         temperature: Of the model.
         first: Row of the gathered features that is this rank's row 0.
-        targets: "own": row b matches the gathered row `first + b`. "as_released": row b of every rank matches the gathered row b, which on
-            ranks above 0 belongs to rank 0; the released code does so, and its checkpoints of several GPUs learned from it.
+        targets: "own": row b matches the gathered row `first + b`. "as_released": row b of every rank matches
+            the gathered row b, which on ranks above 0 belongs to rank 0; the released code does so, and its
+            checkpoints of several GPUs learned from it.
 
     Source: arXiv 2208.13628 section 3.2.
     """
@@ -176,7 +182,8 @@ def hidden_loss(
 
 
 def token_loss(pairs: Pairs, taught: Taught, *, alpha: float) -> Tensor:
-    """MLM with the teacher's logits at the same places: mean over all labels of the batch, 0 when there is none."""
+    """MLM with the teacher's logits at the same places: mean over all labels of the batch, 0 when there is
+    none."""
     if pairs.token_logits is None or pairs.token_labels is None:
         raise ValueError("no masked texts were given, so there is no token to predict")
     each = distilled_cross_entropy(pairs.token_logits, pairs.token_labels, taught.token_logits, alpha=alpha)
@@ -194,8 +201,8 @@ def patch_loss(patches: PredictedPatches) -> Tensor:
 
 
 def _gather(pairs: Pairs, taught: Taught) -> Tensor:
-    """Features of all ranks, without gradient, in one message: [2 + 2H, G, E], the teacher's image and text, then the levels' images and
-    texts."""
+    """Features of all ranks, without gradient, in one message: [2 + 2H, G, E], the teacher's image and text,
+    then the levels' images and texts."""
     stacked = [taught.image_projection[None], taught.text_projection[None]]
     if pairs.hidden_image is not None and pairs.hidden_text is not None:
         stacked += [pairs.hidden_image.detach(), pairs.hidden_text.detach()]

@@ -1,9 +1,11 @@
-"""Which parameters of ViCHA and ALBEF decay. Source: timm 0.4.9 `optim_factory.py` as ALBEF and ViCHA use it."""
+"""Which parameters of ViCHA and ALBEF decay. Source: timm 0.4.9 `optim_factory.py` as ALBEF and ViCHA use
+it."""
 
 from vlp_core.optim import ParameterRule
 
-# Vectors and biases do not decay, all else does: also the temperature (a single number) and tables of embeddings. Class token and mask
-# token are vectors here and tables of one row in the reference, where they decay.
+# Vectors and biases do not decay, all else does: also the temperature (a single number) and tables of
+# embeddings. Class token and mask token are vectors here and tables of one row in the reference, where they
+# decay.
 NO_DECAY = ParameterRule(pattern=r"(^|\.)bias$|norm\.weight$|^cls_head\.1\.weight$", decay=False)
 
 

@@ -19,7 +19,8 @@ from vlp_core.text.generation import Generated
 
 
 class RankedAnswers(NamedTuple):
-    """The k best candidates of each question, best first: `indices` [B, k]; `scores` [B, k], which sum to 1."""
+    """The k best candidates of each question, best first: `indices` [B, k]; `scores` [B, k], which sum to
+    1."""
 
     indices: Tensor
     scores: Tensor
@@ -53,7 +54,8 @@ class VqaModel(nn.Module):
         attention_mask_BT: Tensor,
         concepts: Concepts | None = None,
     ) -> Tensor:
-        """States of B questions, [B, T, W]; the images come with concepts where `vision` is a `ConceptVision`."""
+        """States of B questions, [B, T, W]; the images come with concepts where `vision` is a
+        `ConceptVision`."""
         return self.text(
             ids_BT,
             attention_mask_BT,
@@ -107,10 +109,12 @@ class VqaModel(nn.Module):
     ) -> RankedAnswers:
         """The best of C given answers for each question.
 
-        The k candidates whose first word is most probable are scored: log p(first token) + sum of log p over all their tokens. The
-        first token counts twice, as in the reference. The softmax of these k scores is returned.
+        The k candidates whose first word is most probable are scored: log p(first token) + sum of log p over
+        all their tokens. The first token counts twice, as in the reference. The softmax of these k scores is
+        returned.
 
-        Keys and values of a question are computed once, however many candidates look at it, and so is the start token.
+        Keys and values of a question are computed once, however many candidates look at it, and so is the
+        start token.
 
         Args:
             question_states_BTW: From `ask`.
@@ -121,7 +125,8 @@ class VqaModel(nn.Module):
             pairs: Candidates scored at a time, rounded to whole questions; memory grows with it.
 
         Raises:
-            ValueError: k outside 1..C, candidates without a token after the start token, or with different start tokens.
+            ValueError: k outside 1..C, candidates without a token after the start token, or with different
+                start tokens.
         """
         candidates, length = candidate_ids_CL.shape
         if not 1 <= k <= candidates:
@@ -172,7 +177,8 @@ class VqaModel(nn.Module):
         min_tokens: int = 0,
         length_penalty: float = 1.0,
     ) -> Generated:
-        """Write an answer to each question; lengths count the start token. See `vlp_core.text.generation.beam_search`."""
+        """Write an answer to each question; lengths count the start token. See
+        `vlp_core.text.generation.beam_search`."""
         prompt = torch.full((len(question_states_BTW), 1), start_id, device=question_states_BTW.device)
         return generation.beam_search(
             generation.language_step(self.decoder, self.lm_head),

@@ -1,18 +1,21 @@
 """X-VLM: image encoder, text encoder and fusion encoder for images, regions and objects.
 
-One image is encoded once; every box in it is a set of its patches. A text is encoded by the lower half of BERT, fused with a
-image or region by the upper half. Heads on top say whether text and visual concept match, which tokens were masked, and where in
-the image the text points to. `Xvlm` serves pre-training, retrieval and box regression (parts that a task does not need are left
-out); `vlp_core.models.nlvr`, `vqa` and `captioning` hold the models of the other tasks.
+One image is encoded once; every box in it is a set of its patches. A text is encoded by the lower half of
+BERT, fused with a image or region by the upper half. Heads on top say whether text and visual concept match,
+which tokens were masked, and where in the image the text points to. `Xvlm` serves pre-training, retrieval and
+box regression (parts that a task does not need are left out); `vlp_core.models.nlvr`, `vqa` and `captioning`
+hold the models of the other tasks.
 
-What differs from the reference is the order of work, not its result: original and masked texts pass the text layers as one batch;
-positives, negatives, masked texts and box queries pass the fusion layers as one batch over one pool of images, so each image is
-projected to keys and values once.
+What differs from the reference is the order of work, not its result: original and masked texts pass the text
+layers as one batch; positives, negatives, masked texts and box queries pass the fusion layers as one batch
+over one pool of images, so each image is projected to keys and values once.
 
-Source: arXiv 2111.08276; `models/xvlm.py`, `models/model_pretrain.py`, `models/model_retrieval.py`, `models/model_bbox.py`.
+Source: arXiv 2111.08276; `models/xvlm.py`, `models/model_pretrain.py`, `models/model_retrieval.py`,
+`models/model_bbox.py`.
 
-Shape letters: B texts of the batch, N images of the batch (N = B unless regions share images), M images of a pool, L patches,
-D image width, T text tokens, W text width, E shared embedding, P masked positions, V vocabulary, R pairs.
+Shape letters: B texts of the batch, N images of the batch (N = B unless regions share images), M images of a
+pool, L patches, D image width, T text tokens, W text width, E shared embedding, P masked positions, V
+vocabulary, R pairs.
 """
 
 from collections.abc import Iterable
@@ -48,7 +51,8 @@ class Pairs(NamedTuple):
     image_projection, text_projection: [B, E], length one.
     negatives: The pairs' negatives that were used.
     match_logits: [3B, 2]: B positives, B with a negative image, B with a negative text; class 1 is a match.
-    token_logits: [S, V] at masked positions, all that have a label among them; None when no masked texts were given.
+    token_logits: [S, V] at masked positions, all that have a label among them; None when no masked texts were
+        given.
     token_labels: [S], -100 where there is none.
     boxes: [B, 4] predicted (cx, cy, w, h) in 0..1; None in a batch of whole images.
     full_embeds: [N, 1+L, D] of the whole images; None in a batch of whole images.
@@ -70,11 +74,13 @@ class Xvlm(FusionModel):
     """X-VLM for pre-training, retrieval and grounding.
 
     Args:
-        vision: Image encoder (`SwinTransformer`, `ClipVisionTransformer` or `VisionTransformer` of `vlp_core.vision`).
+        vision: Image encoder (`SwinTransformer`, `ClipVisionTransformer` or `VisionTransformer` of
+            `vlp_core.vision`).
         text: `Bert` with fusion layers for the width of `vision`.
         embed_width: Width of the shared embedding.
         temperature: Initial temperature of the contrastive loss, a trained parameter.
-        heads: Which parts the task needs: "contrast" (both projections, temperature), "match", "masked_language", "boxes".
+        heads: Which parts the task needs: "contrast" (both projections, temperature), "match",
+            "masked_language", "boxes".
 
     Raises:
         ValueError: An unknown head, or a text encoder that does not fit the image encoder.
@@ -124,7 +130,8 @@ class Xvlm(FusionModel):
         concepts: Concepts | None = None,
         negatives: Negatives | None = None,
     ) -> Pairs:
-        """Pre-training on a batch of whole images, or of regions when `image_index` is given. Clamps the temperature.
+        """Pre-training on a batch of whole images, or of regions when `image_index` is given. Clamps the
+        temperature.
 
         Args:
             image_NCHW: Images.
@@ -134,7 +141,8 @@ class Xvlm(FusionModel):
             masked_positions_BP: Positions to predict; unused places hold any valid position.
             masked_labels_BP: The tokens there, -100 at unused places.
             image_index_B: Image of each text.
-            image_attention_mask_BL: [B, 1+L], 1 for the pooled token and the patches inside the box; required with `image_index`.
+            image_attention_mask_BL: [B, 1+L], 1 for the pooled token and the patches inside the box; required
+                with `image_index`.
             concepts: Of the images, where `vision` is a `ConceptVision`.
             negatives: Negatives to use; None draws them by similarity.
         """
@@ -200,7 +208,8 @@ class Xvlm(FusionModel):
         concepts: Concepts | None = None,
         negatives: Negatives | None = None,
     ) -> Pairs:
-        """Retrieval fine-tuning on B images and texts; pairs of equal identity are never drawn as negatives."""
+        """Retrieval fine-tuning on B images and texts; pairs of equal identity are never drawn as
+        negatives."""
         image = self.encode_image(image_BCHW, concepts)
         text = self.encode_text(text_ids_BT, attention_mask_BT)
         if negatives is None:
@@ -226,7 +235,8 @@ class Xvlm(FusionModel):
         image_index_B: Tensor | None = None,
         concepts: Concepts | None = None,
     ) -> Tensor:
-        """Training with boxes: what `locate` gives for text b in image b, or `image_index[b]`, without waiting for the device; [B, 4]."""
+        """Training with boxes: what `locate` gives for text b in image b, or `image_index[b]`, without
+        waiting for the device; [B, 4]."""
         rows = torch.arange(len(text_ids_BT), device=text_ids_BT.device)
         image = self.encode_image(image_NCHW, concepts)
         text = self.encode_text(text_ids_BT, attention_mask_BT)

@@ -19,8 +19,9 @@ def contrastive_loss(
 ) -> Tensor:
     """Contrastive loss of the batch of all ranks, the same number on every rank.
 
-    `identities`: pairs of equal identity, on any rank, are positives of each other (retrieval: the image's number); None: only the
-    pair itself (pre-training). `gather_gradient`: see `vlp_ops.gather_features`; "local" is the reference's.
+    `identities`: pairs of equal identity, on any rank, are positives of each other (retrieval: the image's
+    number); None: only the pair itself (pre-training). `gather_gradient`: see `vlp_ops.gather_features`;
+    "local" is the reference's.
     """
     image = gather(pairs.image_projection, gather_gradient)
     text = gather(pairs.text_projection, gather_gradient)
@@ -38,7 +39,8 @@ def pretrain_losses(
 ) -> dict[str, Tensor]:
     """`itc`, `itm`, `mlm`, and for a region batch `bbox` (L1) and `giou`; all have weight 1.
 
-    `is_image`: 1 for pairs whose box is the whole image, which do not count in the box losses; None: all count.
+    `is_image`: 1 for pairs whose box is the whole image, which do not count in the box losses; None: all
+        count.
     """
     if (pairs.boxes is None) != (target_boxes_B4 is None):
         raise ValueError("target boxes belong to a region batch: give them with image_index, and only then")

@@ -1,4 +1,5 @@
-"""Which parameters of X-VLM decay, and which learn faster. Source: X-VLM `optim.py` and the `init_params` of its models."""
+"""Which parameters of X-VLM decay, and which learn faster. Source: X-VLM `optim.py` and the `init_params` of
+its models."""
 
 from torch import nn
 
@@ -7,8 +8,8 @@ from vlp_core.models.vqa import VqaModel
 from vlp_core.models.xvlm import Xvlm
 from vlp_core.optim import ParameterRule
 
-# Biases and norms do not decay. Kept from the reference: "bias" also stands in the name of Swin's position tables (no decay), and the
-# norms inside the MLP heads are called by number (decay).
+# Biases and norms do not decay. Kept from the reference: "bias" also stands in the name of Swin's position
+# tables (no decay), and the norms inside the MLP heads are called by number (decay).
 NO_DECAY = ParameterRule(pattern=r"bias|norm\.weight$", decay=False)
 
 
@@ -19,11 +20,11 @@ def parameter_rules(
 
     Args:
         model: `Xvlm`, `NlvrModel`, `VqaModel` or `CaptionModel`.
-        fresh_lr_scale: Factor on the learning rate of what starts without pre-trained values: cross-attention, projections,
-            temperature and heads in pre-training; the answer decoder's keys and values of VQA where they could not be copied; the
-            class head of NLVR2.
-        as_released: The released multi-GPU NLVR2 fine-tuning does not scale its class head, because the optimizer is made from a
-            wrapper that hides the names; False scales it as the code intends.
+        fresh_lr_scale: Factor on the learning rate of what starts without pre-trained values:
+            cross-attention, projections, temperature and heads in pre-training; the answer decoder's keys and
+            values of VQA where they could not be copied; the class head of NLVR2.
+        as_released: The released multi-GPU NLVR2 fine-tuning does not scale its class head, because the
+            optimizer is made from a wrapper that hides the names; False scales it as the code intends.
     """
     match model:
         case Xvlm() if "masked_language" in model.heads:

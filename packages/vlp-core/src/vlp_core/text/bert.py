@@ -1,7 +1,8 @@
 """BERT and RoBERTa encoders whose upper layers can attend to images.
 
-The layers below `fusion_layer` are plain BERT (post-norm). Every layer from `fusion_layer` on has a cross-attention between its
-self-attention and its feed-forward part, so one stack of layers is text encoder and fusion encoder in turn:
+The layers below `fusion_layer` are plain BERT (post-norm). Every layer from `fusion_layer` on has a
+cross-attention between its self-attention and its feed-forward part, so one stack of layers is text encoder
+and fusion encoder in turn:
 
     text          encode(ids)                            layers 0 .. fusion_layer-1
     fusion        fuse(states, image)                    layers fusion_layer ..
@@ -12,17 +13,22 @@ self-attention and its feed-forward part, so one stack of layers is text encoder
 What differs from the textbook form is made for speed and changes no result:
 
 - Query, key and value are one matrix. There is no pooler.
-- The images come as one pool of M images and each text row names its image by `image_index`. Keys and values are projected once
+- The images come as one pool of M images and each text row names its image by `image_index`. Keys and values
+    are projected once
   per image of the pool, however many rows (positive, negative, masked, box query) look at it.
 - `fuse_and_read` computes the last layer only at the positions that are read ([CLS], or the masked tokens).
-- Padding is left out where nobody reads its states (`vlp_core.text.packing`): `fuse_and_read` always, the others with `skip_padding`.
-- Masks are boolean. The reference adds -10000 (self) or -1e9 (cross), which is the same unless a row is masked completely; token 0
+- Padding is left out where nobody reads its states (`vlp_core.text.packing`): `fuse_and_read` always, the
+    others with `skip_padding`.
+- Masks are boolean. The reference adds -10000 (self) or -1e9 (cross), which is the same unless a row is
+    masked completely; token 0
   of every text and of every image must therefore be visible.
 
-Source: BERT, arXiv 1810.04805; RoBERTa, arXiv 1907.11692; X-VLM, arXiv 2111.08276 section 3.1, `models/xbert.py`, `models/xroberta.py`.
+Source: BERT, arXiv 1810.04805; RoBERTa, arXiv 1907.11692; X-VLM, arXiv 2111.08276 section 3.1,
+`models/xbert.py`, `models/xroberta.py`.
 
-Shape letters: R text rows, T text tokens, W width, H heads, K width per head, M images of the pool, S image tokens, D image width,
-P positions read. `x` without letters holds states [R, T, W] or packed ones, [S, W] for the S tokens that are not padding.
+Shape letters: R text rows, T text tokens, W width, H heads, K width per head, M images of the pool, S image
+tokens, D image width, P positions read. `x` without letters holds states [R, T, W] or packed ones, [S, W] for
+the S tokens that are not padding.
 """
 
 import math
@@ -81,7 +87,8 @@ class SelfAttention(nn.Module):
         return self.out(pack(mixed, packing) if query_RPW is None else mixed)
 
     def extend(self, x_RTW: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        """Causal attention of T new tokens over `past` and themselves; also the keys and values of all tokens so far."""
+        """Causal attention of T new tokens over `past` and themselves; also the keys and values of all tokens
+        so far."""
         query, key, value = (
             split_heads(part, self.heads) for part in self.query_key_value(x_RTW).chunk(3, dim=-1)
         )
@@ -131,7 +138,8 @@ class CrossAttention(nn.Module):
         mask: Tensor | None,
         watch: Callable[[Tensor], Tensor] = lambda weights: weights,
     ) -> Tensor:
-        """As `forward` without dropout, by explicit weights [R, H, T, S] that go through `watch` (explanations)."""
+        """As `forward` without dropout, by explicit weights [R, H, T, S] that go through `watch`
+        (explanations)."""
         key, value = key_value_RSW2.chunk(2, dim=-1)
         query, key, value = (split_heads(part, self.heads) for part in (self.query(x_RTW), key, value))
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
@@ -183,7 +191,8 @@ class Layer(nn.Module):
         query_RPW: Tensor | None = None,
         packing: Packing | None = None,
     ) -> Tensor:
-        """States of the layer, in the layout of `x`, or [R, P, W] of the tokens with the states `query` alone.
+        """States of the layer, in the layout of `x`, or [R, P, W] of the tokens with the states `query`
+        alone.
 
         `packing` says how `x` is packed; `query` never is.
         """
@@ -209,8 +218,9 @@ class Bert(nn.Module):
     """BERT or RoBERTa with optional fusion layers; see the module for the modes.
 
     Args:
-        kind: "bert": token n stands at position n. "roberta": positions count the tokens that are not padding, starting at
-            `pad_id + 1`; padding stands at `pad_id`, whose rows of the word and position tables start as zeros and get no gradient.
+        kind: "bert": token n stands at position n. "roberta": positions count the tokens that are not
+            padding, starting at `pad_id + 1`; padding stands at `pad_id`, whose rows of the word and position
+            tables start as zeros and get no gradient.
         vocabulary: Number of tokens.
         width: Width of the states.
         layers: Number of layers, fusion layers included.
@@ -221,15 +231,18 @@ class Bert(nn.Module):
         pad_id: Padding token; its word embedding starts as zeros and gets no gradient from the embedding.
         fusion_layer: First layer with cross-attention; None for a text-only encoder, 0 for a decoder.
         image_width: Width of the image states; required with fusion layers.
-        layers_per_image_projection: Successive fusion layers that share one key/value projection (2 in NLVR2 models).
+        layers_per_image_projection: Successive fusion layers that share one key/value projection (2 in NLVR2
+            models).
         dropout: Dropout on embeddings and on the output of each part of a layer.
         attention_dropout: Dropout on attention probabilities.
         norm_eps: Epsilon of the layer norms (1e-12 BERT, 1e-5 RoBERTa).
-        initializer_range: Standard deviation of the initial weights. The published 0.02 belongs to width 768; a model of width 64 with it
-            hardly lets a signal through at first, 0.02 * sqrt(768 / width) keeps the gain.
+        initializer_range: Standard deviation of the initial weights. The published 0.02 belongs to width 768;
+            a model of width 64 with it hardly lets a signal through at first, 0.02 * sqrt(768 / width) keeps
+            the gain.
 
     Raises:
-        ValueError: `width` is no multiple of `heads`, or `fusion_layer` and `image_width` do not fit together.
+        ValueError: `width` is no multiple of `heads`, or `fusion_layer` and `image_width` do not fit
+            together.
     """
 
     def __init__(
@@ -276,7 +289,8 @@ class Bert(nn.Module):
         self.pad_id = pad_id
         self.fusion_layer = first_fusion
         self.layers_per_image_projection = layers_per_image_projection
-        # The pad row takes no gradient from look-ups, as in the reference; a tied output projection may still move it.
+        # The pad row takes no gradient from look-ups, as in the reference; a tied output projection may still
+        # move it.
         self.word_embedding = nn.Embedding(vocabulary, width, padding_idx=pad_id)
         self.position_embedding = nn.Embedding(
             positions, width, padding_idx=pad_id if kind == "roberta" else None
@@ -301,7 +315,8 @@ class Bert(nn.Module):
         initialise(self, initializer_range)
 
     def embed(self, ids_RT: Tensor, *, start: int = 0, packing: Packing | None = None) -> Tensor:
-        """Sum of word, position and type 0 embeddings, normalised: [R, T] -> [R, T, W], or [S, W] with a packing.
+        """Sum of word, position and type 0 embeddings, normalised: [R, T] -> [R, T, W], or [S, W] with a
+        packing.
 
         `start`: number of tokens that stand before these, none of them padding.
         """
@@ -336,7 +351,8 @@ class Bert(nn.Module):
             ids_RT: Token ids.
             mask_RT: 1 or True for real tokens (the first one always); None when no row is padded.
             causal: Every token sees only itself and earlier ones.
-            skip_padding: Nobody reads the states at padding: they are 0 where leaving them out saves time, elsewhere as without this.
+            skip_padding: Nobody reads the states at padding: they are 0 where leaving them out saves time,
+                elsewhere as without this.
 
         Returns:
             States [R, T, W].
@@ -346,7 +362,8 @@ class Bert(nn.Module):
     def encode_with_summaries(
         self, ids_RT: Tensor, mask_RT: Tensor | None, *, count: int, rows: int, skip_padding: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """As `encode`, with token 0 of the first `rows` texts after each of the `count` layers before the last text layer, lowest first.
+        """As `encode`, with token 0 of the first `rows` texts after each of the `count` layers before the
+        last text layer, lowest first.
 
         What stands below the first layer, the embedding, counts as a layer here: 6 text layers have 1..6.
 
@@ -401,9 +418,10 @@ class Bert(nn.Module):
             x_RTW: States from `encode`.
             mask_RT: As in `encode`.
             image_MSD: Pool of image states.
-            image_mask_MS: 1 or True for visible image tokens (the first one always); None when all are visible.
-            image_index: Image of each row, [R]; several such tensors make the fusion layers take turns; None when row r looks at
-                image r.
+            image_mask_MS: 1 or True for visible image tokens (the first one always); None when all are
+                visible.
+            image_index: Image of each row, [R]; several such tensors make the fusion layers take turns; None
+                when row r looks at image r.
             causal: As in `encode`.
             skip_padding: As in `encode`.
 
@@ -432,8 +450,8 @@ class Bert(nn.Module):
         Equal to gathering from `fuse`, without computing what is not read. Arguments as in `fuse`, and
 
         Args:
-            read: For each group of rows the positions to read, [rows of the group, P]; the groups cover all rows in order. States
-                read at padding mean nothing.
+            read: For each group of rows the positions to read, [rows of the group, P]; the groups cover all
+                rows in order. States read at padding mean nothing.
 
         Returns:
             For each group the states [rows of the group, P, W].
@@ -497,7 +515,8 @@ class Bert(nn.Module):
     def _turns(
         self, image_MSD: Tensor, mask_MS: Tensor | None, image_index: Tensor | Sequence[Tensor] | None
     ) -> Iterator[tuple[nn.Module, Tensor, Tensor | None, Tensor | None]]:
-        """For each fusion layer, when its turn comes: the layer, the pool's keys and values, the image of each row, their masks."""
+        """For each fusion layer, when its turn comes: the layer, the pool's keys and values, the image of
+        each row, their masks."""
         if self.image_width is None:
             raise ValueError(
                 "this text encoder has no fusion layers; make it with fusion_layer and image_width"
@@ -521,7 +540,8 @@ def self_mask(
     device: torch.device,
     packing: Packing | None = None,
 ) -> Tensor | None:
-    """Boolean self-attention mask, broadcastable to [R, H, T, T], or with a packing to [R, H, U, U]; None: everything is visible."""
+    """Boolean self-attention mask, broadcastable to [R, H, T, T], or with a packing to [R, H, U, U]; None:
+    everything is visible."""
     if packing is not None:
         mask_RT, tokens = packing.mask_RU, packing.mask_RU.shape[1]
     mask = None if mask_RT is None else mask_RT.bool()[:, None, None, :]
@@ -547,7 +567,8 @@ def take_image_mask(mask_MS: Tensor | None, index: Tensor | None) -> Tensor | No
 def initialise(module: nn.Module, deviation: float = 0.02) -> None:
     """Initial values of BERT, for a whole model or one head.
 
-    Linear and embedding weights: normal with this standard deviation. Linear biases: 0. Padding rows: 0. Layer norms: 1 and 0.
+    Linear and embedding weights: normal with this standard deviation. Linear biases: 0. Padding rows: 0.
+    Layer norms: 1 and 0.
     """
     for part in module.modules():
         if isinstance(part, nn.Linear):

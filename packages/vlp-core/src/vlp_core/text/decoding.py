@@ -6,7 +6,8 @@
 
 Equal to running the whole text with `causal=True` after each token. Gradients flow through all steps.
 
-Shape letters: M images, R text rows (R = M * n: row r looks at image r // n), T new tokens, S image tokens, D image width, W width.
+Shape letters: M images, R text rows (R = M * n: row r looks at image r // n), T new tokens, S image tokens, D
+image width, W width.
 """
 
 from dataclasses import dataclass, replace
@@ -32,7 +33,8 @@ class Cache:
     tokens: int = 0
 
     def select(self, rows_R: Tensor) -> "Cache":
-        """The cache of other rows: row r continues the text of row `rows[r]`, which must look at the same image."""
+        """The cache of other rows: row r continues the text of row `rows[r]`, which must look at the same
+        image."""
         texts = tuple(KeyValue(kept.key[rows_R], kept.value[rows_R]) for kept in self.texts)
         return replace(self, texts=texts)
 

@@ -1,13 +1,16 @@
 """Writing text with a language model: greedy, sampling and beam search over one step function.
 
-The functions know no model. They take a `step` that appends tokens to every row and returns the logits of what comes next, and the
-`Cache` it starts with (`vlp_core.text.decoding`). Captions and answers use them alike. Lengths count the prompt, as in the
-reference. Nothing is read from the device but, once per token, whether all rows have ended.
+The functions know no model. They take a `step` that appends tokens to every row and returns the logits of
+what comes next, and the `Cache` it starts with (`vlp_core.text.decoding`). Captions and answers use them
+alike. Lengths count the prompt, as in the reference. Nothing is read from the device but, once per token,
+whether all rows have ended.
 
-Source: Hugging Face transformers 4.12.5 `generation_beam_search.py` (the version the reference pins) for beam search; Oscar's
-`_generate_no_beam_search`, used by X-VLM `models/model_captioning.py`, for greedy and sampling.
+Source: Hugging Face transformers 4.12.5 `generation_beam_search.py` (the version the reference pins) for beam
+search; Oscar's `_generate_no_beam_search`, used by X-VLM `models/model_captioning.py`, for greedy and
+sampling.
 
-Shape letters: B prompts (images), R rows (texts), N beams, L tokens with the prompt, G generated tokens, V vocabulary.
+Shape letters: B prompts (images), R rows (texts), N beams, L tokens with the prompt, G generated tokens, V
+vocabulary.
 """
 
 from collections.abc import Callable
@@ -33,7 +36,8 @@ class Generated(NamedTuple):
     """Best text of each prompt.
 
     ids: [B, L] with the prompt; after the end token, padding.
-    score: [B] sum of log-probabilities divided by length ** length_penalty; length counts the prompt, not the end token.
+    score: [B] sum of log-probabilities divided by length ** length_penalty; length counts the prompt, not the
+        end token.
     """
 
     ids: Tensor
@@ -43,7 +47,8 @@ class Generated(NamedTuple):
 class Sampled(NamedTuple):
     """Texts drawn token by token.
 
-    ids: [R, L] with the prompt; after the end token, padding. A row that has not ended by itself has the end token in the last place.
+    ids: [R, L] with the prompt; after the end token, padding. A row that has not ended by itself has the end
+        token in the last place.
     log_probabilities: [R, G] of the tokens drawn, with gradient where the model's forward has one.
     drawn: [R, G], True up to and with the end token.
     """
@@ -83,7 +88,8 @@ def greedy(
         step: See the module.
         cache: Cache of the B images without any token.
         prompt_BP: First tokens, without padding.
-        max_tokens: Length with the prompt at which a text is cut; its last token is then replaced by the end token.
+        max_tokens: Length with the prompt at which a text is cut; its last token is then replaced by the end
+            token.
         min_tokens: Length with the prompt below which a text cannot end.
         end_id: Token that ends a text.
         pad_id: Token after the end.
@@ -116,7 +122,8 @@ def sample(
     pad_id: int,
     generator: torch.Generator | None = None,
 ) -> Sampled:
-    """`samples` texts per prompt, drawn from softmax(logits / temperature); rows of one prompt stand together.
+    """`samples` texts per prompt, drawn from softmax(logits / temperature); rows of one prompt stand
+    together.
 
     Other arguments as in `greedy`. `log_probabilities` are those of the distribution drawn from.
     """
@@ -124,7 +131,8 @@ def sample(
         raise ValueError(f"samples={samples} must be at least 1 and temperature={temperature} above 0")
 
     def choose(logits: Tensor) -> Tensor:
-        # NaN logits must show up in the loss, where the engine looks for them, not as an assertion of the drawing kernel.
+        # NaN logits must show up in the loss, where the engine looks for them, not as an assertion of the
+        # drawing kernel.
         return torch.multinomial(logits.softmax(1).nan_to_num(1.0), 1, generator=generator).squeeze(1)
 
     return _draw(
@@ -154,9 +162,10 @@ def beam_search(
 ) -> Generated:
     """The best text that a search with `beams` open texts per prompt finds.
 
-    A step looks at the 2 * beams best continuations; those that end within the first `beams` become candidates, the first `beams`
-    others stay open. A prompt is done when it has `beams` candidates and no open text can beat the worst of them at its present
-    length. Candidates are compared by score (see `Generated`). Without gradient. Other arguments as in `greedy`.
+    A step looks at the 2 * beams best continuations; those that end within the first `beams` become
+    candidates, the first `beams` others stay open. A prompt is done when it has `beams` candidates and no
+    open text can beat the worst of them at its present length. Candidates are compared by score (see
+    `Generated`). Without gradient. Other arguments as in `greedy`.
 
     Raises:
         ValueError: As in `greedy`; less than one beam, or a vocabulary too small for 2 * beams continuations.
@@ -194,7 +203,8 @@ def beam_search(
                 length,
             )
             done |= best.full() & (best.worst() >= values[:, 0] / length**length_penalty)
-            # Open texts: the first `beams` continuations that do not end; at least that many of 2 * beams do not.
+            # Open texts: the first `beams` continuations that do not end; at least that many of 2 * beams do
+            # not.
             keep = (order + 2 * beams * ends).argsort(dim=1)[:, :beams]
             parent, token, scores = (x.gather(1, keep) for x in (parent, token, values))
             ids = torch.cat(
@@ -210,7 +220,8 @@ def beam_search(
 
 
 class _Candidates(NamedTuple):
-    """Up to N ended texts per prompt, best first: `ids` [B, N, max_tokens], `score` [B, N] (-inf: none), `length` [B, N]."""
+    """Up to N ended texts per prompt, best first: `ids` [B, N, max_tokens], `score` [B, N] (-inf: none),
+    `length` [B, N]."""
 
     ids: Tensor
     score: Tensor
@@ -283,7 +294,8 @@ def _draw(
         ids.append(new)
         if not bool(running.any()):
             break
-    # As in the reference the last place of a text that never ended says so, while its log-probability is that of the token drawn.
+    # As in the reference the last place of a text that never ended says so, while its log-probability is that
+    # of the token drawn.
     ids[-1] = ids[-1].masked_fill(running[:, None], end_id)
     return Sampled(torch.cat(ids, 1), torch.cat(log_probabilities, 1), torch.cat(drawn, 1))
 

@@ -1,22 +1,24 @@
 """Leaving padding out of the work on texts.
 
-Texts come padded to one length, often to three times the mean. Linear layers, norms and activations work token by token, so they can run on
-the real tokens alone, one after the other in a tensor [S, W]. Only attention needs the texts as rows, and of those only as many columns as
-the longest text has:
+Texts come padded to one length, often to three times the mean. Linear layers, norms and activations work
+token by token, so they can run on the real tokens alone, one after the other in a tensor [S, W]. Only
+attention needs the texts as rows, and of those only as many columns as the longest text has:
 
     padded  [R, T, ...]    pack    ->  packed  [S, ...]
     packed  [S, W]         spread  ->  rows    [R, U, W]      before attention; padding is 0
     rows    [R, U, W]      pack    ->  packed  [S, W]         after attention
     packed  [S, W]         unpack  ->  padded  [R, T, W]      at the end; padding is 0
 
-Every function takes None for "nothing is packed" and then returns what it got, so that one code serves both layouts. Lists of masked tokens
-are padded too, and packed by the same functions.
+Every function takes None for "nothing is packed" and then returns what it got, so that one code serves both
+layouts. Lists of masked tokens are padded too, and packed by the same functions.
 
-Packing pays on the CPU, and `Packing.of` packs nowhere else: the number of real tokens is a size of all tensors that follow, so an
-accelerator would have to finish its work before the host can go on, and `torch.compile` would meet a new size with every batch. What helps
-there is to pad to the longest text of the batch.
+Packing pays on the CPU, and `Packing.of` packs nowhere else: the number of real tokens is a size of all
+tensors that follow, so an accelerator would have to finish its work before the host can go on, and
+`torch.compile` would meet a new size with every batch. What helps there is to pad to the longest text of the
+batch.
 
-Shape letters: R texts, T columns of the padded texts, U columns up to the last real token, S real tokens, W width.
+Shape letters: R texts, T columns of the padded texts, U columns up to the last real token, S real tokens, W
+width.
 """
 
 from typing import NamedTuple
@@ -38,9 +40,11 @@ class Packing(NamedTuple):
 
     @classmethod
     def of(cls, mask_RT: Tensor | None) -> "Packing | None":
-        """The packing of texts whose real tokens have 1 or True in the mask, or None where packing does not pay (see the module).
+        """The packing of texts whose real tokens have 1 or True in the mask, or None where packing does not
+        pay (see the module).
 
-        The mask None stands for texts without padding. Real tokens may lie anywhere in their row; their order is kept.
+        The mask None stands for texts without padding. Real tokens may lie anywhere in their row; their order
+        is kept.
         """
         if mask_RT is None or mask_RT.device.type != "cpu" or torch.compiler.is_compiling():
             return None

@@ -1,4 +1,5 @@
-"""Vision encoders with one contract: `forward(image) -> [N, 1+L, D]` and `forward_regions(...) -> VisionRegions`."""
+"""Vision encoders with one contract: `forward(image) -> [N, 1+L, D]` and `forward_regions(...) ->
+VisionRegions`."""
 
 from vlp_core.vision.clip import ClipVisionTransformer
 from vlp_core.vision.layers import VisionRegions

@@ -1,10 +1,11 @@
 """CLIP's vision tower as X-VLM's vision encoder, with local attention of the last blocks in region mode.
 
-Differs from a textbook ViT: patch embedding without bias, a LayerNorm before the first block, quick-GELU. Differs from CLIP: the final
-norm is applied to all tokens, and there is no projection. In region mode the last `local_depth` blocks run once per text and attend to
-the region only.
+Differs from a textbook ViT: patch embedding without bias, a LayerNorm before the first block, quick-GELU.
+Differs from CLIP: the final norm is applied to all tokens, and there is no projection. In region mode the
+last `local_depth` blocks run once per text and attend to the region only.
 
-Source: CLIP, arXiv 2103.00020 (Hugging Face's `CLIPVisionModel`); X-VLM, arXiv 2111.08276, models/clip_vit.py.
+Source: CLIP, arXiv 2103.00020 (Hugging Face's `CLIPVisionModel`); X-VLM, arXiv 2111.08276,
+models/clip_vit.py.
 Shapes: B texts, N images, R image side, G patches per side, L = G*G, T = 1+L tokens, D width.
 """
 
@@ -28,9 +29,10 @@ from vlp_core.vision.vit import resize_to_shape
 class ClipVisionTransformer(nn.Module):
     """CLIP's ViT with a class token and learned positions.
 
-    `image_size`: side of the images; exactly this size is accepted. `patch`: side of a patch, in pixels. `width`, `depth`, `heads`:
-    channels, blocks, attention heads. `hidden`: width inside the feed-forward. `activation`: inside the feed-forward; "quick_gelu" in
-    OpenAI's models. `local_depth`: number of last blocks that attend to the region only, in region mode. LayerNorm eps is 1e-5.
+    `image_size`: side of the images; exactly this size is accepted. `patch`: side of a patch, in pixels.
+    `width`, `depth`, `heads`: channels, blocks, attention heads. `hidden`: width inside the feed-forward.
+    `activation`: inside the feed-forward; "quick_gelu" in OpenAI's models. `local_depth`: number of last
+        blocks that attend to the region only, in region mode. LayerNorm eps is 1e-5.
 
     Attributes: `width` (D), `image_size`, `patch_size`, `tokens` (1+L).
     """
@@ -82,7 +84,8 @@ class ClipVisionTransformer(nn.Module):
     def forward_regions(
         self, image: Tensor, image_index: Tensor, image_attention_mask: Tensor
     ) -> VisionRegions:
-        """Regions of images. `image_index`: [B], the image of each text; `image_attention_mask`: [B, 1+L], 1 = patch of the region.
+        """Regions of images. `image_index`: [B], the image of each text; `image_attention_mask`: [B, 1+L], 1
+        = patch of the region.
 
         Column 0 of the mask (the class token) is 1.
         """
@@ -97,15 +100,18 @@ class ClipVisionTransformer(nn.Module):
         return VisionRegions(self.norm(found.image_embeds), self.norm(found.full_embeds))
 
     def position_tables(self) -> dict[str, Callable[[Tensor, Size], Tensor]]:
-        """Parameters of the grid's size, with the function(tensor, wanted shape) that resizes one of another size."""
+        """Parameters of the grid's size, with the function(tensor, wanted shape) that resizes one of another
+        size."""
         return {"positions": resize_to_shape}
 
 
 def initialise(model: ClipVisionTransformer) -> None:
-    """CLIP's rules, for training from scratch (X-VLM always starts from CLIP's weights). All normal; D width, n blocks:
+    """CLIP's rules, for training from scratch (X-VLM always starts from CLIP's weights). All normal; D width,
+    n blocks:
 
-    class token 1/sqrt(D); positions and patch embedding 0.02; query, key, value and second feed-forward matrix 1/sqrt(2 n D); output of
-    the attention 1/sqrt(D); first feed-forward matrix 1/sqrt(2 D); biases 0; LayerNorm 1 and 0.
+    class token 1/sqrt(D); positions and patch embedding 0.02; query, key, value and second feed-forward
+    matrix 1/sqrt(2 n D); output of the attention 1/sqrt(D); first feed-forward matrix 1/sqrt(2 D); biases 0;
+    LayerNorm 1 and 0.
     """
     width, depth = model.width, len(model.blocks)
     nn.init.normal_(model.class_token, std=width**-0.5)

@@ -1,7 +1,8 @@
-"""Parts shared by the vision encoders: patch embedding, feed-forward, self-attention, pre-norm block, region mode.
+"""Parts shared by the vision encoders: patch embedding, feed-forward, self-attention, pre-norm block, region
+mode.
 
-Shapes: B texts (regions), N images, C channels, R image side, P patch side, G patches per side, L = G*G patches, D width, H heads,
-K width per head.
+Shapes: B texts (regions), N images, C channels, R image side, P patch side, G patches per side, L = G*G
+patches, D width, H heads, K width per head.
 """
 
 import math
@@ -16,7 +17,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 Activation = Literal["gelu", "quick_gelu"]
 
-# X-VLM adds this number to the scores of patches outside a region (models/vit.py, clip_vit.py); finite, so that no row is all -inf.
+# X-VLM adds this number to the scores of patches outside a region (models/vit.py, clip_vit.py); finite, so
+# that no row is all -inf.
 OUTSIDE = -10000.0
 
 
@@ -54,7 +56,8 @@ def check_regions(
 def take_rows(x: Tensor, index_B: Tensor) -> Tensor:
     """x[index] along the first axis; repeated rows are allowed.
 
-    Written as an embedding look-up: several times faster backward than index_select, and deterministic on a GPU.
+    Written as an embedding look-up: several times faster backward than index_select, and deterministic on a
+    GPU.
     """
     return F.embedding(index_B, x.flatten(1)).unflatten(1, x.shape[1:])
 
@@ -76,7 +79,8 @@ class PatchEmbedding(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, image_NCHW: Tensor) -> Tensor:
-        """[N, 3, R, R] -> [N, G, G, D]; pixels right of and below the last whole patch are left out, as by the convolution."""
+        """[N, 3, R, R] -> [N, G, G, D]; pixels right of and below the last whole patch are left out, as by
+        the convolution."""
         return self.project(self.split(image_NCHW))
 
     def split(self, image_NCHW: Tensor) -> Tensor:
@@ -103,8 +107,8 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "q
 class FeedForward(nn.Module):
     """Linear to `hidden`, activation, Linear back.
 
-    `recompute`: the backward pass computes the activation again instead of keeping its output: a seventh less memory for a block, a
-    fiftieth more time.
+    `recompute`: the backward pass computes the activation again instead of keeping its output: a seventh less
+    memory for a block, a fiftieth more time.
     """
 
     def __init__(
@@ -126,7 +130,8 @@ class FeedForward(nn.Module):
             return self.down(active)
 
     def _without(self, place: int, x: Tensor) -> tuple[Callable[[Tensor], object], Callable[[Any], Tensor]]:
-        """Hooks that keep a shape instead of the activation, whose numbers lie at `place`, and make it again from `x`."""
+        """Hooks that keep a shape instead of the activation, whose numbers lie at `place`, and make it again
+        from `x`."""
 
         def pack(saved: Tensor) -> object:
             return saved.shape if saved.data_ptr() == place else saved
@@ -165,7 +170,8 @@ class SelfAttention(nn.Module):
 
     def _qkv(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value, [B, H, T, K] each."""
-        # Parted before the heads are moved, so that the three gradients are written where the linear layer reads them.
+        # Parted before the heads are moved, so that the three gradients are written where the linear layer
+        # reads them.
         parts_BTHK = self.qkv(x_BTD).unflatten(2, (3, self.heads, -1)).unbind(2)
         return tuple(part.transpose(1, 2) for part in parts_BTHK)
 
@@ -186,7 +192,8 @@ class Block(nn.Module):
 
 
 def outside_bias(visible_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention scores of tokens that are not visible (0 in the mask): [B, T] -> [B, 1, 1, T]."""
+    """What is added to attention scores of tokens that are not visible (0 in the mask): [B, T] -> [B, 1, 1,
+    T]."""
     return ((1 - visible_BT.to(dtype)) * OUTSIDE)[:, None, None, :]
 
 
@@ -200,10 +207,11 @@ def run_region_blocks(
 ) -> VisionRegions:
     """Blocks of a ViT in X-VLM's region mode, before the final norm.
 
-    All but the last `local_depth` blocks see whole images, once per image. Then each text takes a copy of its image, of which the last
-    blocks attend to the region only (keys outside get -10000); whole images go on unmasked. Every row is computed, also outside.
-    Source: X-VLM models/vit.py and clip_vit.py, `local_attn_depth`. The reference runs region copies and images as one batch; they do not
-    interact, so two calls give the same numbers and the images need no mask.
+    All but the last `local_depth` blocks see whole images, once per image. Then each text takes a copy of its
+    image, of which the last blocks attend to the region only (keys outside get -10000); whole images go on
+    unmasked. Every row is computed, also outside.
+    Source: X-VLM models/vit.py and clip_vit.py, `local_attn_depth`. The reference runs region copies and
+    images as one batch; they do not interact, so two calls give the same numbers and the images need no mask.
     """
     shared = len(blocks) - local_depth
     for block in list(blocks)[:shared]:

@@ -1,6 +1,7 @@
 """Position tables for another image size.
 
-Source: X-VLM models/swin_transformer.py `interpolate_relative_pos_embed` (from BEiT) and models/vit.py `interpolate_pos_embed`.
+Source: X-VLM models/swin_transformer.py `interpolate_relative_pos_embed` (from BEiT) and models/vit.py
+`interpolate_pos_embed`.
 """
 
 import math
@@ -15,9 +16,10 @@ def resize_swin_table(table: Tensor, target_window: int) -> Tensor:
 
     `table`: [(2w-1)^2, heads] for window w >= 3 -> [(2t-1)^2, heads] for t = `target_window`, same dtype.
 
-    The source's distances 0, 1, 2 ... are stretched to a geometric sequence 0, 1, 1+q, 1+q+q^2 ... that spans the target's, so near
-    distances keep their bias; a cubic spline through them is read at integer distances. Targets beyond the last source are clamped.
-    Raises `ValueError` for a table that is not square or too small for a cubic spline.
+    The source's distances 0, 1, 2 ... are stretched to a geometric sequence 0, 1, 1+q, 1+q+q^2 ... that spans
+    the target's, so near distances keep their bias; a cubic spline through them is read at integer distances.
+    Targets beyond the last source are clamped. Raises `ValueError` for a table that is not square or too
+    small for a cubic spline.
     """
     from scipy.interpolate import RectBivariateSpline
 
@@ -48,7 +50,8 @@ def resize_swin_table(table: Tensor, target_window: int) -> Tensor:
 
 
 def _ratio(terms: int, total: int) -> float:
-    """q in (1.01, 1.5) with 1 + q + ... + q^(terms-1) = total, by bisection to 1e-6 (the reference's bounds, also where none fits)."""
+    """q in (1.01, 1.5) with 1 + q + ... + q^(terms-1) = total, by bisection to 1e-6 (the reference's bounds,
+    also where none fits)."""
     low, high = 1.01, 1.5
     q = (low + high) / 2
     while high - low > 1e-6:
@@ -63,8 +66,9 @@ def _ratio(terms: int, total: int) -> float:
 def resize_position_table(table: Tensor, grid: int) -> Tensor:
     """Absolute positions of a ViT for another grid.
 
-    `table`: [1+g*g, D], class token first -> [1+grid*grid, D], same dtype; the class token's row is kept, the others are interpolated
-    bicubically in float32 (corners not aligned). Raises `ValueError` for a table that is not a square grid.
+    `table`: [1+g*g, D], class token first -> [1+grid*grid, D], same dtype; the class token's row is kept, the
+    others are interpolated bicubically in float32 (corners not aligned). Raises `ValueError` for a table that
+    is not a square grid.
     """
     side = math.isqrt(max(len(table) - 1, 0))
     if table.ndim != 2 or side == 0 or side * side != len(table) - 1:
@@ -77,10 +81,12 @@ def resize_position_table(table: Tensor, grid: int) -> Tensor:
 
 
 def sincos_table(width: int, grid: int) -> Tensor:
-    """Fixed positions of a masked auto-encoder's decoder: [1+grid*grid, width], float32, the class token's row first and zero.
+    """Fixed positions of a masked auto-encoder's decoder: [1+grid*grid, width], float32, the class token's
+    row first and zero.
 
-    The first half of the channels encodes the column, the second half the row; within each, sines then cosines of frequencies
-    10000^(-k / (width/4)). Source: MAE, arXiv 2111.06377, `util/pos_embed.py`. Raises `ValueError` for a width not divisible by 4.
+    The first half of the channels encodes the column, the second half the row; within each, sines then
+    cosines of frequencies 10000^(-k / (width/4)). Source: MAE, arXiv 2111.06377, `util/pos_embed.py`. Raises
+    `ValueError` for a width not divisible by 4.
     """
     if width % 4:
         raise ValueError(f"width={width} must be a multiple of 4: sine and cosine of columns and rows")

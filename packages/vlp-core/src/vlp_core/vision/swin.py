@@ -1,12 +1,14 @@
-"""Swin transformer as X-VLM's vision encoder: Swin v1 with a pooled token in front of the patches of its last stage.
+"""Swin transformer as X-VLM's vision encoder: Swin v1 with a pooled token in front of the patches of its last
+stage.
 
-Differs from a textbook Swin: the mean of the last stage's tokens (of the region's tokens, in region mode) is put in front of them; a
-stage no larger than the window becomes one window without shift. Here, tokens stay in the order of the windows from block to block and
-are re-ordered once between blocks, which gives the same numbers as rolling and cutting the image twice in every block.
+Differs from a textbook Swin: the mean of the last stage's tokens (of the region's tokens, in region mode) is
+put in front of them; a stage no larger than the window becomes one window without shift. Here, tokens stay in
+the order of the windows from block to block and are re-ordered once between blocks, which gives the same
+numbers as rolling and cutting the image twice in every block.
 
 Source: Swin, arXiv 2103.14030; X-VLM, arXiv 2111.08276, models/swin_transformer.py.
-Shapes: B texts, N images, W windows, T tokens per window, L = W*T tokens, C channels of a stage, D = output width, H heads, K width per
-head.
+Shapes: B texts, N images, W windows, T tokens per window, L = W*T tokens, C channels of a stage, D = output
+width, H heads, K width per head.
 """
 
 import math
@@ -31,7 +33,8 @@ PATCH = 4
 
 
 def shift_mask(resolution: int, window: int, shift: int) -> Tensor:
-    """[W, T, T] float32: 0 where two tokens of a shifted window are neighbours in the image, -100 where the shift wrapped one round."""
+    """[W, T, T] float32: 0 where two tokens of a shifted window are neighbours in the image, -100 where the
+    shift wrapped one round."""
     steps = torch.zeros(resolution, dtype=torch.long, device="cpu")
     steps[resolution - window : resolution - shift] = 1
     steps[resolution - shift :] = 2
@@ -46,13 +49,15 @@ def windows(grid: Tensor, window: int) -> Tensor:
 
 
 def token_order(resolution: int, window: int, shift: int) -> Tensor:
-    """[L]: the image's token number (row by row) at every place of the window order, after rolling up and left by `shift`."""
+    """[L]: the image's token number (row by row) at every place of the window order, after rolling up and
+    left by `shift`."""
     grid = torch.arange(resolution * resolution, device="cpu").view(resolution, resolution)
     return windows(grid.roll((-shift, -shift), (0, 1)), window).flatten()
 
 
 def merge_order(resolution: int, window: int) -> Tensor:
-    """[L]: token numbers so that four in a row make one token of the next stage, whose windows have side `window`.
+    """[L]: token numbers so that four in a row make one token of the next stage, whose windows have side
+    `window`.
 
     Within the four: (even row, even column), (odd, even), (even, odd), (odd, odd).
     """
@@ -62,7 +67,8 @@ def merge_order(resolution: int, window: int) -> Tensor:
 
 
 class _Reorder(torch.autograd.Function):
-    """Tokens in another order. The backward pass is a plain gather too, where index_select's would be a scattered addition."""
+    """Tokens in another order. The backward pass is a plain gather too, where index_select's would be a
+    scattered addition."""
 
     @staticmethod
     def forward(x_NLC: Tensor, order_L: Tensor, inverse_L: Tensor) -> Tensor:
@@ -80,7 +86,8 @@ class _Reorder(torch.autograd.Function):
 
 
 def _placed(buffer: Tensor) -> Tensor:
-    """A tensor computed on the CPU, on the device the model is being made on (`with torch.device("meta")`)."""
+    """A tensor computed on the CPU, on the device the model is being made on (`with
+    torch.device("meta")`)."""
     return buffer.to(torch.get_default_device())
 
 
@@ -102,7 +109,8 @@ class Reorder(nn.Module):
 
 
 def drop_path(x: Tensor, rate: float, *, training: bool) -> Tensor:
-    """Stochastic depth: a sample's residual branch is zeroed with probability `rate`, the others are scaled by 1/(1-rate)."""
+    """Stochastic depth: a sample's residual branch is zeroed with probability `rate`, the others are scaled
+    by 1/(1-rate)."""
     if rate == 0.0 or not training:
         return x
     kept = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
@@ -112,7 +120,8 @@ def drop_path(x: Tensor, rate: float, *, training: bool) -> Tensor:
 class WindowAttention(nn.Module):
     """Attention inside windows, with a learned bias per head and relative position.
 
-    `bias_table`: [(2w-1)^2, H]; the entry of query (y, x) and key (y', x') is at (y-y'+w-1) * (2w-1) + (x-x'+w-1).
+    `bias_table`: [(2w-1)^2, H]; the entry of query (y, x) and key (y', x') is at (y-y'+w-1) * (2w-1) +
+        (x-x'+w-1).
     """
 
     def __init__(self, *, width: int, heads: int, window: int) -> None:
@@ -127,7 +136,8 @@ class WindowAttention(nn.Module):
         self.out = vlp_ops.Linear(width, width)
 
     def bias(self) -> Tensor:
-        """[H, T, T]. Views of the table instead of a look-up by index: a deterministic and cheap backward pass."""
+        """[H, T, T]. Views of the table instead of a look-up by index: a deterministic and cheap backward
+        pass."""
         w, side = self.window, 2 * self.window - 1
         table = self.bias_table.view(side, side, self.heads).unfold(0, w, 1).unfold(1, w, 1)
         return table.flip(3, 4).permute(2, 0, 1, 3, 4).reshape(self.heads, w * w, w * w)
@@ -141,7 +151,8 @@ class WindowAttention(nn.Module):
 def attend_windows(q_NWHTK: Tensor, k_NWHTK: Tensor, v_NWHTK: Tensor, bias_WHTT: Tensor) -> Tensor:
     """softmax(q k^t / sqrt(K) + bias) v per window; a first axis of 1 in `bias` stands for all windows."""
     if bias_WHTT.requires_grad and not q_NWHTK.is_cuda:
-        # PyTorch's fused CPU kernel has no gradient for the bias, and its fallback took 60 ms where this took 45 (Swin-B, stage 1).
+        # PyTorch's fused CPU kernel has no gradient for the bias, and its fallback took 60 ms where this took
+        # 45 (Swin-B, stage 1).
         scores = (q_NWHTK * q_NWHTK.shape[-1] ** -0.5) @ k_NWHTK.transpose(-1, -2)
         return (scores + bias_WHTT).softmax(-1).to(v_NWHTK.dtype) @ v_NWHTK
     n, w = q_NWHTK.shape[:2]
@@ -156,7 +167,8 @@ def attend_windows(q_NWHTK: Tensor, k_NWHTK: Tensor, v_NWHTK: Tensor, bias_WHTT:
 
 
 class SwinBlock(nn.Module):
-    """x + attention(norm(x)), x + feed-forward(norm(x)), on tokens in window order [N, W, T, C]; works for any order of windows."""
+    """x + attention(norm(x)), x + feed-forward(norm(x)), on tokens in window order [N, W, T, C]; works for
+    any order of windows."""
 
     def __init__(self, *, width: int, heads: int, window: int, hidden: int, drop_path: float) -> None:
         super().__init__()
@@ -174,7 +186,8 @@ class SwinBlock(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours side by side, normalised, mapped to twice the channels: [N, L, C] -> [N, L/4, 2C]; order of `merge_order`."""
+    """Four neighbours side by side, normalised, mapped to twice the channels: [N, L, C] -> [N, L/4, 2C];
+    order of `merge_order`."""
 
     def __init__(self, *, width: int) -> None:
         super().__init__()
@@ -234,9 +247,12 @@ class SwinStage(nn.Module):
 class SwinTransformer(nn.Module):
     """Swin v1 with a pooled token.
 
-    `image_size`: side of the images; exactly this size is accepted. `window`: side of the attention windows, in tokens.
-    `width`: channels of the first stage; each further stage doubles them. `depths`, `heads`: blocks and attention heads per stage.
-    `mlp_ratio`: hidden width of the feed-forward over its width. `drop_path`: stochastic depth of the last block, rising linearly from 0.
+    `image_size`: side of the images; exactly this size is accepted. `window`: side of the attention windows,
+        in tokens.
+    `width`: channels of the first stage; each further stage doubles them. `depths`, `heads`: blocks and
+        attention heads per stage.
+    `mlp_ratio`: hidden width of the feed-forward over its width. `drop_path`: stochastic depth of the last
+        block, rising linearly from 0.
 
     Attributes: `width` (D, of the output), `image_size`, `patch_size` (total stride), `tokens` (1+L).
     Raises `ValueError` when the windows do not divide a stage or its resolution is odd.
@@ -311,9 +327,11 @@ class SwinTransformer(nn.Module):
     def forward_regions(
         self, image: Tensor, image_index: Tensor, image_attention_mask: Tensor
     ) -> VisionRegions:
-        """Regions of images. `image_index`: [B], the image of each text; `image_attention_mask`: [B, 1+L], 1 = patch of the region.
+        """Regions of images. `image_index`: [B], the image of each text; `image_attention_mask`: [B, 1+L], 1
+        = patch of the region.
 
-        The tokens of a region are those of its image; only the pooled token differs: the mean over the region.
+        The tokens of a region are those of its image; only the pooled token differs: the mean over the
+        region.
         """
         check_regions(image, image_index, image_attention_mask, self.tokens)
         x_NLD = self.patches(image)
@@ -324,7 +342,8 @@ class SwinTransformer(nn.Module):
         return VisionRegions(torch.cat([pooled_B1D, x_BLD], dim=1), full_NTD)
 
     def position_tables(self) -> dict[str, Callable[[Tensor, Size], Tensor]]:
-        """Parameters of the windows' size, with the function(tensor, wanted shape) that resizes one of another size."""
+        """Parameters of the windows' size, with the function(tensor, wanted shape) that resizes one of
+        another size."""
         return {name: _resize for name, _ in self.named_parameters() if name.endswith(".bias_table")}
 
 
@@ -333,7 +352,8 @@ def _resize(table: Tensor, shape: Size) -> Tensor:
 
 
 def initialise(model: SwinTransformer) -> None:
-    """Linear weights and bias tables: normal, std 0.02, cut at +-2; biases 0; LayerNorm 1 and 0; patch embedding as it is."""
+    """Linear weights and bias tables: normal, std 0.02, cut at +-2; biases 0; LayerNorm 1 and 0; patch
+    embedding as it is."""
     normal = partial(nn.init.trunc_normal_, std=0.02)
     for module in model.modules():
         if isinstance(module, nn.Linear):

@@ -1,15 +1,17 @@
 """DeiT / ViT as vision encoder of X-VLM, ALBEF and ViCHA.
 
-Differs from a textbook ViT: no dropout and no stochastic depth; the final norm is applied to all tokens. Besides whole images
-(`forward`) it encodes
+Differs from a textbook ViT: no dropout and no stochastic depth; the final norm is applied to all tokens.
+Besides whole images (`forward`) it encodes
 
     regions         the last `local_depth` blocks run once per text and attend to the region only (X-VLM)
     with others     tokens that stand behind the patches in all blocks, such as visual concepts (ViCHA); see `vlp_core.concepts`
     with summaries  also the class token at some depths (hierarchical alignment of ViCHA)
     what is kept    a part of the patches, for masked image modelling (MAE, ViCHA)
 
-Source: DeiT, arXiv 2012.12877; X-VLM, arXiv 2111.08276, models/vit.py; ViCHA, arXiv 2208.13628, models/vit.py.
-Shapes: B texts, N images, R image side, G patches per side, L = G*G, K other tokens, T = 1+L(+K) tokens, D width, S summaries.
+Source: DeiT, arXiv 2012.12877; X-VLM, arXiv 2111.08276, models/vit.py; ViCHA, arXiv 2208.13628,
+models/vit.py.
+Shapes: B texts, N images, R image side, G patches per side, L = G*G, K other tokens, T = 1+L(+K) tokens, D
+    width, S summaries.
 """
 
 import math
@@ -34,7 +36,8 @@ from vlp_core.vision.positions import resize_position_table
 
 
 class Summarised(NamedTuple):
-    """`embeds` [N, T, D]; `summaries` [S, N, D]: the class token after some of the blocks, normalised, lowest block first."""
+    """`embeds` [N, T, D]; `summaries` [S, N, D]: the class token after some of the blocks, normalised, lowest
+    block first."""
 
     embeds: Tensor
     summaries: Tensor
@@ -43,12 +46,14 @@ class Summarised(NamedTuple):
 class VisionTransformer(nn.Module):
     """ViT with a class token and learned positions.
 
-    `image_size`: side of the images; exactly this size is accepted, and pixels beyond the last whole patch have no effect (380 pixels
-    are 23 patches of 16). `patch`: side of a patch, in pixels. `width`, `depth`, `heads`:
-    channels, blocks, attention heads. `local_depth`: number of last blocks that attend to the region only, in region mode.
-    `mlp_ratio`: hidden width of the feed-forward over the width. `initializer_range`: standard deviation of the initial weights; the
-    published 0.02 belongs to width 768. `position_range`: the same for the position table, None: as `initializer_range`; patches start with a
-    deviation of about 0.9, beside which smaller positions are hardly seen. LayerNorm eps is 1e-6.
+    `image_size`: side of the images; exactly this size is accepted, and pixels beyond the last whole patch
+    have no effect (380 pixels are 23 patches of 16). `patch`: side of a patch, in pixels. `width`, `depth`,
+    `heads`: channels, blocks, attention heads. `local_depth`: number of last blocks that attend to the region
+        only, in region mode.
+    `mlp_ratio`: hidden width of the feed-forward over the width. `initializer_range`: standard deviation of
+    the initial weights; the published 0.02 belongs to width 768. `position_range`: the same for the position
+    table, None: as `initializer_range`; patches start with a deviation of about 0.9, beside which smaller
+        positions are hardly seen. LayerNorm eps is 1e-6.
 
     Attributes: `width` (D), `image_size`, `patch_size`, `tokens` (1+L).
     """
@@ -96,8 +101,8 @@ class VisionTransformer(nn.Module):
     ) -> Tensor:
         """[N, 3, R, R] -> [N, T, D]: class token, patches row by row, other tokens.
 
-        `others`: [N, K, D], tokens that all blocks treat like patches. `visible`: [N, T], 0 for tokens that no token attends to; None: all
-        are visible.
+        `others`: [N, K, D], tokens that all blocks treat like patches. `visible`: [N, T], 0 for tokens that
+        no token attends to; None: all are visible.
         """
         return self.norm(self._run(self.embed(image, others), visible, []))
 
@@ -119,8 +124,8 @@ class VisionTransformer(nn.Module):
     def forward_kept(self, patches_NKP: Tensor, ids_NK: Tensor) -> Tensor:
         """States of a part of the patches, class token first: [N, 1+K, D].
 
-        `patches`: the kept ones as `self.patch.split` gives them; `ids`: their numbers, row by row. As in the reference the class token
-        has no position here.
+        `patches`: the kept ones as `self.patch.split` gives them; `ids`: their numbers, row by row. As in the
+        reference the class token has no position here.
         """
         kept_NKD = self.patch.project(patches_NKP) + F.embedding(ids_NK, self.positions[1:])
         token_N1D = self.class_token.expand(len(kept_NKD), 1, -1)
@@ -141,9 +146,11 @@ class VisionTransformer(nn.Module):
         image_attention_mask: Tensor,
         others: Tensor | None = None,
     ) -> VisionRegions:
-        """Regions of images. `image_index`: [B], the image of each text; `image_attention_mask`: [B, 1+L], 1 = patch of the region.
+        """Regions of images. `image_index`: [B], the image of each text; `image_attention_mask`: [B, 1+L], 1
+        = patch of the region.
 
-        Column 0 of the mask (the class token) is 1. `others`: [N, K, D] as in `forward`, visible to every region of their image.
+        Column 0 of the mask (the class token) is 1. `others`: [N, K, D] as in `forward`, visible to every
+        region of their image.
         """
         check_regions(image, image_index, image_attention_mask, self.tokens)
         if others is not None:
@@ -158,7 +165,8 @@ class VisionTransformer(nn.Module):
         return VisionRegions(self.norm(found.image_embeds), self.norm(found.full_embeds))
 
     def position_tables(self) -> dict[str, Callable[[Tensor, Size], Tensor]]:
-        """Parameters of the grid's size, with the function(tensor, wanted shape) that resizes one of another size."""
+        """Parameters of the grid's size, with the function(tensor, wanted shape) that resizes one of another
+        size."""
         return {"positions": resize_to_shape}
 
 
@@ -167,7 +175,8 @@ def resize_to_shape(table: Tensor, shape: Size) -> Tensor:
 
 
 def initialise(model: VisionTransformer, std: float, position_std: float) -> None:
-    """Linear weights, class token, positions: normal, cut at +-2 (the published 0.02 at 100 deviations); biases 0; LayerNorm 1 and 0; patch embedding as it is."""
+    """Linear weights, class token, positions: normal, cut at +-2 (the published 0.02 at 100 deviations);
+    biases 0; LayerNorm 1 and 0; patch embedding as it is."""
     normal = partial(nn.init.trunc_normal_, std=std)
     normal(model.class_token)
     # The published +-2 of 0.02; a larger deviation keeps its shape.

@@ -1,8 +1,9 @@
 """Two-way maps between the tensor names of a checkpoint source and ours.
 
-An `Adapter` is an ordered tuple of explicit rows. Every row is linear and can be undone, so one adapter serves three purposes: reading
-an official state dict (`to_ours`), writing one (`to_source`), and mapping a dict of gradients to the source's names for comparison
-(`gradients=True`). Names are templates: `{i}` stands for one component of a dotted name, `{rest...}` for one or more of them.
+An `Adapter` is an ordered tuple of explicit rows. Every row is linear and can be undone, so one adapter
+serves three purposes: reading an official state dict (`to_ours`), writing one (`to_source`), and mapping a
+dict of gradients to the source's names for comparison (`gradients=True`). Names are templates: `{i}` stands
+for one component of a dotted name, `{rest...}` for one or more of them.
 
     Adapter((
         Fuse(("layers.{i}.q.{p}", "layers.{i}.k.{p}", "layers.{i}.v.{p}"), "blocks.{i}.attention.qkv.{p}"),
@@ -34,7 +35,8 @@ _PLACEHOLDER = re.compile(r"\{(\w+)(\.\.\.)?\}")
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    """`a.{i}.{rest...}` as a regular expression with named groups; a repeated placeholder must repeat its text."""
+    """`a.{i}.{rest...}` as a regular expression with named groups; a repeated placeholder must repeat its
+    text."""
     parts: list[str] = []
     seen: set[str] = set()
     end = 0
@@ -65,7 +67,8 @@ def _same_placeholders(*templates: str) -> None:
 
 @dataclass(frozen=True)
 class Rename:
-    """One tensor under another name; `leading` is the number of axes of length one in front that only the source has."""
+    """One tensor under another name; `leading` is the number of axes of length one in front that only the
+    source has."""
 
     source: str
     ours: str
@@ -77,7 +80,8 @@ class Rename:
 
 @dataclass(frozen=True)
 class Fuse:
-    """Several equally shaped tensors of the source, joined along axis 0 in the order given, are one of ours."""
+    """Several equally shaped tensors of the source, joined along axis 0 in the order given, are one of
+    ours."""
 
     sources: tuple[str, ...]
     ours: str
@@ -88,7 +92,8 @@ class Fuse:
 
 @dataclass(frozen=True)
 class Tied:
-    """A second name, in the source, of the tensor the source calls `of`; values must be equal when both are there.
+    """A second name, in the source, of the tensor the source calls `of`; values must be equal when both are
+    there.
 
     A source that holds only this name is read as if it stood under `of`. Gradients have it under `of` only.
     """
@@ -102,7 +107,8 @@ class Tied:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A tensor the source stores and we compute: ignored when reading, made by `make()` when writing. `source` is a plain name."""
+    """A tensor the source stores and we compute: ignored when reading, made by `make()` when writing.
+    `source` is a plain name."""
 
     source: str
     make: Callable[[], Tensor]
@@ -110,7 +116,8 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Drop:
-    """Names of the source that have no counterpart here and are ignored on purpose; they cannot be written back."""
+    """Names of the source that have no counterpart here and are ignored on purpose; they cannot be written
+    back."""
 
     source: str
 
@@ -141,7 +148,8 @@ class Adapter:
     def to_ours(self, state: Mapping[str, Tensor], *, gradients: bool = False) -> dict[str, Tensor]:
         """State dict of the source -> ours. Raises `CheckpointError` for a name that no row mentions.
 
-        `gradients`: the dict holds gradients of some of the parameters (the source's buffers and second names are absent).
+        `gradients`: the dict holds gradients of some of the parameters (the source's buffers and second names
+            are absent).
         """
         ours, unmatched = self.translate(state, gradients=gradients)
         if unmatched:
@@ -193,8 +201,8 @@ class Adapter:
     def to_source(self, state: Mapping[str, Tensor], *, gradients: bool = False) -> dict[str, Tensor]:
         """Our state dict -> the source's, with its buffers and second names made again.
 
-        Second names share memory with the first, as in the source. With `gradients`, buffers and second names are left out.
-        Raises `CheckpointError` for a name that no row mentions.
+        Second names share memory with the first, as in the source. With `gradients`, buffers and second names
+        are left out. Raises `CheckpointError` for a name that no row mentions.
         """
         source: dict[str, Tensor] = {}
         unmatched: list[str] = []
@@ -311,7 +319,8 @@ def _join(tensors: list[Tensor], keys: tuple[str, ...]) -> Tensor:
 
 
 def groups(names: Iterable[str]) -> str:
-    """Names summed up by prefix: `vision.stages (12, such as vision.stages.0.norm.weight), temperature (1)`."""
+    """Names summed up by prefix: `vision.stages (12, such as vision.stages.0.norm.weight), temperature
+    (1)`."""
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(".".join(name.split(".")[:2]), []).append(name)

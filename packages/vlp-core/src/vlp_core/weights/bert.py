@@ -1,4 +1,5 @@
-"""Tensor names of BERT and RoBERTa in Hugging Face's layout, which X-VLM's `xbert.py` and `xroberta.py` follow."""
+"""Tensor names of BERT and RoBERTa in Hugging Face's layout, which X-VLM's `xbert.py` and `xroberta.py`
+follow."""
 
 import re
 from collections.abc import Mapping
@@ -68,7 +69,8 @@ def encoder_adapter(text: Bert, *, source_prefix: str = "", prefix: str = "") ->
 
 
 def head_adapter(kind: Kind, *, source_prefix: str = "", prefix: str = "mlm_head.") -> Adapter:
-    """Names of the head of `BertForMaskedLM` or `RobertaForMaskedLM`; its output projection is the word embedding."""
+    """Names of the head of `BertForMaskedLM` or `RobertaForMaskedLM`; its output projection is the word
+    embedding."""
     roberta = kind == "roberta"
     head = "lm_head." if roberta else "cls.predictions."
     transform = head if roberta else f"{head}transform."
@@ -86,7 +88,8 @@ def head_adapter(kind: Kind, *, source_prefix: str = "", prefix: str = "mlm_head
 def language_model_adapter(
     text: Bert, *, source_prefix: str = "", prefix: str = "text.", head_prefix: str = "mlm_head."
 ) -> Adapter:
-    """Names of `BertForMaskedLM` or `RobertaForMaskedLM` for a model with `text` and a `MaskedLanguageHead` at our prefixes."""
+    """Names of `BertForMaskedLM` or `RobertaForMaskedLM` for a model with `text` and a `MaskedLanguageHead`
+    at our prefixes."""
     return head_adapter(text.kind, source_prefix=source_prefix, prefix=head_prefix) + encoder_adapter(
         text, source_prefix=f"{source_prefix}{text.kind}.", prefix=prefix
     )
@@ -95,10 +98,11 @@ def language_model_adapter(
 def load_published_layers(
     text: Bert, state: Mapping[str, Tensor] | str | Path, *, head: nn.Module | None = None
 ) -> Loaded:
-    """Start an encoder from the embedding and as many lower layers of published BERT or RoBERTa weights as it has.
+    """Start an encoder from the embedding and as many lower layers of published BERT or RoBERTa weights as it
+    has.
 
-    For encoders with fewer layers than the file (concepts, an answer decoder). Layers above, the pooler and the next-sentence head are left
-    out; cross-attention is not in such a file and keeps its initial values.
+    For encoders with fewer layers than the file (concepts, an answer decoder). Layers above, the pooler and
+    the next-sentence head are left out; cross-attention is not in such a file and keeps its initial values.
 
     Args:
         text: Encoder to fill.
@@ -130,8 +134,8 @@ def load_published_layers(
 def load_published(model: nn.Module, state: dict[str, Tensor] | str | Path) -> Loaded:
     """Start `model.text` and `model.mlm_head` from published BERT or RoBERTa weights.
 
-    Cross-attention is not in such a file and keeps its initial values. The pooler, the next-sentence head and old names (gamma, beta)
-    are understood.
+    Cross-attention is not in such a file and keeps its initial values. The pooler, the next-sentence head and
+    old names (gamma, beta) are understood.
 
     Raises:
         CheckpointError: See `vlp_core.weights.load`.

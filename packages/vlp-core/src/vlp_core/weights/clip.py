@@ -43,7 +43,8 @@ def clip_adapter(*, tokens: int, source_prefix: str = "", prefix: str = "") -> A
 
 
 def hf_clip_adapter(*, source_prefix: str = "", prefix: str = "") -> Adapter:
-    """Hugging Face's layout; `source_prefix` is "vision_model." in files of a whole CLIP and of older versions."""
+    """Hugging Face's layout; `source_prefix` is "vision_model." in files of a whole CLIP and of older
+    versions."""
     rules = (
         Rename("embeddings.class_embedding", "class_token"),
         Rename("embeddings.patch_embedding.weight", "patch.weight"),
@@ -54,7 +55,8 @@ def hf_clip_adapter(*, source_prefix: str = "", prefix: str = "") -> Adapter:
 
 
 def load_clip(model: ClipVisionTransformer, state: Mapping[str, Tensor] | str | Path) -> Loaded:
-    """Fill the encoder from a Hugging Face file (whole CLIP or vision tower); text tower and projections are left out.
+    """Fill the encoder from a Hugging Face file (whole CLIP or vision tower); text tower and projections are
+    left out.
 
     Raises `CheckpointError` as `vlp_core.weights.load` does. Positions for another grid are resized.
     """

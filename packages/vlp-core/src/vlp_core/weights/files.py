@@ -1,4 +1,5 @@
-"""Reading and writing files of tensors. Nothing of a file is ever executed: pickles are read with `weights_only=True`."""
+"""Reading and writing files of tensors. Nothing of a file is ever executed: pickles are read with
+`weights_only=True`."""
 
 import pickle
 import re
@@ -17,7 +18,8 @@ WRAPPERS = ("model", "state_dict")
 
 
 class Checkpoint(NamedTuple):
-    """The tensors of a file, and what stood beside them (`config`, `epoch` ...; the metadata of a safetensors file)."""
+    """The tensors of a file, and what stood beside them (`config`, `epoch` ...; the metadata of a safetensors
+    file)."""
 
     state: dict[str, Tensor]
     extra: dict[str, Any]
@@ -31,9 +33,9 @@ def read(path: str | Path) -> dict[str, Tensor]:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a `.safetensors` file or one of `torch.save`.
 
-    A state dict inside {"model": ...} or {"state_dict": ...} is taken out; "module." before every name (DataParallel) is removed.
-    Raises `FileNotFoundError`, and `CheckpointError` for a file that is broken, holds no state dict, or could only be read by running
-    pickled code.
+    A state dict inside {"model": ...} or {"state_dict": ...} is taken out; "module." before every name
+    (DataParallel) is removed. Raises `FileNotFoundError`, and `CheckpointError` for a file that is broken,
+    holds no state dict, or could only be read by running pickled code.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,7 +60,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def write(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Write a state dict: `.safetensors` (shared tensors are copied), any other suffix as {"model": state} by `torch.save`."""
+    """Write a state dict: `.safetensors` (shared tensors are copied), any other suffix as {"model": state} by
+    `torch.save`."""
     path = Path(path)
     if path.suffix != ".safetensors":
         torch.save({"model": dict(state)}, path)

@@ -48,14 +48,15 @@ def load(
     """Load a state dict or a file into `model`; all or nothing.
 
     `adapter`: maps the source's names to those of `model`; None when they are ours already.
-    `allow_missing`: groups of our names that may be absent and keep their values; a group is a prefix (`"itm_head"`) and may hold `*`
-        (`"text.layers.*.cross_attention"`).
+    `allow_missing`: groups of our names that may be absent and keep their values; a group is a prefix
+        (`"itm_head"`) and may hold `*` (`"text.layers.*.cross_attention"`).
     `allow_unexpected`: groups of the source's names that may be left over, in the same form.
-    `resize`: position tables made for another image size are resized to the model's (said once in the log); with False that is an error.
+    `resize`: position tables made for another image size are resized to the model's (said once in the log);
+        with False that is an error.
     `name`: what messages call the state dict; the path when one is given.
 
-    Raises `CheckpointError` that lists missing and unexpected names by group, every tensor of a wrong shape, and refuses a checkpoint of
-    which nothing fits.
+    Raises `CheckpointError` that lists missing and unexpected names by group, every tensor of a wrong shape,
+    and refuses a checkpoint of which nothing fits.
     """
     name = name or (str(state) if isinstance(state, str | Path) else "the state dict")
     source = read(state) if isinstance(state, str | Path) else state

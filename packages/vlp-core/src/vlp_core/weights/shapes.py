@@ -31,7 +31,8 @@ def count(state: Iterable[str], pattern: str) -> int:
 
 
 def infer_vit(state: Mapping[str, Tensor], base: str, head_width: int) -> dict[str, Any]:
-    """`vision` of `vlp_core.models.create` for a ViT or CLIP-ViT below the prefix `base`; the image size is that of whole patches."""
+    """`vision` of `vlp_core.models.create` for a ViT or CLIP-ViT below the prefix `base`; the image size is
+    that of whole patches."""
     clip = f"{base}class_embedding" in state
     patch = state[f"{base}patch_embed.weight" if clip else f"{base}patch_embed.proj.weight"]
     table = state[f"{base}pos_embed.weight"] if clip else state[f"{base}pos_embed"][0]

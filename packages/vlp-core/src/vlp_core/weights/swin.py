@@ -1,4 +1,5 @@
-"""Names of Swin checkpoints: Microsoft's files (and X-VLM's `vision_encoder.`), and timm's layout since 0.9."""
+"""Names of Swin checkpoints: Microsoft's files (and X-VLM's `vision_encoder.`), and timm's layout since
+0.9."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -32,10 +33,12 @@ _SHARED: tuple[Rule, ...] = (
 def swin_adapter(
     *, depths: Sequence[int], window: int, image_size: int, source_prefix: str = "", prefix: str = ""
 ) -> Adapter:
-    """Microsoft's layout, e.g. swin_base_patch4_window7_224_22k.pth, which X-VLM keeps under "vision_encoder.".
+    """Microsoft's layout, e.g. swin_base_patch4_window7_224_22k.pth, which X-VLM keeps under
+    "vision_encoder.".
 
-    `depths`, `window`, `image_size`: of the model; they decide which buffers (relative_position_index, attn_mask) are written and of what
-    size. `source_prefix`, `prefix`: before every name of the source and of ours.
+    `depths`, `window`, `image_size`: of the model; they decide which buffers (relative_position_index,
+    attn_mask) are written and of what size. `source_prefix`, `prefix`: before every name of the source and of
+    ours.
     """
     rules = [
         Rename("layers.{i}.downsample.norm.{p}", "stages.{i}.merge.norm.{p}"),
@@ -75,7 +78,8 @@ def timm_swin_adapter(*, stages: int, source_prefix: str = "", prefix: str = "")
 
 
 def load_swin(model: SwinTransformer, state: Mapping[str, Tensor] | str | Path) -> Loaded:
-    """Fill a Swin from Microsoft's or timm's layout, told apart by the place of merging; the classifier (`head`) is left out.
+    """Fill a Swin from Microsoft's or timm's layout, told apart by the place of merging; the classifier
+    (`head`) is left out.
 
     Raises `CheckpointError` as `vlp_core.weights.load` does. Tables for another window are resized.
     """

@@ -1,9 +1,11 @@
-"""Official ViCHA checkpoints, in and out. ALBEF's have the same layout without concepts, hierarchy and masked images.
+"""Official ViCHA checkpoints, in and out. ALBEF's have the same layout without concepts, hierarchy and masked
+images.
 
-A file holds up to three things under one roof: a model, its momentum teacher (the same names with `_m` behind the first part), and a queue.
-`split` tells them apart. Seven layouts exist, one for each stage of training (`layout`). `load` fills a model from a checkpoint of its own
-stage; `load_pretrained` starts it from an earlier one (`vlp_core.models.stages`); `write` makes an official file. All three take teacher
-and queue along where they are given.
+A file holds up to three things under one roof: a model, its momentum teacher (the same names with `_m` behind
+the first part), and a queue. `split` tells them apart. Seven layouts exist, one for each stage of training
+(`layout`). `load` fills a model from a checkpoint of its own stage; `load_pretrained` starts it from an
+earlier one (`vlp_core.models.stages`); `write` makes an official file. All three take teacher and queue along
+where they are given.
 
 Source: arXiv 2208.13628; ViCHA `models/model_*_kw_img.py`; ALBEF, arXiv 2107.07651.
 """
@@ -49,7 +51,8 @@ from vlp_core.weights.shapes import count, infer_text, infer_vit
 from vlp_core.weights.vision import xvlm_vision_adapter
 
 _QUEUE = {"image_queue": "image", "text_queue": "text", "queue_ptr": "pointer", "idx_queue": "ids"}
-"""Names of a queue in the source, and in `vlp_core.momentum.FeatureQueue`, whose features are rows instead of columns."""
+"""Names of a queue in the source, and in `vlp_core.momentum.FeatureQueue`, whose features are rows instead of
+columns."""
 
 _HEADS = {
     "temperature": Rename("temp", "temperature"),
@@ -64,7 +67,8 @@ _HEADS = {
 }
 
 
-# The domain stage of NLVR2 stores both, and neither computes with them nor trains them; our model lacks them, and a file written from it too.
+# The domain stage of NLVR2 stores both, and neither computes with them nor trains them; our model lacks them,
+# and a file written from it too.
 _IDLE = Adapter((Drop("temp"), Drop("text_proj.{p}")))
 
 # Parts of pre-training that no later stage uses.
@@ -84,11 +88,13 @@ _MASKED_IMAGE = Adapter(
 )
 
 CONCEPTS = {"max_tokens": 55, "pad": "max", "separator": False}
-"""How the published checkpoints read concepts at evaluation (`vlp_data` options): padded to 55 tokens, words joined by blanks."""
+"""How the published checkpoints read concepts at evaluation (`vlp_data` options): padded to 55 tokens, words
+joined by blanks."""
 
 
 class Parts(NamedTuple):
-    """The parts of a checkpoint: model and teacher under the source's names of a model, the queue under ours; empty where it has none."""
+    """The parts of a checkpoint: model and teacher under the source's names of a model, the queue under ours;
+    empty where it has none."""
 
     model: dict[str, Tensor]
     teacher: dict[str, Tensor]
@@ -163,7 +169,8 @@ def layout(state: Mapping[str, Tensor]) -> Stage:
 
 
 def vicha_adapter(model: nn.Module) -> Adapter:
-    """Between the names of a model (or of its teacher) and those of official checkpoints of its task; `split` comes first."""
+    """Between the names of a model (or of its teacher) and those of official checkpoints of its task; `split`
+    comes first."""
     adapter = _vision_adapter(model)
     if hasattr(model, "mlm_head"):
         adapter += language_model_adapter(model.text, source_prefix="text_encoder.")
@@ -186,13 +193,14 @@ def load(
     teacher: nn.Module | None = None,
     queue: FeatureQueue | None = None,
 ) -> Loaded:
-    """Fill a model from an official checkpoint of the same task, and its teacher and queue where they are given.
+    """Fill a model from an official checkpoint of the same task, and its teacher and queue where they are
+    given.
 
     Position tables for another image size are resized, those of the teacher too.
 
     Raises:
-        CheckpointError: A checkpoint of another stage, or without the teacher or queue that is to be filled, with the way out; see also
-            `vlp_core.weights.load`.
+        CheckpointError: A checkpoint of another stage, or without the teacher or queue that is to be filled,
+            with the way out; see also `vlp_core.weights.load`.
     """
     state, name = _open(source)
     found, wanted = layout(state), stage_of(model)
@@ -220,23 +228,26 @@ def load_pretrained(
     queue: FeatureQueue | None = None,
     name: str | None = None,
 ) -> Loaded:
-    """Start a task's model from an official checkpoint of the same or an earlier stage; `vlp_core.models.stages` says what becomes of what.
+    """Start a task's model from an official checkpoint of the same or an earlier stage;
+    `vlp_core.models.stages` says what becomes of what.
 
     Args:
         model: The model to fill.
         source: Checkpoint.
-        teacher: Its momentum teacher, made by `teacher_of` before, so that both have the same fresh values where the checkpoint has none.
-            Filled from the checkpoint's teacher; from the model, once that is filled, if the checkpoint has no teacher. (The released NLVR2
-            code fills no teacher at all: it stays a copy of the fresh model. Leave `teacher` out for that.)
+        teacher: Its momentum teacher, made by `teacher_of` before, so that both have the same fresh values
+            where the checkpoint has none. Filled from the checkpoint's teacher; from the model, once that is
+            filled, if the checkpoint has no teacher. (The released NLVR2 code fills no teacher at all: it
+            stays a copy of the fresh model. Leave `teacher` out for that.)
         queue: Goes on with the checkpoint's features, where it has some; identities it lacks stay unknown.
         name: What messages call the checkpoint; by default its path.
 
     Returns:
-        What was loaded, what stays fresh (`missing`, our names; those of the others begin with "teacher." or "queue."), and what of the
-        checkpoint is not used (`unexpected`, its names).
+        What was loaded, what stays fresh (`missing`, our names; those of the others begin with "teacher." or
+        "queue."), and what of the checkpoint is not used (`unexpected`, its names).
 
     Raises:
-        CheckpointError: The task cannot start from this checkpoint, or names beyond the table's are missing or left over.
+        CheckpointError: The task cannot start from this checkpoint, or names beyond the table's are missing
+            or left over.
     """
     state, opened = _open(source)
     name = name or opened
@@ -292,7 +303,8 @@ def _finish(
 
 
 def _earlier_stage(model: nn.Module, found: Stage) -> tuple[Adapter, Adapter]:
-    """Names of the language head and of all else in a checkpoint of another stage, for encoders like those of `model`."""
+    """Names of the language head and of all else in a checkpoint of another stage, for encoders like those of
+    `model`."""
     vision, body = _vision_adapter(model), Adapter(tuple(_HEADS.values()))
     if found == "pretrain":
         text = encoder_adapter(model.text, source_prefix="text_encoder.bert.", prefix="text.")
@@ -310,7 +322,8 @@ def write(
     teacher: nn.Module | None = None,
     queue: FeatureQueue | None = None,
 ) -> None:
-    """Write a model under the official names of its task, buffers and second names included, with its teacher and queue.
+    """Write a model under the official names of its task, buffers and second names included, with its teacher
+    and queue.
 
     `.safetensors`, or {"model": ...} by torch.
     """
@@ -329,10 +342,11 @@ def write(
 def infer_arguments(
     checkpoint: Checkpoint, *, head_width: int = 64, decoder_heads: int = 16
 ) -> dict[str, Any]:
-    """Arguments of `vlp_core.models.create` for an official checkpoint, from the shapes of its tensors and the config beside them.
+    """Arguments of `vlp_core.models.create` for an official checkpoint, from the shapes of its tensors and
+    the config beside them.
 
-    Of the config, `image_res` (an image of 380 pixels leaves no trace in a table of 23 x 23 patches of 16; without it the size is that of
-    whole patches) and `mask_ratio` are read.
+    Of the config, `image_res` (an image of 380 pixels leaves no trace in a table of 23 x 23 patches of 16;
+    without it the size is that of whole patches) and `mask_ratio` are read.
 
     Args:
         checkpoint: Checkpoint.
@@ -425,7 +439,8 @@ def masked_image_adapter(decoder: MaskedImageDecoder) -> Adapter:
 
 
 def concept_adapter(words: Bert) -> Adapter:
-    """Names of the concepts' BERT: no level `bert.`, and no level `embeddings.` where there is only an embedding."""
+    """Names of the concepts' BERT: no level `bert.`, and no level `embeddings.` where there is only an
+    embedding."""
     adapter = encoder_adapter(words)
     if not len(words.layers):
         adapter = Adapter(tuple(_without_level(rule, "embeddings.") for rule in adapter.rules))

@@ -38,7 +38,8 @@ def xvlm_vision_adapter(encoder: VisionEncoder, *, source_prefix: str = "", pref
 def load_vision(encoder: VisionEncoder, state: Mapping[str, Tensor] | str | Path) -> Loaded:
     """Fill an encoder from its pre-trained weights: Microsoft's or timm's Swin, Hugging Face's CLIP, DeiT.
 
-    Classifiers, text towers and projections are left out; position tables are resized. Raises `CheckpointError`.
+    Classifiers, text towers and projections are left out; position tables are resized. Raises
+    `CheckpointError`.
     """
     match encoder:
         case SwinTransformer():

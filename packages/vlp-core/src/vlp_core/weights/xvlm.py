@@ -1,8 +1,8 @@
 """Official X-VLM checkpoints of all tasks, in and out.
 
-Seven layouts exist, one for each stage of training, told apart by their names (`layout`). `load` fills a model from a checkpoint of its
-own stage; `load_pretrained` starts a model from an earlier stage, as the functions of that name in the reference do
-(`vlp_core.models.stages`); `write` makes an official file.
+Seven layouts exist, one for each stage of training, told apart by their names (`layout`). `load` fills a
+model from a checkpoint of its own stage; `load_pretrained` starts a model from an earlier stage, as the
+functions of that name in the reference do (`vlp_core.models.stages`); `write` makes an official file.
 
 Source: arXiv 2111.08276; X-VLM `models/model_*.py`.
 """
@@ -76,7 +76,8 @@ def layout(state: Mapping[str, Tensor]) -> Stage:
 
 
 def xvlm_adapter(model: nn.Module) -> Adapter:
-    """Between a model's names and those of the official checkpoints of its task, buffers and tied names included."""
+    """Between a model's names and those of the official checkpoints of its task, buffers and tied names
+    included."""
     vision = xvlm_vision_adapter(model.vision, source_prefix="vision_encoder.", prefix="vision.")
     match model:
         case Xvlm() if "masked_language" in model.heads:
@@ -98,7 +99,8 @@ def xvlm_adapter(model: nn.Module) -> Adapter:
 
 
 def load(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
-    """Fill a model from an official checkpoint of the same task; position tables for another image size are resized.
+    """Fill a model from an official checkpoint of the same task; position tables for another image size are
+    resized.
 
     Raises:
         CheckpointError: A checkpoint of another stage, with the way out; see also `vlp_core.weights.load`.
@@ -120,15 +122,18 @@ def load(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
 def load_pretrained(
     model: nn.Module, source: Mapping[str, Tensor] | str | Path, *, name: str | None = None
 ) -> Loaded:
-    """Start a task's model from an official checkpoint of the same or an earlier stage; `vlp_core.models.stages` says what becomes of what.
+    """Start a task's model from an official checkpoint of the same or an earlier stage;
+    `vlp_core.models.stages` says what becomes of what.
 
     `name`: what messages call the checkpoint; by default its path.
 
     Returns:
-        What was loaded, what stays fresh (`missing`, our names), and what of the checkpoint is not used (`unexpected`, its names).
+        What was loaded, what stays fresh (`missing`, our names), and what of the checkpoint is not used
+        (`unexpected`, its names).
 
     Raises:
-        CheckpointError: The task cannot start from this checkpoint, or names beyond the table's are missing or left over.
+        CheckpointError: The task cannot start from this checkpoint, or names beyond the table's are missing
+            or left over.
     """
     state, opened = _open(source)
     name = name or opened
@@ -145,7 +150,8 @@ def load_pretrained(
 
 
 def _earlier_stage(model: nn.Module, found: Stage) -> tuple[Adapter, Adapter]:
-    """Names of the language head and of all else in a checkpoint of another stage, for encoders like those of `model`."""
+    """Names of the language head and of all else in a checkpoint of another stage, for encoders like those of
+    `model`."""
     kind = model.text.kind
     if found == "pretrain":
         prefix = f"text_encoder.{kind}."
@@ -160,7 +166,8 @@ def _earlier_stage(model: nn.Module, found: Stage) -> tuple[Adapter, Adapter]:
 
 
 def write(path: str | Path, model: nn.Module) -> None:
-    """Write a model under the official names of its task, buffers and tied names included; `.safetensors`, or {"model": ...} by torch."""
+    """Write a model under the official names of its task, buffers and tied names included; `.safetensors`, or
+    {"model": ...} by torch."""
     files.write(path, xvlm_adapter(model).to_source(model.state_dict()))
 
 
@@ -168,13 +175,15 @@ def _open(source: Mapping[str, Tensor] | str | Path) -> tuple[Mapping[str, Tenso
     return (files.read(source), str(source)) if isinstance(source, str | Path) else (source, "the state dict")
 
 
-# Sizes ------------------------------------------------------------------------------------------------------------------------
+# Sizes
+# ------------------------------------------------------------------------------------------------------------------------
 
 
 def vision_arguments(
     kind: Literal["swin", "clip", "deit"], config: Mapping[str, Any], *, image_size: int
 ) -> dict[str, Any]:
-    """The official config file of an image encoder (`configs/config_swinB_224.json` ...) as `vision` of `vlp_core.models.create`."""
+    """The official config file of an image encoder (`configs/config_swinB_224.json` ...) as `vision` of
+    `vlp_core.models.create`."""
     match kind:
         case "swin":
             return {
@@ -211,7 +220,8 @@ def vision_arguments(
 
 
 def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The official config file of a text encoder (`config_bert.json`, Hugging Face's field names) as `text` of `create`."""
+    """The official config file of a text encoder (`config_bert.json`, Hugging Face's field names) as `text`
+    of `create`."""
     return {
         "kind": config["model_type"],
         "vocabulary": config["vocab_size"],
@@ -230,9 +240,11 @@ def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def infer_arguments(checkpoint: Checkpoint, *, head_width: int = 64) -> dict[str, Any]:
-    """Arguments of `vlp_core.models.create` for an official checkpoint, from the shapes of its tensors and the `image_res` beside them.
+    """Arguments of `vlp_core.models.create` for an official checkpoint, from the shapes of its tensors and
+    the `image_res` beside them.
 
-    `head_width`: channels per attention head, which no shape tells (except Swin's); 64 in every published X-VLM.
+    `head_width`: channels per attention head, which no shape tells (except Swin's); 64 in every published
+        X-VLM.
 
     Raises:
         CheckpointError: A width that is no multiple of `head_width`, or an image size that nothing tells.

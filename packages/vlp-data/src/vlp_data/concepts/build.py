@@ -1,7 +1,7 @@
 """Caption lists {image, caption, image_id?} from the raw layouts of the pre-training sets.
 
-Rows keep the order of the source: the loader shuffles, and the same files give the same list. Source: ViCHA specification 5.1 and 5.7; data
-specification 1.5 and 1.6.
+Rows keep the order of the source: the loader shuffles, and the same files give the same list. Source: ViCHA
+specification 5.1 and 5.7; data specification 1.5 and 1.6.
 """
 
 import posixpath
@@ -32,10 +32,12 @@ class Built(NamedTuple):
 def karpathy(
     annotations: str, *, splits: tuple[Split, ...] = ("train", "val"), folder: str = "", root: str = ""
 ) -> Built:
-    """COCO or Flickr30k by Karpathy's file: a row per sentence, with the `image_id` of its image (cocoid, else imgid).
+    """COCO or Flickr30k by Karpathy's file: a row per sentence, with the `image_id` of its image (cocoid,
+    else imgid).
 
-    `restval` is a split of its own, as in the file. `folder` is put before the file names ("flickr30k-images"). With `root` rows whose
-    image is not below it are left out. Raises FileNotFoundError, DataError.
+    `restval` is a split of its own, as in the file. `folder` is put before the file names
+    ("flickr30k-images"). With `root` rows whose image is not below it are left out. Raises FileNotFoundError,
+    DataError.
     """
     rows: list[dict[str, Any]] = []
     for split in splits:
@@ -54,8 +56,8 @@ def visual_genome(
 ) -> Built:
     """Visual Genome: a row per phrase of region_descriptions.json.
 
-    `image_name`: path of an image; {id} its number, {folder} VG_100K or VG_100K_2, which image_data.json tells. Blank phrases are left
-    out. Raises FileNotFoundError, DataError.
+    `image_name`: path of an image; {id} its number, {folder} VG_100K or VG_100K_2, which image_data.json
+    tells. Blank phrases are left out. Raises FileNotFoundError, DataError.
     """
     folders: dict[int, str] = {}
     if "{folder}" in image_name:
@@ -85,7 +87,8 @@ def visual_genome(
 
 
 def sbu(annotations: str, *, images: str = "images_train", root: str = "") -> Built:
-    """SBU: a row per [path, caption] of annot.json. `images` replaces the folder called `images` in the paths; "" leaves them alone."""
+    """SBU: a row per [path, caption] of annot.json. `images` replaces the folder called `images` in the
+    paths; "" leaves them alone."""
     left_out: Counter[str] = Counter()
     rows = []
     for number, entry in enumerate(read_json(annotations, list)):
@@ -102,10 +105,11 @@ def sbu(annotations: str, *, images: str = "images_train", root: str = "") -> Bu
 
 
 def cc3m(downloads: str, *, folder: str = "", root: str = "") -> Built:
-    """CC3M (or any set of links) as img2dataset downloads it: a row per image that arrived, from the 00000.parquet of every shard.
+    """CC3M (or any set of links) as img2dataset downloads it: a row per image that arrived, from the
+    00000.parquet of every shard.
 
-    Images are named SHARD/KEY.jpg below `folder`, which is where `output_format=files` puts them; a .tar shard has to be unpacked into a
-    folder of its name. Raises FileNotFoundError, DataError.
+    Images are named SHARD/KEY.jpg below `folder`, which is where `output_format=files` puts them; a .tar
+    shard has to be unpacked into a folder of its name. Raises FileNotFoundError, DataError.
     """
     tables = [path for path in files.expand([downloads]) if path.endswith(".parquet")]
     if not tables:

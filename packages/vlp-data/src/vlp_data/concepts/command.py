@@ -1,4 +1,5 @@
-"""`vlp-data concepts ...`. What a command needs is imported when it runs, so that the other commands stay quick."""
+"""`vlp-data concepts ...`. What a command needs is imported when it runs, so that the other commands stay
+quick."""
 
 import argparse
 import os

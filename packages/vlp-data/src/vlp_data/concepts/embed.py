@@ -67,7 +67,8 @@ class ImageFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedImages:
-    """Work of a job: images (column `key`, their names in the list) to vectors. One that cannot be read gets a `problem` instead."""
+    """Work of a job: images (column `key`, their names in the list) to vectors. One that cannot be read gets
+    a `problem` instead."""
 
     clip: Clip
     images: ImageFiles
@@ -97,8 +98,8 @@ def encode_images(
 ) -> tuple[np.ndarray, list[str | None]]:
     """(vectors [N, D] float32, zeros where there is a problem; what is wrong with each image or None).
 
-    Images are decoded in threads while the model works on the ones before. Raises DataError when none can be read, OSError when the
-    storage fails.
+    Images are decoded in threads while the model works on the ones before. Raises DataError when none can be
+    read, OSError when the storage fails.
     """
 
     def prepared(key: str) -> "torch.Tensor | str":

@@ -1,4 +1,5 @@
-"""Any CLIP, by name or local folder, of open_clip or transformers (optional extras of vlp-data), behind one interface."""
+"""Any CLIP, by name or local folder, of open_clip or transformers (optional extras of vlp-data), behind one
+interface."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class Encoder(NamedTuple):
-    """A loaded CLIP. Vectors are float32, not normalised, as `encode_image` and `encode_text` of the original give them."""
+    """A loaded CLIP. Vectors are float32, not normalised, as `encode_image` and `encode_text` of the original
+    give them."""
 
     prepare: "Callable[[Pillow.Image], torch.Tensor]"
     """RGB image -> [3, side, side], the model's own evaluation view; may be called from threads."""
@@ -32,7 +34,8 @@ class Clip:
     name: str
     """A local folder, a name of open_clip ("ViT-B-16"), or "owner/model" of the Hugging Face hub."""
     weights: str = ""
-    """open_clip: tag of the weights ("openai") or a checkpoint file. A folder or "owner/model" brings its own."""
+    """open_clip: tag of the weights ("openai") or a checkpoint file. A folder or "owner/model" brings its
+    own."""
     library: Literal["auto", "open_clip", "transformers"] = "auto"
     """auto: a folder by the config it holds, "owner/model" transformers, any other name open_clip."""
     device: str = "auto"
@@ -126,7 +129,8 @@ def _transformers(clip: Clip, device: "torch.device", dtype: "torch.dtype") -> E
 
     @torch.inference_mode()
     def texts(batch):
-        # Padded to the full length: some models of this family were trained so, for the others it changes nothing.
+        # Padded to the full length: some models of this family were trained so, for the others it changes
+        # nothing.
         tokens = tokenizer(
             list(batch), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         )

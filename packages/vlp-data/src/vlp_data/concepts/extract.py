@@ -1,6 +1,7 @@
 """The vocabulary of concepts: what the captions of a data set name, counted.
 
-Source: ViCHA specification 5.3. The reference stores the number of mentions minus one, so its `thresh` t is `min_count` t + 2.
+Source: ViCHA specification 5.3. The reference stores the number of mentions minus one, so its `thresh` t is
+`min_count` t + 2.
 """
 
 from collections import Counter
@@ -24,7 +25,8 @@ SPACY_MODEL = "en_core_web_sm"
 
 
 def spacy_parser(model: str = SPACY_MODEL, *, processes: int = 1, batch: int = 256) -> Parser:
-    """Captions parsed by a model of spaCy. Raises DataError with the command to run when spaCy or the model is not installed."""
+    """Captions parsed by a model of spaCy. Raises DataError with the command to run when spaCy or the model
+    is not installed."""
     try:
         import spacy
     except ImportError as error:
@@ -111,7 +113,8 @@ def add(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 def vocabulary(
     counts: Mapping[str, int], *, min_count: int = 2, max_concepts: int | None = None
 ) -> dict[str, int]:
-    """The concepts named at least `min_count` times, most frequent first, those named first before others of the same count.
+    """The concepts named at least `min_count` times, most frequent first, those named first before others of
+    the same count.
 
     `max_concepts`: no more than that many of them.
     """

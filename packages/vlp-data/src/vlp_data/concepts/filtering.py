@@ -14,7 +14,8 @@ from vlp_data.errors import DataError
 def score(
     rows: pa.Table, images: Vectors, captions: Vectors, *, root: str = "", block: int = 65536
 ) -> pa.Table:
-    """A list with the field `sim`: cosine of image and caption (float32). Raises DataError for a row without a vector."""
+    """A list with the field `sim`: cosine of image and caption (float32). Raises DataError for a row without
+    a vector."""
     if images.values.shape[1] != captions.values.shape[1]:
         raise DataError(
             f"the images have vectors of {images.values.shape[1]} numbers, the captions of {captions.values.shape[1]}; "
@@ -66,9 +67,11 @@ def best(rows: pa.Table, fraction: float) -> pa.Table:
 
 
 def best_per_image(rows: pa.Table, fraction: float, *, keep_one: bool = True) -> pa.Table:
-    """Of the n rows of each image the int(fraction * n) of highest `sim`, best first; images in the order of first mention.
+    """Of the n rows of each image the int(fraction * n) of highest `sim`, best first; images in the order of
+    first mention.
 
-    `keep_one` keeps the best row of an image where that number is 0. The reference loses such an image, contrary to its readme.
+    `keep_one` keeps the best row of an image where that number is 0. The reference loses such an image,
+    contrary to its readme.
     """
     _check(fraction)
     group = texts_of(rows, "image").dictionary_encode().indices.to_numpy()

@@ -1,7 +1,10 @@
-"""From the dependency parse of a caption to its concepts: the heads of its noun phrases with the nouns they are compounded with.
+"""From the dependency parse of a caption to its concepts: the heads of its noun phrases with the nouns they
+are compounded with.
 
-A parse has spaCy's English scheme (coarse part of speech, dependency label, position of the head; the root is its own head).
-Source: SceneGraphParser 0.1.0, whose rules ViCHA uses, with its quirks under `legacy`; spaCy's definition of base noun phrases.
+A parse has spaCy's English scheme (coarse part of speech, dependency label, position of the head; the root is
+its own head).
+Source: SceneGraphParser 0.1.0, whose rules ViCHA uses, with its quirks under `legacy`; spaCy's definition of
+base noun phrases.
 """
 
 from collections.abc import Sequence
@@ -91,7 +94,8 @@ class Parse:
 
 
 def noun_phrases(parse: Parse) -> list[int]:
-    """Heads of the base noun phrases, left to right; the phrase of head h is the words `parse.first[h]`..h."""
+    """Heads of the base noun phrases, left to right; the phrase of head h is the words
+    `parse.first[h]`..h."""
     heads: list[int] = []
     for word, (pos, label) in enumerate(zip(parse.pos, parse.deps, strict=True)):
         if pos not in NOUNS or (heads and parse.first[word] <= heads[-1]):
@@ -107,7 +111,8 @@ def noun_phrases(parse: Parse) -> list[int]:
 
 
 def entities(parse: Parse, *, legacy: bool = False) -> list[int]:
-    """Noun phrases that name something: those that are part of a phrasal preposition ("in front of") are left out, and pronouns.
+    """Noun phrases that name something: those that are part of a phrasal preposition ("in front of") are left
+    out, and pronouns.
 
     `legacy` keeps pronouns, as the parser does on spaCy 3.
     """
@@ -139,9 +144,10 @@ def _has_subject(parse: Parse, verb: int) -> bool:
 def concepts(parse: Parse, *, legacy: bool = False) -> list[str]:
     """Concepts of a caption as written there (neither lower-cased nor made singular), in its order.
 
-    A concept is the head of a noun phrase with all nouns compounded with it, in the order of the sentence ("steel kitchen sink").
-    `legacy` gives what the released vocabularies were made with: pronouns are concepts, and each noun that hangs on the head directly is
-    put in front of what is there, which swaps two of them ("kitchen steel sink").
+    A concept is the head of a noun phrase with all nouns compounded with it, in the order of the sentence
+    ("steel kitchen sink"). `legacy` gives what the released vocabularies were made with: pronouns are
+    concepts, and each noun that hangs on the head directly is put in front of what is there, which swaps two
+    of them ("kitchen steel sink").
     """
     found = []
     for head in entities(parse, legacy=legacy):
@@ -151,7 +157,8 @@ def concepts(parse: Parse, *, legacy: bool = False) -> list[str]:
 
 
 def attributes(parse: Parse, *, legacy: bool = False) -> list[tuple[str, str]]:
-    """(concept, adjective or number) of a caption. Words joined to an attribute count too; with `legacy` only the first of them."""
+    """(concept, adjective or number) of a caption. Words joined to an attribute count too; with `legacy` only
+    the first of them."""
     found = []
     for head, concept in zip(entities(parse, legacy=legacy), concepts(parse, legacy=legacy), strict=True):
         for word in parse.dependents(head, "nummod", "amod"):

@@ -1,4 +1,5 @@
-"""Work in shards, kept part by part: a job that was stopped, or that lost a machine, goes on from the parts that are finished.
+"""Work in shards, kept part by part: a job that was stopped, or that lost a machine, goes on from the parts
+that are finished.
 
 A job is a folder (local or an fsspec URL that all machines reach):
 
@@ -6,9 +7,9 @@ A job is a folder (local or an fsspec URL that all machines reach):
   items-00000.parquet            what it works on, one row group per shard, unless other files hold that already
   part-00007-of-00120.parquet    result of shard 7, complete under this name or absent
 
-`engine="local"` does one shard after the other, each with all cores and one device. `engine="ray"` is Ray Data with a pool of actors, each
-of which sets the work up once; Ray starts an actor again whose process died, and repeats its shard. Both call the same functions, so the
-parts are the same.
+`engine="local"` does one shard after the other, each with all cores and one device. `engine="ray"` is Ray
+Data with a pool of actors, each of which sets the work up once; Ray starts an actor again whose process died,
+and repeats its shard. Both call the same functions, so the parts are the same.
 """
 
 import hashlib
@@ -40,7 +41,8 @@ class Work(Protocol):
         ...
 
     def start(self) -> Callable[[pa.Table], pa.Table]:
-        """Set up (load a model, say), once per process; returns what turns the items of a shard into its part."""
+        """Set up (load a model, say), once per process; returns what turns the items of a shard into its
+        part."""
         ...
 
 
@@ -57,7 +59,8 @@ class Engine:
 
     engine: Literal["local", "ray"] = "local"
     address: str = ""
-    """Ray cluster to join ("auto", "ray://host:10001"); "" is the one this process belongs to, else a new one on this machine."""
+    """Ray cluster to join ("auto", "ray://host:10001"); "" is the one this process belongs to, else a new one
+    on this machine."""
     actors: int = 1
     """Ray: processes that hold a model each."""
     cpus_per_actor: float = 1
@@ -95,7 +98,8 @@ class Done(NamedTuple):
 
 
 def items_job(folder: str, work: Work, items: pa.Table, *, rows_per_shard: int) -> Job:
-    """A job on the rows of a table, which are written into its folder. Raises DataError when the folder holds another job."""
+    """A job on the rows of a table, which are written into its folder. Raises DataError when the folder holds
+    another job."""
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard={rows_per_shard} must be at least 1")
     if not items.num_rows:
@@ -120,7 +124,8 @@ def _digest(items: pa.Table) -> str:
 
 
 def files_job(folder: str, work: Work, paths: Sequence[str]) -> Job:
-    """A job on the row groups of Parquet files, which stay where they are. Raises DataError when the folder holds another job."""
+    """A job on the row groups of Parquet files, which stay where they are. Raises DataError when the folder
+    holds another job."""
     shards = []
     for path in paths:
         shards += [Shard(path, group) for group in range(count_row_groups(path))]
@@ -181,7 +186,8 @@ def _entries(folder: str) -> list[str]:
 
 
 def finished_parts(folder: str) -> list[str]:
-    """Paths of a job's parts, in order. Raises FileNotFoundError, or DataError when the job is not finished."""
+    """Paths of a job's parts, in order. Raises FileNotFoundError, or DataError when the job is not
+    finished."""
     found = {
         (int(match[1]), int(match[2])): match[0] for name in _names(folder) if (match := PART.fullmatch(name))
     }
@@ -233,9 +239,11 @@ def _run_local(job: Job, work: Work, todo: list[int]) -> Iterator[int]:
 
 
 class _Actor:
-    """A worker inside Ray. What a user can cause travels back as text: Ray would wrap the error beyond recognition.
+    """A worker inside Ray. What a user can cause travels back as text: Ray would wrap the error beyond
+    recognition.
 
-    Ray begins a shard again without end when its process dies of it, so every beginning leaves a mark until the part is there.
+    Ray begins a shard again without end when its process dies of it, so every beginning leaves a mark until
+    the part is there.
     """
 
     def __init__(self, job: Job, work: Work, attempts: int, token: str, folder: str) -> None:
@@ -285,7 +293,8 @@ def _run_ray(job: Job, work: Work, todo: list[int], engine: Engine) -> Iterator[
         ray.init(address=engine.address or None, log_to_driver=False)
     elif engine.address:
         raise DataError(f"address={engine.address}: this process is connected to a Ray cluster already")
-    # One block per shard, so that shards go to whichever actor is free. Ray Data restarts actors and repeats their calls by default.
+    # One block per shard, so that shards go to whichever actor is free. Ray Data restarts actors and repeats
+    # their calls by default.
     shards = ray.data.from_items([{"shard": number} for number in todo], override_num_blocks=len(todo))
     finished = shards.map_batches(
         _Actor,

@@ -1,6 +1,7 @@
 """The k concepts nearest to each image, chosen once per image, and lists of which every row carries them.
 
-Source: ViCHA specification 5.5. The reference computes in float16, here it is float32: the choice differs only where scores all but tie.
+Source: ViCHA specification 5.5. The reference computes in float16, here it is float32: the choice differs
+only where scores all but tie.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from vlp_data.concepts.encoders import Clip
 from vlp_data.concepts.tables import read_vectors, texts_of, vectors_of
 from vlp_data.errors import DataError
 
-# Scores of a block lie in this many bytes: they are read twice after they were written, so they should stay in a cache.
+# Scores of a block lie in this many bytes: they are read twice after they were written, so they should stay
+# in a cache.
 BLOCK_BYTES = 1 << 25
 
 
@@ -35,9 +37,9 @@ def nearest(
 ) -> Nearest:
     """The k concepts of highest cosine for each image.
 
-    image_embeds [N, D], concept_embeds [C, D], of any float type, not normalised. Exact: columns are put into groups, the k groups with
-    the highest maxima hold the k best columns, and only those are ranked; a maximum costs far less than ranking all columns.
-    Raises ValueError when k is not in 1..C.
+    image_embeds [N, D], concept_embeds [C, D], of any float type, not normalised. Exact: columns are put into
+    groups, the k groups with the highest maxima hold the k best columns, and only those are ranked; a maximum
+    costs far less than ranking all columns. Raises ValueError when k is not in 1..C.
     """
     count = len(concept_embeds)
     if not 1 <= k <= count:
@@ -89,7 +91,8 @@ def choose(
     device: str,
     problems: dict[str, str] | None = None,
 ) -> pa.Table:
-    """Columns image, concepts (k names, best first), scores (their cosines), problem (then the image has no concepts)."""
+    """Columns image, concepts (k names, best first), scores (their cosines), problem (then the image has no
+    concepts)."""
     if embeds.shape[1] != concepts.embeds.shape[1]:
         raise DataError(
             f"the images have vectors of {embeds.shape[1]} numbers, the concepts of {concepts.embeds.shape[1]}; "
@@ -214,7 +217,8 @@ def images_of(rows: pa.Table) -> list[pa.Array]:
 
 
 def distinct_images(rows: pa.Table) -> pa.Array:
-    """Every image of a list once, in the order of first mention; of pairs the first image of a row comes first."""
+    """Every image of a list once, in the order of first mention; of pairs the first image of a row comes
+    first."""
     names = images_of(rows)
     if len(names) == 1:
         return names[0].unique()
@@ -232,9 +236,9 @@ def places(names: pa.Array, keys: pa.Array, root: str = "") -> pa.Array:
 def assign(rows: pa.Table, choices: pa.Table, *, root: str = "", missing: Missing = "error") -> Assigned:
     """A list with the concepts of its images: field `kwords`, or `kwords1` and `kwords2` for a list of pairs.
 
-    choices: columns image and concepts. `root` is put before the images of the list to find them there. Fields of the same names are
-    replaced. `missing`: rows of images without concepts are an error (DataError), left out ("drop"), or stay without the fields ("keep",
-    what the reference does to pairs).
+    choices: columns image and concepts. `root` is put before the images of the list to find them there.
+    Fields of the same names are replaced. `missing`: rows of images without concepts are an error
+    (DataError), left out ("drop"), or stay without the fields ("keep", what the reference does to pairs).
     """
     names = images_of(rows)
     usable = choices.filter(choices["concepts"].is_valid())

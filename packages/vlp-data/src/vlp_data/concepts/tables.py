@@ -1,6 +1,7 @@
 """Columnar files of lists, vocabularies and vectors, and the JSON that the ViCHA repository keeps them in.
 
-The suffix decides: `.json` is the reference's layout, `.parquet` a table; a folder holds the parts of a finished job (`jobs`).
+The suffix decides: `.json` is the reference's layout, `.parquet` a table; a folder holds the parts of a
+finished job (`jobs`).
 
   lists         [{image, caption, kwords?, ...}]         one column per field; null: the row has no such field
   vocabularies  [concept] or {concept: count}            concept: string, count: int64?
@@ -74,7 +75,8 @@ def _parquet(path: str) -> Iterator[pq.ParquetFile]:
             yield file
         return
     with files.open_read(path) as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
-        # Read without threads of Arrow's own: those that call Python can outlive the interpreter, which then aborts.
+        # Read without threads of Arrow's own: those that call Python can outlive the interpreter, which then
+        # aborts.
         yield file
 
 
@@ -124,7 +126,8 @@ def remove(path: str) -> None:
 
 
 def from_rows(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """A table of JSON objects. A field whose values no single column type holds exactly becomes a column of JSON texts."""
+    """A table of JSON objects. A field whose values no single column type holds exactly becomes a column of
+    JSON texts."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     arrays, fields = [], []
     for name in names:
@@ -227,7 +230,8 @@ def with_images(table: pa.Table, name: Callable[[str], str]) -> pa.Table:
 def read_vocabulary(path: str) -> dict[str, int | None]:
     """The concepts of a vocabulary, in order, with the number of their mentions where the file has it.
 
-    The numbers of the reference's {concept: count} are one less than the mentions. Raises FileNotFoundError, DataError.
+    The numbers of the reference's {concept: count} are one less than the mentions. Raises FileNotFoundError,
+    DataError.
     """
     if _is_json(path):
         content = read_json(path, (list, dict))
@@ -264,7 +268,8 @@ def write_vocabulary(path: str, counts: Mapping[str, int | None]) -> None:
 class Vectors:
     """Vectors by key.
 
-    Attributes: `keys` (N strings, each once), `values` [N, D] float16 or float32, `problems` (why an image has no vector, by key).
+    Attributes: `keys` (N strings, each once), `values` [N, D] float16 or float32, `problems` (why an image
+        has no vector, by key).
     """
 
     keys: pa.Array
@@ -295,7 +300,8 @@ def vector_table(
 
 
 def vectors_of(table: pa.Table, where: str) -> Vectors:
-    """Vectors of a table. Raises DataError when the columns are not those of `vector_table` or a key occurs twice."""
+    """Vectors of a table. Raises DataError when the columns are not those of `vector_table` or a key occurs
+    twice."""
     kind = table.schema.field("embedding").type if "embedding" in table.column_names else None
     if kind is None or not pa.types.is_fixed_size_list(kind) or "key" not in table.column_names:
         raise DataError(

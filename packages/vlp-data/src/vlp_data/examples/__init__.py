@@ -1,6 +1,8 @@
-"""From a source's row to what a batch is made of. Objects here are picklable and run inside the loader's workers.
+"""From a source's row to what a batch is made of. Objects here are picklable and run inside the loader's
+workers.
 
-`example(index, rng)` returns an example or `Skipped`; `collate(examples, rng)` returns a batch. All draws come from `rng`.
+`example(index, rng)` returns an example or `Skipped`; `collate(examples, rng)` returns a batch. All draws
+come from `rng`.
 """
 
 from vlp_data.examples.answers import VqaExamples, answer_ids

@@ -21,7 +21,8 @@ from vlp_data.text import Encoded, Tokenizer, collate_ids, pre_question, text_id
 
 
 def answer_ids(tokenizer: Tokenizer, answers: Sequence[str]) -> Encoded:
-    """Answers for the decoder, [CLS] tokens [SEP], neither cleaned nor cut, padded to the longest: ids and mask [A, L] int64."""
+    """Answers for the decoder, [CLS] tokens [SEP], neither cleaned nor cut, padded to the longest: ids and
+    mask [A, L] int64."""
     return tokenizer.encode(answers, separator=True)
 
 
@@ -37,7 +38,8 @@ class VqaExample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class VqaExamples:
-    """Questions with answers to `VqaBatch`. `image.careful_flip` minds the question and all of its answers."""
+    """Questions with answers to `VqaBatch`. `image.careful_flip` minds the question and all of its
+    answers."""
 
     source: Source
     tokenizer: Tokenizer

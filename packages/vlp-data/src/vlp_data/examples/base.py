@@ -68,8 +68,8 @@ def flips(options: ImageOptions, texts: Sequence[str]) -> float:
 def views(
     sample: Sample, options: ImageOptions, texts: Sequence[str], rng: random.Random, *, count: int = 1
 ) -> list[Tensor]:
-    """Training views of the first `count` images, each drawn by itself: float32 [3, R, R]. `texts` are those that `careful_flip` minds.
-    Raises BadSample."""
+    """Training views of the first `count` images, each drawn by itself: float32 [3, R, R]. `texts` are those
+    that `careful_flip` minds. Raises BadSample."""
     return [
         train_view(
             opened(sample, options, number),

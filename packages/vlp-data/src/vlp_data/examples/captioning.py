@@ -44,7 +44,8 @@ class CaptionExamples:
     source: Source
     tokenizer: Tokenizer
     prompt: str = ""
-    """Words every caption begins with, with the blank after them: "a picture of " in fine-tuning, none in the domain stage."""
+    """Words every caption begins with, with the blank after them: "a picture of " in fine-tuning, none in the
+    domain stage."""
     image: ImageOptions = field(default_factory=ImageOptions)
     text: TextOptions = field(default_factory=lambda: TextOptions(separator=True))
     concepts: ConceptOptions | None = None
@@ -103,7 +104,8 @@ class CaptionReferencesExample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionReferencesExamples:
-    """Rows that hold all captions of an image to `CaptionReferencesBatch` (`TaskJson.group_captions` joins rows of one caption each)."""
+    """Rows that hold all captions of an image to `CaptionReferencesBatch` (`TaskJson.group_captions` joins
+    rows of one caption each)."""
 
     source: Source
     references: int = 5

@@ -37,8 +37,8 @@ class BoxExample(NamedTuple):
 class BoxExamples:
     """Expressions with boxes to `BoxBatch`.
 
-    The crop is one that holds the whole box, and the augmentation that of boxes, which moves nothing; so `image.view` "resize" keeps the
-    whole image and `image.min_scale` has no meaning here.
+    The crop is one that holds the whole box, and the augmentation that of boxes, which moves nothing; so
+    `image.view` "resize" keeps the whole image and `image.min_scale` has no meaning here.
     """
 
     source: Source

@@ -71,8 +71,8 @@ class ImageTextExamples:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionExamples:
-    """Rows with boxes to `RegionBatch`. Of `image` only `size`, `augment`, `truncated` and `max_pixels` have a meaning here; the crop and
-    the flip follow `vlp_data.regions` and `RegionOptions`."""
+    """Rows with boxes to `RegionBatch`. Of `image` only `size`, `augment`, `truncated` and `max_pixels` have
+    a meaning here; the crop and the flip follow `vlp_data.regions` and `RegionOptions`."""
 
     source: Source
     tokenizer: Tokenizer

@@ -72,8 +72,9 @@ class RetrievalExamples:
 
 
 def image_number(sample: Sample) -> int:
-    """A number that two samples share if they show the same image: a hash of the `image_id` that a task list states, else of the path,
-    the id or, for lack of all, the sample's key. The same in every process and on every machine."""
+    """A number that two samples share if they show the same image: a hash of the `image_id` that a task list
+    states, else of the path, the id or, for lack of all, the sample's key. The same in every process and on
+    every machine."""
     image = sample.images[0]
     stated = sample.meta.get("image_id")
     identity = next(str(name) for name in (stated, image.path, image.id, sample.key) if name is not None)

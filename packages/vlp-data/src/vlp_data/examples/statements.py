@@ -46,7 +46,8 @@ class NlvrExamples:
         return len(self.source)
 
     def example(self, index: int, rng: random.Random) -> StatementExample | Skipped:
-        """Draws: view of the first image, view of the second, concepts of the first, concepts of the second."""
+        """Draws: view of the first image, view of the second, concepts of the first, concepts of the
+        second."""
         return _example(self, index, rng, role="sentence", count=2)
 
     def collate(self, examples: Sequence[StatementExample], rng: random.Random) -> NlvrBatch:

@@ -76,7 +76,8 @@ def xywh(box: tuple[int, int, int, int]) -> list[int]:
 
 
 def record(scene: Scene, texts: Annotations, split: str) -> dict[str, Any]:
-    """The line of `annotations.jsonl` without the pairs: all of a scene as JSON types; boxes are xywh in pixels."""
+    """The line of `annotations.jsonl` without the pairs: all of a scene as JSON types; boxes are xywh in
+    pixels."""
     from pycocotools import mask as coco_mask
 
     number = image_id(scene.index)

@@ -1,9 +1,11 @@
-"""Words for what an image shows, ranked: a stand-in for the choice that a CLIP makes (`vlp-data concepts`, ViCHA specification 5.5).
+"""Words for what an image shows, ranked: a stand-in for the choice that a CLIP makes (`vlp-data concepts`,
+ViCHA specification 5.5).
 
-The words are those the world's captions are made of, alone or two together ("star", "red star", "striped star", "dotted background").
-The ranking is as imperfect as a CLIP's: what is seen comes mostly first, large things before small ones, and words that fit a part of the
-image follow, first among them those that mix up what is seen ("red star" where a star and something red are). It goes by objects and
-background alone, never by captions.
+The words are those the world's captions are made of, alone or two together ("star", "red star", "striped
+star", "dotted background"). The ranking is as imperfect as a CLIP's: what is seen comes mostly first, large
+things before small ones, and words that fit a part of the image follow, first among them those that mix up
+what is seen ("red star" where a star and something red are). It goes by objects and background alone, never
+by captions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,8 +22,8 @@ CHOSEN = 15
 SEEN, MIXED, PART, ABSENT = 100, 50, 25, 0
 """Fit of a word: shown so; both words shown, of different things; one of them shown; none."""
 NOISE = 81
-"""Two random numbers below this are added to each fit. Then nine of ten of the first three words are true, and the fifteen hold five of six of the
-true ones (`tests/shapes/test_concepts.py`)."""
+"""Two random numbers below this are added to each fit. Then nine of ten of the first three words are true,
+and the fifteen hold five of six of the true ones (`tests/shapes/test_concepts.py`)."""
 
 
 @cache

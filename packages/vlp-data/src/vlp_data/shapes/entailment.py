@@ -1,7 +1,7 @@
 """The sentences of the entailment lists, which a model of a few layers can learn to judge from the image.
 
-Each sentence that is true of one image of a split is false of another one, so its words alone do not tell entailment from contradiction.
-Neutral ones speak of what no image shows.
+Each sentence that is true of one image of a split is false of another one, so its words alone do not tell
+entailment from contradiction. Neutral ones speak of what no image shows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,8 +54,8 @@ def statement(layout: Layout, dice: Dice) -> Statement:
 def entailment_rows(
     records: Sequence[dict[str, Any]], indices: range, layouts: Mapping[int, Layout]
 ) -> list[dict[str, Any]]:
-    """Rows of the scenes `indices`, which `records` are: {image, sentence, label, kwords}, the three labels equally often. A split of one
-    scene has neutral rows alone."""
+    """Rows of the scenes `indices`, which `records` are: {image, sentence, label, kwords}, the three labels
+    equally often. A split of one scene has neutral rows alone."""
     of_index = {record["index"]: record for record in records}
     rows = []
     for record in records:

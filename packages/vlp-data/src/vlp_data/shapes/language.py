@@ -116,7 +116,8 @@ def background(ground: Background) -> str:
 
 
 def inventory(things: Sequence[Thing], *names: str) -> list[str]:
-    """Counted groups of the things that look alike in the named properties; "plain", "medium" are left out."""
+    """Counted groups of the things that look alike in the named properties; "plain", "medium" are left
+    out."""
     groups = Counter(
         Look(
             **{
@@ -320,7 +321,8 @@ def phrases(scene: Scene, dice: Dice) -> tuple[Phrase, ...]:
 
 
 def expressions(scene: Scene, dice: Dice) -> tuple[Expression, ...]:
-    """For each object one or two expressions by its looks, and by place and neighbour where that is unique."""
+    """For each object one or two expressions by its looks, and by place and neighbour where that is
+    unique."""
     things = scene.things
     found = []
     for number in range(len(things)):

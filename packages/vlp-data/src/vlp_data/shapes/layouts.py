@@ -17,7 +17,8 @@ from vlp_data.shapes.vocabulary import vocabulary
 Record = dict[str, Any]
 
 LINE_FILES = 8
-"""At most so many files per split of X-VLM lines: the reference's reader spreads files, not lines, over ranks and workers."""
+"""At most so many files per split of X-VLM lines: the reference's reader spreads files, not lines, over ranks
+and workers."""
 
 _INFO = {
     "description": "vlp shapes: procedurally drawn scenes",

@@ -61,7 +61,8 @@ def brightness(color: Rgb) -> int:
 
 
 def tones(color: str, dice: Dice) -> Tones:
-    """Tones of an object: pattern and outline are shades of its own colour, so that one colour word stays true."""
+    """Tones of an object: pattern and outline are shades of its own colour, so that one colour word stays
+    true."""
     base = varied(color, dice, 10)
     bright = brightness(base) > 128
     accent = (

@@ -56,7 +56,8 @@ class Thing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Background:
-    """`kind` of `BACKGROUNDS`, one or two colour words, their RGB values, direction of stripes or gradient."""
+    """`kind` of `BACKGROUNDS`, one or two colour words, their RGB values, direction of stripes or
+    gradient."""
 
     kind: str
     colors: tuple[str, ...]
@@ -120,9 +121,9 @@ def draw(seed: int, index: int, *, size: int = 96, difficulty: Difficulty = "ful
         seed: the world, 0 to 2**32 - 1.
         index: the scene, 0 to 2**32 - 1.
         size: side of the image in pixels, 32 to 2048.
-        difficulty: "full": two to five things of twelve kinds and twelve colours anywhere, partly one before the other. "easy", for
-            models that have minutes to learn: two to four things of eight kinds and eight colours, each in a field of its own of
-            three by three, before paler backgrounds.
+        difficulty: "full": two to five things of twelve kinds and twelve colours anywhere, partly one before
+            the other. "easy", for models that have minutes to learn: two to four things of eight kinds and
+            eight colours, each in a field of its own of three by three, before paler backgrounds.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -164,7 +165,8 @@ def _arrange(dice: Dice) -> Layout | None:
 
 
 def _arrange_easily(dice: Dice) -> Layout | None:
-    """Nothing hides or touches anything, and where a thing is can be said in one word for its row and one for its column."""
+    """Nothing hides or touches anything, and where a thing is can be said in one word for its row and one for
+    its column."""
     background = _background(dice, pale=60)
     colors = [color for color in EASY_COLORS if color not in background.colors]
     things: list[Thing] = []

@@ -1,8 +1,9 @@
 """The files of the fine-tuning tasks of a `shapes` folder, in the layouts of X-VLM, ALBEF, VQA v2 and REFER.
 
-What a file asks is chosen so that a model of a few layers learns it: labels are balanced, no answer needs more than the image shows,
-and a caption tells an image's objects in an order that can be seen. The harder sentences are in `annotations.jsonl`.
-Sources of the layouts: X-VLM specification 5.5; visualqa.org (VQA v2 files); REFER (lichengunc/refer).
+What a file asks is chosen so that a model of a few layers learns it: labels are balanced, no answer needs
+more than the image shows, and a caption tells an image's objects in an order that can be seen. The harder
+sentences are in `annotations.jsonl`. Sources of the layouts: X-VLM specification 5.5; visualqa.org (VQA v2
+files); REFER (lichengunc/refer).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +41,8 @@ DETECTIONS, STATEMENTS = range(2)
 def write_tasks(
     folder: Path, records: Sequence[Record], layouts: Mapping[int, Layout], ranges: Mapping[str, range]
 ) -> None:
-    """Write the files of all tasks into an existing folder. `layouts` by scene index; `ranges`: the scenes of train, val and test."""
+    """Write the files of all tasks into an existing folder. `layouts` by scene index; `ranges`: the scenes of
+    train, val and test."""
     parts = {split: [record for record in records if record["split"] == split] for split in ranges}
     answers = {text for r in parts["train"] for q in _asked(r) for text in q["answers"]}
     write_json(folder / "answer_list.json", sorted(answers))
@@ -66,11 +68,13 @@ def write_tasks(
             write_json(folder / f"captions_{split}_gt.json", coco_captions(told))
 
 
-# ------------------------------------------------------------------------------------------------------------ VQA
+# ------------------------------------------------------------------------------------------------------------
+# VQA
 
 
 def _asked(record: Record) -> list[Record]:
-    """The questions of a scene but for those with two colours as answer: 132 answers, each of which is hardly ever right."""
+    """The questions of a scene but for those with two colours as answer: 132 answers, each of which is hardly
+    ever right."""
     return [q for q in record["questions"] if q["question_type"] != "what are the"]
 
 
@@ -89,7 +93,8 @@ def _vqa(record: Record, *, answered: bool) -> list[Record]:
 
 
 def _patterns(record: Record) -> list[Record]:
-    """Questions with one answer, as Visual Genome has them: the patterns of objects that are alone of their kind."""
+    """Questions with one answer, as Visual Genome has them: the patterns of objects that are alone of their
+    kind."""
     kinds = [thing["kind"] for thing in record["objects"]]
     return [
         {
@@ -142,7 +147,8 @@ def _vqa_annotations(records: Sequence[Record], split: str) -> Record:
     return {**_head(split), "annotations": annotations}
 
 
-# ---------------------------------------------------------------------------------------------------------- NLVR2
+# ----------------------------------------------------------------------------------------------------------
+# NLVR2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +160,8 @@ class Statement:
 
 
 def statement(layout: Layout, dice: Dice) -> Statement:
-    """A sentence about two images whose words come from one of them. Most ask for one property, whichever image has it."""
+    """A sentence about two images whose words come from one of them. Most ask for one property, whichever
+    image has it."""
     thing = dice.choice(layout.things)
     wanted = dice.weighted(
         ((look(thing, "color"), 3), (look(thing, "kind"), 1), (look(thing, "color", "kind"), 1))
@@ -189,7 +196,8 @@ def statement(layout: Layout, dice: Dice) -> Statement:
 def _nlvr(
     records: Sequence[Record], indices: range, layouts: Mapping[int, Layout], split: str
 ) -> list[Record]:
-    """Every sentence twice, with a pair it is true of and one it is not: the words alone tell nothing about the label."""
+    """Every sentence twice, with a pair it is true of and one it is not: the words alone tell nothing about
+    the label."""
     scenes = {record["index"]: record for record in records}
     rows = []
     for record in records if len(indices) > 1 else ():
@@ -223,7 +231,8 @@ def _pair(index: int, indices: range, dice: Dice) -> tuple[int, int]:
     return (index, other) if dice.chance(50) else (other, index)
 
 
-# ------------------------------------------------------------------------------------------------------ RefCOCO+
+# ------------------------------------------------------------------------------------------------------
+# RefCOCO+
 
 
 def _sayings(record: Record) -> dict[int, list[str]]:
@@ -280,7 +289,8 @@ def _expressions(record: Record) -> list[Record]:
 
 
 def detections(record: Record) -> list[list[int]]:
-    """What a detector would find, as xywh: every object, each edge off by at most a tenth of the box, and boxes that fit no object."""
+    """What a detector would find, as xywh: every object, each edge off by at most a tenth of the box, and
+    boxes that fit no object."""
     dice = Dice(record["seed"], record["index"], TASK, DETECTIONS)
     side = record["width"]
     objects = [thing["bbox"] for thing in record["objects"]]
@@ -308,7 +318,8 @@ def _fit(one: list[int], other: list[int]) -> bool:
     return 10 * common > 3 * (w * h + w2 * h2 - common)
 
 
-# --------------------------------------------------------------------------------------------------------- captions
+# ---------------------------------------------------------------------------------------------------------
+# captions
 
 
 def captions(record: Record, layout: Layout) -> list[str]:

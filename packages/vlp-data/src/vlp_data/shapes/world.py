@@ -22,7 +22,8 @@ from vlp_data.shapes.tasks import write_tasks
 
 FORMAT = "vlp-shapes"
 VERSION = 4
-"""Version of scenes, sentences and files together; folders of older versions are written anew. 4: concepts of images."""
+"""Version of scenes, sentences and files together; folders of older versions are written anew. 4: concepts of
+images."""
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
@@ -109,14 +110,14 @@ def ensure(
 ) -> Path:
     """The folder of these scenes, written now if it is not there yet or was written by an older version.
 
-    Safe to call from several processes at once: one writes, all wait. A folder of an older version is replaced only if it holds nothing
-    but what was written into it.
+    Safe to call from several processes at once: one writes, all wait. A folder of an older version is
+    replaced only if it holds nothing but what was written into it.
 
     Arguments as for `write`.
 
     Raises:
-        ValueError: `folder` holds something else: other parameters, a newer format version, files of somebody else, files missing,
-        or no manifest at all.
+        ValueError: `folder` holds something else: other parameters, a newer format version, files of somebody
+        else, files missing, or no manifest at all.
     """
     path = _local(folder)
     parameters = _parameters(images=images, seed=seed, size=size, val=val, test=test, difficulty=difficulty)
@@ -309,7 +310,8 @@ def _hash(path: Path) -> str:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file beside `path`; the system frees it when a process dies, so a killed one blocks nobody."""
+    """Hold the lock file beside `path`; the system frees it when a process dies, so a killed one blocks
+    nobody."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

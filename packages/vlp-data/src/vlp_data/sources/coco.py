@@ -1,6 +1,7 @@
 """COCO annotation files and Karpathy's split file.
 
-Source: data specification 1.6; cocodataset.org format description; Karpathy and Fei-Fei, arXiv 1412.2306 (splits).
+Source: data specification 1.6; cocodataset.org format description; Karpathy and Fei-Fei, arXiv 1412.2306
+(splits).
 """
 
 import posixpath
@@ -114,8 +115,8 @@ def open_captions(options: CocoCaptions) -> CocoSource:
 
 
 def open_instances(options: CocoInstances) -> CocoSource:
-    """Read instances_*.json, perhaps with captions. Boxes with no area and, unless asked for, crowds are left out, and images without
-    a box. Raises FileNotFoundError, DataError."""
+    """Read instances_*.json, perhaps with captions. Boxes with no area and, unless asked for, crowds are left
+    out, and images without a box. Raises FileNotFoundError, DataError."""
     path = options.annotations
     content = read_json(path, dict)
     images = _images(content, path)
@@ -161,7 +162,8 @@ def open_instances(options: CocoInstances) -> CocoSource:
 
 
 def _clip_rounding(box: list[float], size: list[int]) -> list[float]:
-    """COCO's boxes were rounded to hundredths and stick out a little; what sticks out further is left for the sampler to judge."""
+    """COCO's boxes were rounded to hundredths and stick out a little; what sticks out further is left for the
+    sampler to judge."""
     x, y, w, h = box
     return [
         x,

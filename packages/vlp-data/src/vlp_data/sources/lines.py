@@ -1,7 +1,8 @@
 """X-VLM line files: one JSON object per line, images inside as base64 or beside as files.
 
-Random access through byte offsets of the lines: one scan per file (kept in `index`, if given), then a seek per sample; or, with the
-order "files", one pass over every file (`vlp_data.order` says which rank reads what).
+Random access through byte offsets of the lines: one scan per file (kept in `index`, if given), then a seek
+per sample; or, with the order "files", one pass over every file (`vlp_data.order` says which rank reads
+what).
 Source: X-VLM specification 5.1, 5.2, 5.4; quirks 8.4, 8.5.
 """
 
@@ -32,8 +33,8 @@ _CHUNK_BYTES = 16 * 2**20
 class LineFiles:
     """Lines of several files as one sequence of bytes, by offset.
 
-    `forward`: the lines are mostly asked for in ascending order, so files that are remote or compressed stay open between calls (in the
-    process that opened them; copies and pickles open their own).
+    `forward`: the lines are mostly asked for in ascending order, so files that are remote or compressed stay
+    open between calls (in the process that opened them; copies and pickles open their own).
     """
 
     def __init__(self, paths: Sequence[str], offsets: Sequence[np.ndarray], *, forward: bool = False) -> None:
@@ -133,11 +134,11 @@ class _Opened:
 
 
 def line_offsets(path: str, index: str = "") -> np.ndarray:
-    """Offsets of the lines of a file (of its content, if it is compressed) and, last, its size: int64 [lines + 1]. A last line without
-    newline counts.
+    """Offsets of the lines of a file (of its content, if it is compressed) and, last, its size: int64 [lines
+    + 1]. A last line without newline counts.
 
-    `index` is a folder where the result is kept; it is scanned again when size or date of the file have changed. Of several processes
-    that ask at once, one scans and the others wait.
+    `index` is a folder where the result is kept; it is scanned again when size or date of the file have
+    changed. Of several processes that ask at once, one scans and the others wait.
     """
     if not index:
         return _scan(path)
@@ -168,8 +169,8 @@ def _scan(path: str) -> np.ndarray:
 
 
 def open_line_files(options: ImageTextLines | RegionLines) -> LineFiles:
-    """All lines of the option's files and folders. Raises FileNotFoundError for a missing path; DataError when there is not one line, and
-    for compressed files that would have to be read in random order."""
+    """All lines of the option's files and folders. Raises FileNotFoundError for a missing path; DataError
+    when there is not one line, and for compressed files that would have to be read in random order."""
     found = files.expand(options.files)
     forward = options.order == "files"
     packed = next((path for path in found if files.is_compressed(path)), None)
@@ -264,7 +265,8 @@ def parse_image_text(line: bytes | str, path: str, number: int, options: ImageTe
 
 
 def parse_regions(line: bytes | str, path: str, number: int, options: RegionLines) -> Sample:
-    """One region line; boxes are cut to whole pixels, as the reference does. Raises BadSample as `parse_image_text`."""
+    """One region line; boxes are cut to whole pixels, as the reference does. Raises BadSample as
+    `parse_image_text`."""
     key = f"{path}:{number}"
     entry = _entry(line, key)
     elements = entry.get("elems")

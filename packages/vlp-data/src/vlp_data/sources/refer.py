@@ -1,7 +1,8 @@
 """Referring expressions with their boxes: task lists joined with REFER's files.
 
-`refs(unc).p` is a pickle. It is read by an unpickler that builds plain Python values only (lists, tuples, dicts, sets, strings, bytes,
-numbers, booleans, None); a pickle that names any class or function is refused, so nothing in it can run.
+`refs(unc).p` is a pickle. It is read by an unpickler that builds plain Python values only (lists, tuples,
+dicts, sets, strings, bytes, numbers, booleans, None); a pickle that names any class or function is refused,
+so nothing in it can run.
 Sources: X-VLM specification 5.5; lichengunc/refer (layout of its files); VLUE (lists with boxes).
 """
 
@@ -28,8 +29,9 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_plain_pickle(path: str) -> Any:
-    """The value in a pickle of plain values, of any protocol, those of Python 2 included. Raises FileNotFoundError; DataError for a pickle
-    that holds anything else (nothing of it is executed) or that is damaged."""
+    """The value in a pickle of plain values, of any protocol, those of Python 2 included. Raises
+    FileNotFoundError; DataError for a pickle that holds anything else (nothing of it is executed) or that is
+    damaged."""
     try:
         data = files.read(path)
     except FileNotFoundError:
@@ -55,7 +57,8 @@ def read_refs(path: str) -> list[dict[str, Any]]:
 
 
 def write_refs_json(refs: str, out: str) -> int:
-    """Write REFER's pickle as JSON, which needs no care to be read; returns the number of references. Raises FileExistsError, DataError."""
+    """Write REFER's pickle as JSON, which needs no care to be read; returns the number of references. Raises
+    FileExistsError, DataError."""
     found = read_refs(refs)
     try:
         text = json.dumps(found, ensure_ascii=True, indent=0)
@@ -112,7 +115,8 @@ class ReferSource:
 
 
 def open_refer(options: Refer) -> ReferSource:
-    """Join the lists with the references. Raises FileNotFoundError; DataError where a reference, its box or its detections are missing."""
+    """Join the lists with the references. Raises FileNotFoundError; DataError where a reference, its box or
+    its detections are missing."""
     references = _References(options) if options.refs else None
     detections = read_json(options.detections, dict) if options.detections else {}
     notes: Counter[str] = Counter()

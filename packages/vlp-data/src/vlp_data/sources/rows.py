@@ -1,7 +1,7 @@
 """Rows of large JSON lists, kept as one block of bytes.
 
-Python objects would cost several times the memory, and once more per worker: reading one changes its reference count, which copies the
-page it lies on.
+Python objects would cost several times the memory, and once more per worker: reading one changes its
+reference count, which copies the page it lies on.
 """
 
 import json
@@ -33,7 +33,8 @@ class Rows:
 
 
 def read_json(path: str, expected: type | tuple[type, ...]) -> Any:
-    """The content of a JSON file whose outermost value is a list or an object, as expected. Raises FileNotFoundError, DataError."""
+    """The content of a JSON file whose outermost value is a list or an object, as expected. Raises
+    FileNotFoundError, DataError."""
     try:
         with files.open_read(path) as stream:
             content = json.load(stream)
@@ -62,7 +63,8 @@ def field(row: dict[str, Any], name: str, kind: type | tuple[type, ...], where: 
 
 
 def concepts(row: dict[str, Any], name: str, where: str, *, image: int = 0) -> tuple[Text, ...]:
-    """The concepts of an image in `row[name]`; none if there is no such field. Raises DataError naming the row and the field."""
+    """The concepts of an image in `row[name]`; none if there is no such field. Raises DataError naming the
+    row and the field."""
     words = row.get(name, [])
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise DataError(f"{where}: `{name}` must be a list of strings, found {words!r}"[:300])

@@ -63,7 +63,8 @@ class TaskJsonSource:
 
 
 def open_task_json(options: TaskJson) -> TaskJsonSource:
-    """Read the lists. Raises FileNotFoundError; DataError when a file is no list, an entry of unknown kind leads it, or all are empty."""
+    """Read the lists. Raises FileNotFoundError; DataError when a file is no list, an entry of unknown kind
+    leads it, or all are empty."""
     paths = files.expand(options.files)
     rows = tuple(Rows(_objects(read_json(path, list), path)) for path in paths)
     if not any(map(len, rows)):
@@ -77,7 +78,8 @@ def open_task_json(options: TaskJson) -> TaskJsonSource:
 
 
 def _grouped(rows: Rows, path: str) -> list[dict[str, Any]]:
-    """One entry per image, in the order of their first captions. Raises DataError for entries that are no captions."""
+    """One entry per image, in the order of their first captions. Raises DataError for entries that are no
+    captions."""
     images: dict[str, dict[str, Any]] = {}
     for number in range(len(rows)):
         where, entry = f"{path}: entry {number}", rows[number]

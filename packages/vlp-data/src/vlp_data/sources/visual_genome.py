@@ -1,7 +1,7 @@
 """Visual Genome's own annotation files.
 
-Source: visualgenome.org, version 1.2/1.4 (objects.json, attributes.json, region_descriptions.json, image_data.json); data specification
-1.6 and pitfall 4.
+Source: visualgenome.org, version 1.2/1.4 (objects.json, attributes.json, region_descriptions.json,
+image_data.json); data specification 1.6 and pitfall 4.
 """
 
 import posixpath
@@ -65,8 +65,8 @@ class VisualGenomeSource:
 
 
 def open_visual_genome(options: VisualGenome) -> VisualGenomeSource:
-    """Read an annotation file. Boxes are cut to the image; those with nothing left in it, or without a name, are left out, and images
-    without a box. Raises FileNotFoundError, DataError."""
+    """Read an annotation file. Boxes are cut to the image; those with nothing left in it, or without a name,
+    are left out, and images without a box. Raises FileNotFoundError, DataError."""
     path = options.annotations
     known = {
         field(entry, "image_id", int, f"{options.image_data}: entry {n}"): entry

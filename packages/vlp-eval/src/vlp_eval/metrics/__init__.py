@@ -6,7 +6,8 @@ from collections.abc import Collection, Hashable
 def same_ids(
     first: Collection[Hashable], second: Collection[Hashable], first_name: str, second_name: str
 ) -> None:
-    """Raise ValueError unless both hold the same ids, at least one: a sample left out or added would change the result unseen."""
+    """Raise ValueError unless both hold the same ids, at least one: a sample left out or added would change
+    the result unseen."""
     if not second:
         raise ValueError(f"no {second_name}: a share of nothing is not defined")
     for ids, others, name, other_name in (

@@ -1,13 +1,14 @@
-"""Caption metrics of the COCO evaluation in Python: BLEU, ROUGE-L, CIDEr-D; and the reward of self-critical training.
+"""Caption metrics of the COCO evaluation in Python: BLEU, ROUGE-L, CIDEr-D; and the reward of self-critical
+training.
 
-All take tokens (`vlp_eval.metrics.ptb.caption_tokens`), a caption as a list of words. `scores` runs the whole pipeline from texts.
-METEOR and SPICE need Java programs: `vlp_eval.metrics.java`.
+All take tokens (`vlp_eval.metrics.ptb.caption_tokens`), a caption as a list of words. `scores` runs the whole
+pipeline from texts. METEOR and SPICE need Java programs: `vlp_eval.metrics.java`.
 
-CIDEr and BLEU are numbers of a set, no means over its parts: CIDEr weighs words by how many images of the evaluated set mention them, and BLEU
-divides sums over the corpus.
+CIDEr and BLEU are numbers of a set, no means over its parts: CIDEr weighs words by how many images of the
+evaluated set mention them, and BLEU divides sums over the corpus.
 
-Sources: BLEU, Papineni et al. 2002; ROUGE-L, Lin 2004; CIDEr-D, arXiv 1411.5726; constants and reductions as pycocoevalcap 1.2;
-X-VLM `utils/cider` for the cached document frequencies.
+Sources: BLEU, Papineni et al. 2002; ROUGE-L, Lin 2004; CIDEr-D, arXiv 1411.5726; constants and reductions as
+pycocoevalcap 1.2; X-VLM `utils/cider` for the cached document frequencies.
 """
 
 import math
@@ -48,10 +49,11 @@ def tokenized(texts: Mapping[Id, Sequence[str]]) -> dict[Id, list[list[str]]]:
 def scores(
     captions: Mapping[Id, str], references: Mapping[Id, Sequence[str]]
 ) -> tuple[dict[str, float], dict[Id, dict[str, float]]]:
-    """All metrics of captions against their references, as texts: (of the set, of each id in order of the references).
+    """All metrics of captions against their references, as texts: (of the set, of each id in order of the
+    references).
 
-    bleu_1 to bleu_4, rouge_l, cider as fractions (papers print them times 100). Raises ValueError when the ids differ: CIDEr depends on
-    the evaluated set.
+    bleu_1 to bleu_4, rouge_l, cider as fractions (papers print them times 100). Raises ValueError when the
+    ids differ: CIDEr depends on the evaluated set.
     """
     same_ids(captions, references, "captions", "referenced images")
     ids = list(references)
@@ -66,8 +68,9 @@ def scores(
 def bleu(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> list[Corpus]:
     """BLEU of orders 1 to 4.
 
-    n-gram matches are clipped at the largest count of one reference. The length compared with is the reference's nearest to the
-    caption's (the shorter of two equally near ones), or the mean of all where the set is a single caption.
+    n-gram matches are clipped at the largest count of one reference. The length compared with is the
+    reference's nearest to the caption's (the shorter of two equally near ones), or the mean of all where the
+    set is a single caption.
     """
     _rows(captions, references)
     each: list[list[float]] = [[] for _ in range(ORDERS)]
@@ -105,7 +108,8 @@ def _bleu(correct: Sequence[int], guess: Sequence[int], length: float, reference
 def rouge_l(captions: Sequence[Words], references: Sequence[Sequence[Words]]) -> Corpus:
     """ROUGE-L by the longest common subsequence; the set's number is the mean.
 
-    Precision and recall are the largest over the references, each by itself, so they may belong to different ones.
+    Precision and recall are the largest over the references, each by itself, so they may belong to different
+    ones.
     """
     _rows(captions, references)
     each = []
@@ -151,7 +155,8 @@ class DocumentFrequency:
 
 
 class _Weighted(NamedTuple):
-    """An n-gram's weight by order, the norms of these vectors, and the length CIDEr-D compares: the number of bigrams."""
+    """An n-gram's weight by order, the norms of these vectors, and the length CIDEr-D compares: the number of
+    bigrams."""
 
     grams: list[dict[Gram, float]]
     norms: list[float]
@@ -166,8 +171,9 @@ def cider_d(
 ) -> Corpus:
     """CIDEr-D; the set's number is the mean.
 
-    `frequency`: document frequencies of another corpus, as the reward of self-critical training takes them from the training set; None
-    counts them over `references`. With a single image and no other corpus every weight, and so the score, is 0.
+    `frequency`: document frequencies of another corpus, as the reward of self-critical training takes them
+    from the training set; None counts them over `references`. With a single image and no other corpus every
+    weight, and so the score, is 0.
     """
     _rows(captions, references)
     frequency = DocumentFrequency.of(references) if frequency is None else frequency
@@ -199,7 +205,8 @@ def _similarity(guess: _Weighted, truth: _Weighted) -> float:
 
 
 def reward_words(text: str) -> list[str]:
-    """Words of a caption as self-critical training compares them: split at blanks, a final full stop removed, <eos> put at the end.
+    """Words of a caption as self-critical training compares them: split at blanks, a final full stop removed,
+    <eos> put at the end.
 
     Texts are cleaned before (`vlp_data.text.pre_caption`); there is no treebank tokenizer here.
     """
@@ -209,7 +216,8 @@ def reward_words(text: str) -> list[str]:
 def rewards(
     captions: Sequence[str], references: Sequence[Sequence[str]], frequency: DocumentFrequency
 ) -> list[float]:
-    """CIDEr-D of sampled captions against the references of their image: the reward of self-critical training."""
+    """CIDEr-D of sampled captions against the references of their image: the reward of self-critical
+    training."""
     guess = [reward_words(text) for text in captions]
     return cider_d(
         guess, [[reward_words(text) for text in own] for own in references], frequency=frequency

@@ -1,8 +1,8 @@
 """Referring expressions: overlap of boxes, and accuracy per split.
 
-Boxes are (x, y, w, h) in pixels of the original image, as COCO and RefCOCO+ have them. A prediction is right if its overlap with
-the annotated box is at least one half. Source: REFER and X-VLM (`dataset/utils.py`: `computeIoU`, `grounding_eval`,
-`grounding_eval_bbox`).
+Boxes are (x, y, w, h) in pixels of the original image, as COCO and RefCOCO+ have them. A prediction is right
+if its overlap with the annotated box is at least one half. Source: REFER and X-VLM (`dataset/utils.py`:
+`computeIoU`, `grounding_eval`, `grounding_eval_bbox`).
 
 Letters: B boxes.
 """
@@ -26,8 +26,9 @@ RIGHT = 0.5
 def iou(first_B4: ArrayLike, second_B4: ArrayLike, *, rule: Rule = "continuous") -> NDArray[np.float64]:
     """Intersection over union of boxes (x, y, w, h), row by row: [B] float64; 0 where the union is empty.
 
-    "inclusive" is the published evaluator's formula, which counts pixels: the same number unless the overlap is at most one pixel wide
-    or high, where it gives 0. No box that people annotate is decided differently by it.
+    "inclusive" is the published evaluator's formula, which counts pixels: the same number unless the overlap
+    is at most one pixel wide or high, where it gives 0. No box that people annotate is decided differently by
+    it.
     """
     if rule not in ("continuous", "inclusive"):
         raise ValueError(f"rule={rule!r} is not known; choose continuous or inclusive")
@@ -42,7 +43,8 @@ def iou(first_B4: ArrayLike, second_B4: ArrayLike, *, rule: Rule = "continuous")
 
 
 def pixel_boxes(boxes_B4: ArrayLike, sizes_B2: ArrayLike) -> NDArray[np.float64]:
-    """Predictions (cx, cy, w, h) as fractions of the image to (x, y, w, h) in pixels of images of (width, height): [B,4]."""
+    """Predictions (cx, cy, w, h) as fractions of the image to (x, y, w, h) in pixels of images of (width,
+    height): [B,4]."""
     boxes, sizes = np.asarray(boxes_B4, dtype=np.float64), np.asarray(sizes_B2, dtype=np.float64)
     scaled = boxes * np.concatenate([sizes, sizes], axis=1)
     scaled[:, :2] -= scaled[:, 2:] / 2
@@ -56,7 +58,8 @@ def accuracy(
     *,
     rule: Rule = "continuous",
 ) -> dict[str, LabelAccuracy]:
-    """Share of expressions whose box is right, for each split (one split "all" where `splits` is None): in order of the truth.
+    """Share of expressions whose box is right, for each split (one split "all" where `splits` is None): in
+    order of the truth.
 
     A prediction of None (no detection to choose from) is wrong. Raises ValueError when the ids differ.
     """
@@ -86,8 +89,8 @@ def is_right(
 def best_detection(scores_K: ArrayLike) -> int | None:
     """The detection with the highest score, the first of equal ones; None when there is no detection.
 
-    The published evaluators take only scores above 0 and fall back on the box of the sample before; here the best one counts whatever its
-    sign.
+    The published evaluators take only scores above 0 and fall back on the box of the sample before; here the
+    best one counts whatever its sign.
     """
     scores = np.asarray(scores_K, dtype=np.float64)
     if not scores.size:

@@ -1,6 +1,8 @@
-"""METEOR and SPICE, which exist as Java programs only: pycocoevalcap (the extra `vlp-eval[caption-java]`) runs them.
+"""METEOR and SPICE, which exist as Java programs only: pycocoevalcap (the extra `vlp-eval[caption-java]`)
+runs them.
 
-METEOR 1.5 works with Java 8 to 17 and holds 2 GB; SPICE wants Java 8 to 11 and downloads 400 MB of models at its first use.
+METEOR 1.5 works with Java 8 to 17 and holds 2 GB; SPICE wants Java 8 to 11 and downloads 400 MB of models at
+its first use.
 """
 
 import shutil
@@ -21,7 +23,8 @@ _PROGRAMS = {
 def judge(
     captions: Mapping[Id, str], references: Mapping[Id, Sequence[str]], metrics: Sequence[str]
 ) -> dict[str, Corpus]:
-    """Each metric of captions against their references, as fractions: of the set, and of each id in order of the references.
+    """Each metric of captions against their references, as fractions: of the set, and of each id in order of
+    the references.
 
     Raises ValueError for an unknown metric, and where the package or Java is missing.
     """

@@ -1,6 +1,8 @@
-"""Accuracy of one label per sample (SNLI-VE, NLVR2), and consistency over the image pairs of a sentence (NLVR2).
+"""Accuracy of one label per sample (SNLI-VE, NLVR2), and consistency over the image pairs of a sentence
+(NLVR2).
 
-Source: lil-lab/nlvr `nlvr2/eval/metrics.py`; SNLI-VE has no official evaluator, accuracy on the original labels is what papers report.
+Source: lil-lab/nlvr `nlvr2/eval/metrics.py`; SNLI-VE has no official evaluator, accuracy on the original
+labels is what papers report.
 """
 
 from collections.abc import Hashable, Mapping
@@ -32,9 +34,11 @@ def accuracy(predictions: Mapping[Id, Hashable], truth: Mapping[Id, Hashable]) -
 
 
 def consistency(predictions: Mapping[str, Hashable], truth: Mapping[str, Hashable]) -> LabelAccuracy:
-    """Share of sentences all of whose image pairs are right, by NLVR2 identifiers (split-set-pair-sentence); `total` counts sentences.
+    """Share of sentences all of whose image pairs are right, by NLVR2 identifiers (split-set-pair-sentence);
+    `total` counts sentences.
 
-    Only predictions of a whole split make it meaningful. Raises ValueError when the ids differ or are no identifiers.
+    Only predictions of a whole split make it meaningful. Raises ValueError when the ids differ or are no
+    identifiers.
     """
     same_ids(predictions, truth, "predictions", "labelled samples")
     right: dict[str, bool] = {}

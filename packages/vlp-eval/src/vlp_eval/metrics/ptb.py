@@ -1,13 +1,15 @@
 """Tokens of captions by the conventions of the Penn Treebank, for BLEU, ROUGE-L and CIDEr.
 
-The rules are our own, written for captions: split at blanks, peel the signs off both ends of each chunk, split what is left at the
-signs inside it, then cut clitics. n't and 's are words, hyphenated words stay whole, brackets become -lrb-.
+The rules are our own, written for captions: split at blanks, peel the signs off both ends of each chunk,
+split what is left at the signs inside it, then cut clitics. n't and 's are words, hyphenated words stay
+whole, brackets become -lrb-.
 
-Published numbers come from another program, Stanford's `PTBTokenizer` 3.4.1 as pycocoevalcap calls it. The tokens here equal its
-tokens on the reference strings of the tests, and may differ on others: rarely in captions (bird's-eye, abbreviations), more often in
-text that is no caption (addresses, smileys, tables). For exactly the published tokens run
-`pycocoevalcap.tokenizer.ptbtokenizer.PTBTokenizer` (Java and the extra `vlp-eval[caption-java]`) and give the words to `bleu`,
-`rouge_l` and `cider_d` of `vlp_eval.metrics.captioning`.
+Published numbers come from another program, Stanford's `PTBTokenizer` 3.4.1 as pycocoevalcap calls it. The
+tokens here equal its tokens on the reference strings of the tests, and may differ on others: rarely in
+captions (bird's-eye, abbreviations), more often in text that is no caption (addresses, smileys, tables). For
+exactly the published tokens run `pycocoevalcap.tokenizer.ptbtokenizer.PTBTokenizer` (Java and the extra
+`vlp-eval[caption-java]`) and give the words to `bleu`, `rouge_l` and `cider_d` of
+`vlp_eval.metrics.captioning`.
 """
 
 import html
@@ -18,7 +20,8 @@ from itertools import zip_longest
 DROPPED = frozenset(
     ("-LRB-", "-RRB-", "-LCB-", "-RCB-", "``", "''", "`", "'", "--", "-", "...", ".", ",", ";", ":", "?", "!")
 )
-"""Tokens that the metrics leave out. Tokens are lower case, so brackets (-lrb-) are counted, as pycocoevalcap does."""
+"""Tokens that the metrics leave out. Tokens are lower case, so brackets (-lrb-) are counted, as pycocoevalcap
+does."""
 
 # Words of captions ("sun.", "sat.", "in.") are no abbreviations here: their full stop ends a sentence.
 _TITLES = "capt col dr gen gov jr lt maj mr mrs ms prof rev sen sgt sr"
@@ -63,7 +66,8 @@ _DOTS, _DASH = re.compile(r"\.{2,}"), re.compile(r"-{2,}")
 _MIXED_NUMBER = re.compile(r"(?<!\S)(\d{1,3}) (?=\d+/\d+(?![\d/]))")
 
 _SIGN = re.compile(r"\.\.\.|--|[?!]+|''|``|[^\w\s]")
-# Signs that join parts of a word (hyphen, apostrophe, slash, full stop) do not split it, nor do commas and colons between digits.
+# Signs that join parts of a word (hyphen, apostrophe, slash, full stop) do not split it, nor do commas and
+# colons between digits.
 _SIGN_INSIDE = re.compile(r"(\.\.\.|--|[?!]+|''|(?<!\d)[,:](?!//)|[,:](?!\d|//)|[^\w\s'.,:/&@#+-])")
 # Parts of a word in front of it: those of 's and '90s, #tag, @name, -3 and .5.
 _HEAD = re.compile(r"^(?:(?!'(?:d|em|ll|m|re|s|til|tis|twas|ve|\d\ds?)\b|[#@][^\W\d]|[-+]?\.?\d)[^\w\s])+")
@@ -117,7 +121,8 @@ def _peeled(chunk: str, following: str) -> tuple[str, list[str], str]:
 
 
 def _abbreviated(word: str, following: str) -> bool:
-    """Whether the full stop behind a word is a part of it: St., p.m., the initial of J. Smith, the No. of No. 5."""
+    """Whether the full stop behind a word is a part of it: St., p.m., the initial of J. Smith, the No. of No.
+    5."""
     if word == "no":
         return following[:1].isdigit()
     if len(word) == 1:

@@ -1,16 +1,19 @@
 """Image-text retrieval: ranks and recall when an image has several captions.
 
 Text retrieval (TR) asks with an image: its rank is that of the best placed of its captions among all texts.
-Image retrieval (IR) asks with a text: its rank is that of its one image among all images. R@K is the share of queries whose rank
-is at most K: one hit is enough, unlike recall in the sense of information retrieval.
+Image retrieval (IR) asks with a text: its rank is that of its one image among all images. R@K is the share of
+queries whose rank is at most K: one hit is enough, unlike recall in the sense of information retrieval.
 
-Tied scores. The published evaluators sort, and where scores tie the sort algorithm decides: a collapsed model (all scores equal)
-can then score anything up to 100 %. Here the rule is an argument, and no number depends on a sort:
+Tied scores. The published evaluators sort, and where scores tie the sort algorithm decides: a collapsed model
+(all scores equal) can then score anything up to 100 %. Here the rule is an argument, and no number depends on
+a sort:
 
-- "pessimistic" (default): rank = 1 + number of wrong candidates that score at least as high as the best right one;
+- "pessimistic" (default): rank = 1 + number of wrong candidates that score at least as high as the best right
+    one;
 - "index": rank = 1 + number of wrong candidates that score higher, or as high with a smaller index.
 
-Sources: the definition is that of ALBEF, X-VLM and ViCHA (`itm_eval`), FLAIR, ViLT/VLC and CLIP_benchmark (`recall > 0`).
+Sources: the definition is that of ALBEF, X-VLM and ViCHA (`itm_eval`), FLAIR, ViLT/VLC and CLIP_benchmark
+    (`recall > 0`).
 
 Letters: Q queries, C candidates, N images, M texts, P right (query, candidate) pairs.
 """
@@ -29,7 +32,8 @@ Ties = Literal["pessimistic", "index"]
 Ranks = NDArray[np.int64]
 Found = NDArray[np.bool_]
 
-# A comparison of this many scores needs about 20 MB beside the scores themselves, and is long enough to hide the call overhead.
+# A comparison of this many scores needs about 20 MB beside the scores themselves, and is long enough to hide
+# the call overhead.
 CHUNK_SCORES = 1 << 22
 
 # Share of queries above which the two tie rules must not differ without a word.
@@ -45,9 +49,9 @@ def text_ranks(
 ) -> Ranks:
     """Rank (from 1) of the best placed caption of each image among all M texts: [N] int64.
 
-    `image_of_text_M[j]` is the index of the image that text j describes. Raises ValueError for an image without text,
-    for an index outside the gallery and for a score that is NaN. Warns with `TieWarning` when the two tie rules differ on more
-    than 0.1 % of the images.
+    `image_of_text_M[j]` is the index of the image that text j describes. Raises ValueError for an image
+    without text, for an index outside the gallery and for a score that is NaN. Warns with `TieWarning` when
+    the two tie rules differ on more than 0.1 % of the images.
     """
     scores = _scores(scores_NM)
     image = _images(image_of_text_M, images=scores.shape[0], texts=scores.shape[1])
@@ -57,7 +61,8 @@ def text_ranks(
 def image_ranks(
     scores_MN: ArrayLike | Tensor, image_of_text_M: ArrayLike | Tensor, *, ties: Ties = "pessimistic"
 ) -> Ranks:
-    """Rank (from 1) of the image of each text among all N images: [M] int64. Arguments and errors as in `text_ranks`."""
+    """Rank (from 1) of the image of each text among all N images: [M] int64. Arguments and errors as in
+    `text_ranks`."""
     scores = _scores(scores_MN)
     image = _images(image_of_text_M, images=scores.shape[1], texts=scores.shape[0])
     return _ranks(scores, torch.arange(len(image)), image, ties=ties, query="text")
@@ -70,13 +75,15 @@ def candidate_text_ranks(
     *,
     ties: Ties = "pessimistic",
 ) -> tuple[Ranks, Found]:
-    """`text_ranks` when only K texts of each image were scored: ranks [N] int64, whether a right text was among the K [N] bool.
+    """`text_ranks` when only K texts of each image were scored: ranks [N] int64, whether a right text was
+    among the K [N] bool.
 
-    `candidates_NK` holds indices of texts, none twice in a row. What is no candidate ties behind all candidates, as in the matrices
-    filled with -100 of ALBEF and X-VLM: an image with no right candidate has rank 1 + all wrong texts with "pessimistic", and with
-    "index" the place that its first right text gets when the rest follows in order of index. Of such a rank only "greater than
-    K" has a meaning. The ranks equal those of `text_ranks` on the filled matrix; the matrix itself is never made. Ties among the
-    rest are no reason for a `TieWarning`, ties among candidates are.
+    `candidates_NK` holds indices of texts, none twice in a row. What is no candidate ties behind all
+    candidates, as in the matrices filled with -100 of ALBEF and X-VLM: an image with no right candidate has
+    rank 1 + all wrong texts with "pessimistic", and with "index" the place that its first right text gets
+    when the rest follows in order of index. Of such a rank only "greater than K" has a meaning. The ranks
+    equal those of `text_ranks` on the filled matrix; the matrix itself is never made. Ties among the rest are
+    no reason for a `TieWarning`, ties among candidates are.
     """
     image = _images(image_of_text_M, images=len(candidates_NK), texts=len(torch.as_tensor(image_of_text_M)))
     candidates = _candidates(candidates_NK, scores_NK, total=len(image))
@@ -96,7 +103,8 @@ def candidate_image_ranks(
     images: int,
     ties: Ties = "pessimistic",
 ) -> tuple[Ranks, Found]:
-    """`image_ranks` when only K of the `images` images were scored for each text; as `candidate_text_ranks`."""
+    """`image_ranks` when only K of the `images` images were scored for each text; as
+    `candidate_text_ranks`."""
     image = _images(image_of_text_M, images=images, texts=len(candidates_MK))
     candidates = _candidates(candidates_MK, scores_MK, total=images)
     good = candidates == image[:, None]
@@ -117,11 +125,12 @@ def hit_counts(ranks: Ranks, *, at: Sequence[int] = (1, 5, 10)) -> dict[int, int
 
 
 def summary(text: Ranks, image: Ranks, *, at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """All usual numbers of one evaluation, from the ranks of `text_ranks` and `image_ranks`; recalls in percent.
+    """All usual numbers of one evaluation, from the ranks of `text_ranks` and `image_ranks`; recalls in
+    percent.
 
-    tr_r1, tr_r5, tr_r10, tr_mean (of the three), ir_..., r_mean (mean of the two means), rsum (sum of the six), and
-    tr_rank_mean, tr_rank_median, ir_rank_mean, ir_rank_median (ranks from 1; the median is the lower of two middle ones, as FLAIR and
-    open_clip have it: 1 + floor of the median of the ranks from 0).
+    tr_r1, tr_r5, tr_r10, tr_mean (of the three), ir_..., r_mean (mean of the two means), rsum (sum of the
+    six), and tr_rank_mean, tr_rank_median, ir_rank_mean, ir_rank_median (ranks from 1; the median is the
+    lower of two middle ones, as FLAIR and open_clip have it: 1 + floor of the median of the ranks from 0).
     """
     numbers: dict[str, float] = {}
     for name, ranks in (("tr", text), ("ir", image)):
@@ -144,10 +153,11 @@ def folds(
     size: int,
     ties: Ties = "pessimistic",
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """`summary` of consecutive folds of `size` images with their own captions: (mean over the folds, each fold).
+    """`summary` of consecutive folds of `size` images with their own captions: (mean over the folds, each
+    fold).
 
-    "COCO 1k" is size=1000 on the 5,000 images of the Karpathy test split. Raises ValueError when N is no multiple of `size`: a
-    last, smaller fold would be an easier one.
+    "COCO 1k" is size=1000 on the 5,000 images of the Karpathy test split. Raises ValueError when N is no
+    multiple of `size`: a last, smaller fold would be an easier one.
     """
     of_image, of_text = _scores(scores_NM), _scores(scores_MN)
     image = _images(image_of_text_M, images=of_image.shape[0], texts=of_image.shape[1])
@@ -191,8 +201,8 @@ def chance(
 def top(scores_QC: Tensor, k: int) -> Tensor:
     """Indices of the `k` best candidates of each query, in order of index: [Q,k] int64.
 
-    Where the k-th and later scores tie the smaller index is taken, so that the choice depends neither on the device nor on the
-    number of rows that were computed together (`torch.topk` promises neither).
+    Where the k-th and later scores tie the smaller index is taken, so that the choice depends neither on the
+    device nor on the number of rows that were computed together (`torch.topk` promises neither).
     """
     queries, candidates = scores_QC.shape
     if not 1 <= k <= candidates:

@@ -1,16 +1,20 @@
 r"""Accuracy of open-ended visual question answering with ten annotators.
 
-With c of the other annotators giving the predicted answer, one annotator left out counts min(1, c / 3); the accuracy of a question is
-the mean over the annotators. Three of ten who agree are worth 90, not 100.
+With c of the other annotators giving the predicted answer, one annotator left out counts min(1, c / 3); the
+accuracy of a question is the mean over the annotators. Three of ten who agree are worth 90, not 100.
 
 Two variants, which differ on free answers by several points:
 
-- "official" (default): the evaluator of the VQA challenge. Answers and prediction are normalised only if the annotators do not all
+- "official" (default): the evaluator of the VQA challenge. Answers and prediction are normalised only if the
+    annotators do not all
   agree; where they do, the prediction must equal their answer to the letter.
-- "albef": the copy in ALBEF, X-VLM and ViCHA. The prediction is always normalised, the annotators' answers lose punctuation only, and
-  neither blanks around them nor line ends are stripped. For comparing with logs of these systems, not for publishing.
+- "albef": the copy in ALBEF, X-VLM and ViCHA. The prediction is always normalised, the annotators' answers
+    lose punctuation only, and
+  neither blanks around them nor line ends are stripped. For comparing with logs of these systems, not for
+  publishing.
 
-Sources: GT-Vision-Lab/VQA `vqaEval.py`, ALBEF `vqaTools/vqaEval.py`; ViLT `write_vqa.py` for the soft targets.
+Sources: GT-Vision-Lab/VQA `vqaEval.py`, ALBEF `vqaTools/vqaEval.py`; ViLT `write_vqa.py` for the soft
+    targets.
 """
 
 import re
@@ -29,7 +33,8 @@ ENOUGH = 3
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_COMMA = re.compile(r"\d,\d")
 _FULL_STOP = re.compile(r"\.(?!\d)")
-# Full stops that go, at most: the official pattern is applied with a flag in the place of the count, and the flag is 32.
+# Full stops that go, at most: the official pattern is applied with a flag in the place of the count, and the
+# flag is 32.
 _FULL_STOPS = 32
 
 _NUMBERS = {"none": "0"} | {
@@ -144,12 +149,14 @@ _CONTRACTIONS = {
 
 
 def normalise_answer(text: str) -> str:
-    """An answer as the official evaluator compares it: lower case, no punctuation, articles or number words, contractions with apostrophe."""
+    """An answer as the official evaluator compares it: lower case, no punctuation, articles or number words,
+    contractions with apostrophe."""
     return _words(_without_punctuation(_one_line(text)))
 
 
 def answer_accuracy(prediction: str, answers: Sequence[str], *, variant: Variant = "official") -> float:
-    """Accuracy of one question in 0..1, not rounded. `answers` are those of all annotators; of a single one nothing can agree: 0."""
+    """Accuracy of one question in 0..1, not rounded. `answers` are those of all annotators; of a single one
+    nothing can agree: 0."""
     if variant not in ("official", "albef"):
         raise ValueError(f"variant={variant!r} is not known; choose official or albef")
     prediction = _one_line(prediction)
@@ -167,7 +174,8 @@ def answer_accuracy(prediction: str, answers: Sequence[str], *, variant: Variant
 
 
 class VqaAccuracy(NamedTuple):
-    """Accuracies in percent. `questions` holds one per question id, in the order of the annotations; `groups` means of each group."""
+    """Accuracies in percent. `questions` holds one per question id, in the order of the annotations; `groups`
+    means of each group."""
 
     overall: float
     questions: dict
@@ -183,8 +191,8 @@ def accuracy(
 ) -> VqaAccuracy:
     """Accuracy over questions, each with a prediction and the answers of its annotators.
 
-    `groups` are partitions to report besides: {"answer_type": {question id: "yes/no"}, ...}. Numbers are rounded to two decimals as
-    the official evaluator does; means are taken before rounding.
+    `groups` are partitions to report besides: {"answer_type": {question id: "yes/no"}, ...}. Numbers are
+    rounded to two decimals as the official evaluator does; means are taken before rounding.
 
     Raises ValueError when the ids of predictions and answers differ, naming one.
     """
@@ -201,7 +209,8 @@ def accuracy(
 
 
 def soft_targets(answers: Sequence[str]) -> dict[str, float]:
-    """What ViLT and VLC train and validate with: each string as given, by how many annotators gave it (0.3, 0.6, 0.9, then 1)."""
+    """What ViLT and VLC train and validate with: each string as given, by how many annotators gave it (0.3,
+    0.6, 0.9, then 1)."""
     return {answer: min(1.0, round(0.3 * count, 1)) for answer, count in Counter(answers).items()}
 
 

@@ -2,8 +2,9 @@
 
     checkpoints/step-00001000/  model.safetensors  optimizer.safetensors  state.json
 
-A checkpoint is written under a hidden name, flushed to disk and renamed; deleting renames first, too. So whatever instant the process
-dies at, every `step-*` folder is complete, and the newest is the one with the highest number. Nothing is pickled.
+A checkpoint is written under a hidden name, flushed to disk and renamed; deleting renames first, too. So
+whatever instant the process dies at, every `step-*` folder is complete, and the newest is the one with the
+highest number. Nothing is pickled.
 """
 
 import json
@@ -46,7 +47,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """safetensors refuses memory that two names share: a second name for the same tensor is stored as an alias, a partial view as a copy."""
+    """safetensors refuses memory that two names share: a second name for the same tensor is stored as an
+    alias, a partial view as a copy."""
     kept: dict[int, tuple[str, Tensor]] = {}
     plain: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -87,7 +89,8 @@ def _optimizer_names(task: nn.Module, optimizer: Optimizer) -> list[str]:
 def save(folder: Path, step: int, task: nn.Module, optimizer: Optimizer, state: Mapping[str, Any]) -> Path:
     """Write `folder/step-<step>` and return it. `state` must be JSON-serialisable.
 
-    Raises `FloatingPointError` if a parameter is not finite: such a checkpoint could only be resumed into a failure.
+    Raises `FloatingPointError` if a parameter is not finite: such a checkpoint could only be resumed into a
+    failure.
     """
     broken = [
         name for name, parameter in task.named_parameters() if not bool(torch.isfinite(parameter).all())
@@ -177,7 +180,8 @@ def sweep(folder: Path) -> None:
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Put the finished folder `new` in the place of `final`; `restore_folder` completes the swap if it was interrupted."""
+    """Put the finished folder `new` in the place of `final`; `restore_folder` completes the swap if it was
+    interrupted."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -188,7 +192,8 @@ def replace_folder(new: Path, final: Path) -> None:
 
 
 def restore_folder(final: Path) -> None:
-    """After a crash within `replace_folder`: bring the old folder back if the new one was not in place yet, and clean up."""
+    """After a crash within `replace_folder`: bring the old folder back if the new one was not in place yet,
+    and clean up."""
     old, new = final.with_name(f".{final.name}.old"), final.with_name(f".{final.name}.new")
     if old.exists() and not final.exists():
         old.rename(final)

@@ -1,4 +1,5 @@
-"""`--dry-run`: build everything, one update of every stream on one batch, say what there is; write nothing."""
+"""`--dry-run`: build everything, one update of every stream on one batch, say what there is; write
+nothing."""
 
 import dataclasses
 from collections.abc import Iterable

@@ -5,7 +5,8 @@ A method is a package named by one line of entry-point group `vlp.methods`:
     [project.entry-points."vlp.methods"]
     xvlm = "vlp_methods.xvlm"
 
-Its `__init__` holds `tasks: dict[str, TaskEntry]` and imports nothing heavy; its recipes are the files `recipes/*.yaml` beside it.
+Its `__init__` holds `tasks: dict[str, TaskEntry]` and imports nothing heavy; its recipes are the files
+`recipes/*.yaml` beside it.
 """
 
 import importlib
@@ -103,7 +104,8 @@ def _one_of(word: Any, known: Mapping[str, Any], what: str, source: str) -> Any:
 
 
 def task_entry(method: Any, task: Any, source: str = "") -> TaskEntry:
-    """The entry of a task. An unknown method or task raises `RecipeError` with the known ones; `source` is the file named in it."""
+    """The entry of a task. An unknown method or task raises `RecipeError` with the known ones; `source` is
+    the file named in it."""
     module = importlib.import_module(_one_of(method, methods(), "method", source))
     entry: TaskEntry = _one_of(task, module.tasks, "task", source)
     return entry

@@ -8,7 +8,8 @@
         eval/              step-00001000.json, and step-00001000/ where an evaluation writes files
         export/            the last model, export-best/ the best one (best.json says which)
 
-A run folder belongs to one recipe. Opening it again continues there, with what differs named and refused unless it is free to change.
+A run folder belongs to one recipe. Opening it again continues there, with what differs named and refused
+unless it is free to change.
 """
 
 import fcntl
@@ -40,7 +41,8 @@ def _under(key: str, heads: Iterable[str]) -> bool:
 
 
 def default_folder(recipe: Recipe) -> Path:
-    """`runs/<recipe>-<hash of what it computes>`: the same command finds its run again, another setting gets another folder."""
+    """`runs/<recipe>-<hash of what it computes>`: the same command finds its run again, another setting gets
+    another folder."""
     settings = {
         key: value for key, value in recipes.dump(recipe.settings).items() if key not in RUN_TIME_KEYS
     }
@@ -129,7 +131,8 @@ class RunFolder:
     def _locked(self) -> TextIO:
         lock = (self.path / ".lock").open("w")
         try:
-            # Ends with this process, however it ends; flock would live on in loader workers that survive a kill for some seconds.
+            # Ends with this process, however it ends; flock would live on in loader workers that survive a
+            # kill for some seconds.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()

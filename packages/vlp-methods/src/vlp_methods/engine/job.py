@@ -39,10 +39,12 @@ class Stream(Protocol):
 
 @dataclass(frozen=True)
 class Mixing:
-    """Which streams run at a step, in order: a pure function of (seed, step), so all ranks and a resumed run agree.
+    """Which streams run at a step, in order: a pure function of (seed, step), so all ranks and a resumed run
+    agree.
 
-    `Mixing((("regions", 0.5), ("images", 1.0)))` runs regions with probability 0.5, then images always. Every stream that runs makes one
-    update of its own. `Mixing.one_of({"caption": 3, "detect": 1})` runs exactly one stream per step, at random by these ratios.
+    `Mixing((("regions", 0.5), ("images", 1.0)))` runs regions with probability 0.5, then images always. Every
+    stream that runs makes one update of its own. `Mixing.one_of({"caption": 3, "detect": 1})` runs exactly
+    one stream per step, at random by these ratios.
     """
 
     streams: tuple[tuple[str, float], ...]
@@ -76,28 +78,32 @@ class Mixing:
 class Job:
     """A task ready to train.
 
-    `task(batch)` returns named scalar losses, already weighted; their sum is minimised. It runs under DDP: every trainable parameter must
-    take part in every forward (add a zero-weighted term where one does not), and buffers are kept equal on all ranks by the task itself.
-    A task may have `before_forward(step)` and `after_update(step)` (momentum copies, queues, clamps), called around each update with the
-    step counted from 0; both run on the bare module. Everything that must survive a restart is a parameter or buffer.
+    `task(batch)` returns named scalar losses, already weighted; their sum is minimised. It runs under DDP:
+    every trainable parameter must take part in every forward (add a zero-weighted term where one does not),
+    and buffers are kept equal on all ranks by the task itself. A task may have `before_forward(step)` and
+    `after_update(step)` (momentum copies, queues, clamps), called around each update with the step counted
+    from 0; both run on the bare module. Everything that must survive a restart is a parameter or buffer.
     """
 
     task: nn.Module
     streams: Callable[[], Mapping[str, Stream]]
-    """Opens the data: called once when training starts, so that an export needs no data. Keys are those of `mixing`."""
+    """Opens the data: called once when training starts, so that an export needs no data. Keys are those of
+    `mixing`."""
     mixing: Mixing
     optimizer: Optimizer
     """With the peak learning rate of each group as its `lr`."""
     learning_rate: Callable[[int], float]
     """Factor on the peak learning rates at a step (counted from 0)."""
     evaluate: Callable[[nn.Module, int, Path], Mapping[str, float]] | None = None
-    """`evaluate(task, step, folder)`: numbers by name. Called on every rank in eval mode without gradient; what rank 0 returns counts.
-    May write into `folder`, which exists on rank 0."""
+    """`evaluate(task, step, folder)`: numbers by name. Called on every rank in eval mode without gradient;
+    what rank 0 returns counts. May write into `folder`, which exists on rank 0."""
     export: Callable[[Path], None] | None = None
-    """Writes a folder that `vlp_core.models.load` reads (called on rank 0; the folder exists and is empty)."""
+    """Writes a folder that `vlp_core.models.load` reads (called on rank 0; the folder exists and is
+    empty)."""
     test: Callable[[Path, torch.device, Path], Mapping[str, float]] | None = None
-    """`test(export, device, folder)`: numbers by name of the model that `export` wrote: the best one where `evaluate.best` selects it, else
-    the last. Called once, after the last step, on every rank without gradient; otherwise as `evaluate`. So test data selects nothing."""
+    """`test(export, device, folder)`: numbers by name of the model that `export` wrote: the best one where
+    `evaluate.best` selects it, else the last. Called once, after the last step, on every rank without
+    gradient; otherwise as `evaluate`. So test data selects nothing."""
 
     def __post_init__(self) -> None:
         assert self.test is None or self.export is not None, "a test measures an exported model"

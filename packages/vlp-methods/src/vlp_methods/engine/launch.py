@@ -1,7 +1,8 @@
-"""Start the ranks of a run on this machine, or write the SLURM script that starts them on several. Imports no torch.
+"""Start the ranks of a run on this machine, or write the SLURM script that starts them on several. Imports no
+torch.
 
-Ranks are plain child processes, not torchrun's: torchrun kills its workers 30 s after a SIGTERM, which may be shorter than a save, and
-reports a worker's exit code 75 as a failure.
+Ranks are plain child processes, not torchrun's: torchrun kills its workers 30 s after a SIGTERM, which may be
+shorter than a save, and reports a worker's exit code 75 as a failure.
 """
 
 import os
@@ -15,13 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 RENDEZVOUS = "VLP_RENDEZVOUS"
-"""Environment variable: where ranks on one machine meet (a file:// URL, so no port can be taken by someone else)."""
+"""Environment variable: where ranks on one machine meet (a file:// URL, so no port can be taken by someone
+else)."""
 PARENT = "VLP_PARENT"
 """Environment variable: process id of the launcher, watched by its ranks."""
 STOPPED = 75
 """Exit code of a run that was asked to stop and has saved (EX_TEMPFAIL: run it again)."""
 GRACE = 10.0
-"""Seconds that ranks get to end by themselves after one has failed; they may wait for it in a collective forever."""
+"""Seconds that ranks get to end by themselves after one has failed; they may wait for it in a collective
+forever."""
 
 
 def cores() -> int:
@@ -30,7 +33,8 @@ def cores() -> int:
 
 
 def spawn(ranks: int, arguments: Sequence[str]) -> int:
-    """Run `vlp-train *arguments` as `ranks` processes on this machine; returns the exit code of the first that failed, else 0 or 75.
+    """Run `vlp-train *arguments` as `ranks` processes on this machine; returns the exit code of the first
+    that failed, else 0 or 75.
 
     SIGTERM, SIGUSR1 and Ctrl-C are passed on to all ranks.
     """
@@ -89,9 +93,11 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def sbatch(arguments: Sequence[str], *, ranks: int, name: str, run: str) -> str:
-    """A SLURM script that runs `vlp-train *arguments` with `ranks` ranks per node and requeues itself after a stop.
+    """A SLURM script that runs `vlp-train *arguments` with `ranks` ranks per node and requeues itself after a
+    stop.
 
-    SLURM sends SIGUSR1 to every rank three minutes before the time limit; they save and exit 75, and the script asks for the next turn.
+    SLURM sends SIGUSR1 to every rank three minutes before the time limit; they save and exit 75, and the
+    script asks for the next turn.
     """
     command = shlex.join(["vlp-train", *arguments, "--run", run])
     return f"""#!/bin/bash

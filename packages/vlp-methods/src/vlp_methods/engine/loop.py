@@ -1,7 +1,8 @@
 """The training loop of every method. Read `train` top to bottom; the rest of the engine is what it calls.
 
-Order of events, at each step boundary first: evaluate, save, stop; then the step itself, then its report. So a checkpoint of step n holds
-everything that happened up to n, and a run that is started again does what was still due at n before it goes on.
+Order of events, at each step boundary first: evaluate, save, stop; then the step itself, then its report. So
+a checkpoint of step n holds everything that happened up to n, and a run that is started again does what was
+still due at n before it goes on.
 """
 
 import logging
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 
 
 class TrainState:
-    """Everything outside the task and its optimizer that must survive a restart. Randomness needs none: it follows from the step."""
+    """Everything outside the task and its optimizer that must survive a restart. Randomness needs none: it
+    follows from the step."""
 
     def __init__(self, streams: Mapping[str, Stream], updater: Updater) -> None:
         self.step = 0  # finished steps

@@ -1,6 +1,7 @@
 """Options that every recipe has, whatever its method. Imports no torch.
 
-A method's schema is a frozen keyword-only dataclass that extends `Training` by its own sections (`model`, `data`, loss weights).
+A method's schema is a frozen keyword-only dataclass that extends `Training` by its own sections (`model`,
+`data`, loss weights).
 """
 
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ class OptimizerOptions:
     """AdamW."""
 
     variant: Literal["transformers", "torch"] = "transformers"
-    """Whose: that of transformers before 5.0 (X-VLM), or `torch.optim.AdamW` (ALBEF, ViCHA), which adds eps to the corrected root and decays
-    before the update."""
+    """Whose: that of transformers before 5.0 (X-VLM), or `torch.optim.AdamW` (ALBEF, ViCHA), which adds eps
+    to the corrected root and decays before the update."""
     lr: float
     """Peak learning rate."""
     weight_decay: float = 0.01
@@ -34,7 +35,8 @@ class OptimizerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleOptions:
-    """Learning rate as a function of the step: linear warm-up from 0, then `kind` over the remaining steps."""
+    """Learning rate as a function of the step: linear warm-up from 0, then `kind` over the remaining
+    steps."""
 
     kind: Literal["linear", "cosine", "constant"] = "linear"
     """Shape after the warm-up: down to 0 in a line, in half a cosine, or not at all."""
@@ -56,15 +58,16 @@ class ScheduleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSchedule:
-    """Learning rate in epochs, as ALBEF and ViCHA set it: warm-up in stairs of 100 steps within the first epoch, then half a cosine that
-    falls once per epoch."""
+    """Learning rate in epochs, as ALBEF and ViCHA set it: warm-up in stairs of 100 steps within the first
+    epoch, then half a cosine that falls once per epoch."""
 
     kind: Literal["epochs"] = "epochs"
     """Marks this schedule."""
     steps_per_epoch: int
     """Length of an epoch; the last one of a run may be shorter."""
     warmup_steps: int
-    """Steps of warm-up, a multiple of 100 (100 * `warmup_epochs` of the official configs); cut off at the end of the first epoch."""
+    """Steps of warm-up, a multiple of 100 (100 * `warmup_epochs` of the official configs); cut off at the end
+    of the first epoch."""
     warmup_lr: float
     """Learning rate of the first step."""
     min_lr: float
@@ -172,11 +175,13 @@ class Training:
     about: str
     """One line for `vlp-train ls`."""
     seed: int = 0
-    """Everything random follows from it: initial weights, data order, augmentation, masking, dropout, mixing of streams."""
+    """Everything random follows from it: initial weights, data order, augmentation, masking, dropout, mixing
+    of streams."""
     steps: int
     """Steps of the run."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast of the forward pass; parameters and optimizer state stay fp32. fp16 adds loss scaling and one wait for the device per step."""
+    """Autocast of the forward pass; parameters and optimizer state stay fp32. fp16 adds loss scaling and one
+    wait for the device per step."""
     loss_scale: LossScaleOptions = field(default_factory=LossScaleOptions)
     """Loss scaling of fp16."""
     accumulate: int = 1
@@ -202,7 +207,8 @@ class Training:
     tf32: bool = False
     """Allow TF32 in fp32 matrix products and convolutions on GPUs."""
     deterministic: bool = False
-    """Deterministic kernels only: bit-for-bit repeatable on GPUs, slower; an operation without such a kernel stops the run."""
+    """Deterministic kernels only: bit-for-bit repeatable on GPUs, slower; an operation without such a kernel
+    stops the run."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.accumulate < 1 or self.workers < 0:

@@ -1,7 +1,7 @@
 """The processes of a run: which one am I, how do we talk.
 
-Ranks come from the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), as torchrun, `vlp-train --nproc` and the
-script of `vlp-train --sbatch` set it; without it there is one rank.
+Ranks come from the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), as torchrun,
+`vlp-train --nproc` and the script of `vlp-train --sbatch` set it; without it there is one rank.
 """
 
 import os

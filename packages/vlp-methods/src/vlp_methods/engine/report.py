@@ -17,7 +17,8 @@ log = logging.getLogger("vlp_methods.engine")
 
 
 class Meter:
-    """Running means of named numbers since the last report; part of a checkpoint, so a resumed run reports the same means."""
+    """Running means of named numbers since the last report; part of a checkpoint, so a resumed run reports
+    the same means."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, int]] = {}
@@ -51,7 +52,8 @@ def duration(seconds: float) -> str:
 
 
 class Screen(logging.Handler):
-    """Log lines and the progress line of a terminal: the progress line is rewritten in place, log lines go above it.
+    """Log lines and the progress line of a terminal: the progress line is rewritten in place, log lines go
+    above it.
 
     Where the output is no terminal, every progress line is a line of its own.
     """
@@ -147,7 +149,8 @@ def open_loggers(options: ReportOptions, folder: Path, step: int, config: Mappin
 class Reporter:
     """Writes reports on rank 0; on other ranks it does nothing.
 
-    Rates count the time of training only: `skip` leaves out what lies between it and the last report (evaluation, saving).
+    Rates count the time of training only: `skip` leaves out what lies between it and the last report
+    (evaluation, saving).
     """
 
     def __init__(self, metrics: Path | None, loggers: list[Logger], steps: int) -> None:

@@ -79,7 +79,8 @@ def build(recipe: Recipe, ranks: Ranks) -> Job:
 
 
 def on_main(ranks: Ranks, action: Callable[[], Any]) -> Any:
-    """The result of `action` on rank 0, None elsewhere. If it fails there, the other ranks leave with the same exit code."""
+    """The result of `action` on rank 0, None elsewhere. If it fails there, the other ranks leave with the
+    same exit code."""
     result, error = None, None
     if ranks.main:
         try:
@@ -202,7 +203,8 @@ def _train(recipe: Recipe, options: Options, ranks: Ranks, stop: StopSignals, lo
 def measure_selected(
     settings: Training, job: Job, reporter: Reporter, run: Path, keeper: RunFolder | None, ranks: Ranks
 ) -> None:
-    """Measure the selected model on the test data, unless a run of so many steps has done so already. All ranks take part."""
+    """Measure the selected model on the test data, unless a run of so many steps has done so already. All
+    ranks take part."""
     folder = final_folder(run, settings.steps)
     if job.test is None or broadcast_object(folder.with_suffix(".json").is_file()):
         return
@@ -218,7 +220,8 @@ def measure_selected(
 
 
 def export(recipe: Recipe, run: Path, target: Path) -> Path:
-    """Write the newest checkpoint of a run as a model folder, on the CPU. A folder other than RUN/export must not exist yet."""
+    """Write the newest checkpoint of a run as a model folder, on the CPU. A folder other than RUN/export must
+    not exist yet."""
     newest = checkpoint.newest(run / "checkpoints")
     if newest is None:
         raise UserError(f"{run} has no checkpoint yet")

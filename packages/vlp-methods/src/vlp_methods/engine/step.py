@@ -20,11 +20,13 @@ NORM = "grad_norm"
 
 
 OVERFLOWS = 100
-"""fp16 updates in a row that may be skipped before the run stops: by then the loss scale has long passed the smallest useful one."""
+"""fp16 updates in a row that may be skipped before the run stops: by then the loss scale has long passed the
+smallest useful one."""
 
 
 class NotFiniteError(FloatingPointError):
-    """A loss or gradient is NaN or infinite: the message names step, stream and losses, `samples` the samples of each rank."""
+    """A loss or gradient is NaN or infinite: the message names step, stream and losses, `samples` the samples
+    of each rank."""
 
     def __init__(self, message: str, step: int, samples: dict[int, tuple[str, ...]]) -> None:
         super().__init__(message)
@@ -33,7 +35,8 @@ class NotFiniteError(FloatingPointError):
 
 
 class Numbers(NamedTuple):
-    """What one update leaves for the report: scalars on the device, by name, and the samples they come from."""
+    """What one update leaves for the report: scalars on the device, by name, and the samples they come
+    from."""
 
     stream: str
     values: dict[str, Tensor]
@@ -51,7 +54,8 @@ class Packet(NamedTuple):
 
 
 def seed_for(seed: int, step: int, stream: int, rank: int) -> int:
-    """A 64-bit seed that differs for every step, stream and rank (the mixing function of splitmix64, applied to each part)."""
+    """A 64-bit seed that differs for every step, stream and rank (the mixing function of splitmix64, applied
+    to each part)."""
     mask = (1 << 64) - 1
     mixed = 0
     for part in (seed, step, stream, rank):
@@ -145,10 +149,11 @@ class _Sent(NamedTuple):
 class Wire:
     """Numbers on their way from the device to the host.
 
-    Every update is averaged over ranks in one small all-reduce, together with the request to stop, and copied to pinned memory behind
-    it; nothing waits. The host reads the numbers of step t after it has queued step t+1, so the device always has work, and every rank
-    reads the same numbers at the same point: they agree on a stop and on a failure without further talk. Reports, evaluations and
-    checkpoints read everything first: nothing is ever saved after an update that has not been checked.
+    Every update is averaged over ranks in one small all-reduce, together with the request to stop, and copied
+    to pinned memory behind it; nothing waits. The host reads the numbers of step t after it has queued step
+    t+1, so the device always has work, and every rank reads the same numbers at the same point: they agree on
+    a stop and on a failure without further talk. Reports, evaluations and checkpoints read everything first:
+    nothing is ever saved after an update that has not been checked.
     """
 
     def __init__(self, ranks: Ranks, precision: str) -> None:
@@ -178,8 +183,8 @@ class Wire:
     def receive(self, before: int | None = None) -> Iterator[Packet]:
         """Packets of steps up to `before` (None: all), oldest first; waits for them.
 
-        Raises `NotFiniteError`, on every rank at the same packet, for the first loss or gradient that is NaN or infinite. Under fp16 an
-        infinite gradient is the loss scaler's business: that update was skipped.
+        Raises `NotFiniteError`, on every rank at the same packet, for the first loss or gradient that is NaN
+        or infinite. Under fp16 an infinite gradient is the loss scaler's business: that update was skipped.
         """
         while self.sent and (before is None or self.sent[0].step <= before):
             sent = self.sent.popleft()

@@ -9,7 +9,8 @@ from vlp_methods.engine.launch import PARENT
 
 
 class StopSignals:
-    """SIGTERM, SIGUSR1 and the first Ctrl-C ask for a stop at the next step boundary; a second Ctrl-C ends at once.
+    """SIGTERM, SIGUSR1 and the first Ctrl-C ask for a stop at the next step boundary; a second Ctrl-C ends at
+    once.
 
     A rank started by `vlp-train --nproc` also stops when that process is gone.
     """

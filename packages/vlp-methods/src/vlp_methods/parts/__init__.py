@@ -1,4 +1,5 @@
-"""What recipes and builders of different methods have in common, so that a task's file holds only what is its own.
+"""What recipes and builders of different methods have in common, so that a task's file holds only what is its
+own.
 
     options.py     sections of recipes: encoders, vocabulary, the shapes world, streams. Imports no torch
     sections.py    data sections of whole tasks. Imports no torch
@@ -12,5 +13,6 @@
     objectives.py  objectives of tasks
     evaluation.py  a benchmark on the validation data while training, on the test data at the end
 
-Nothing here knows a method's name. A method's task imports what it needs; nothing is inherited but sections of recipes.
+Nothing here knows a method's name. A method's task imports what it needs; nothing is inherited but sections
+of recipes.
 """

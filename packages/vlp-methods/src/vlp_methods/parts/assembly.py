@@ -1,4 +1,5 @@
-"""From the other sections of a recipe to arguments of a model, an optimizer, a learning rate, an export folder."""
+"""From the other sections of a recipe to arguments of a model, an optimizer, a learning rate, an export
+folder."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,8 @@ def encoder_arguments(model: Encoders, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def adamw(model: nn.Module, options: OptimizerOptions, rules: Sequence[ParameterRule]) -> Optimizer:
-    """The optimizer of a recipe over all trainable parameters of `model`, with updates in one fused kernel."""
+    """The optimizer of a recipe over all trainable parameters of `model`, with updates in one fused
+    kernel."""
     groups = parameter_groups(model, lr=options.lr, weight_decay=options.weight_decay, rules=rules)
     if options.variant == "torch":
         return torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, fused=True)
@@ -59,8 +61,8 @@ def exporter(
 ) -> Callable[[Path], None]:
     """Writes an export folder: weights, how to build the model, vocabulary, how texts and concepts were made.
 
-    `name` and `arguments` are those of `vlp_core.models.create`; `momentum` holds what a later stage goes on with beside the model, "teacher"
-    and "queue"; `settings` are further keys of config.json.
+    `name` and `arguments` are those of `vlp_core.models.create`; `momentum` holds what a later stage goes on
+    with beside the model, "teacher" and "queue"; `settings` are further keys of config.json.
     """
     text = {
         "kind": data.tokenizer.kind,

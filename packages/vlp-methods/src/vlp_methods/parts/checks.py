@@ -1,4 +1,5 @@
-"""Rules across the sections of a recipe; each raises `ValueError` with the keys in question. Imports no torch."""
+"""Rules across the sections of a recipe; each raises `ValueError` with the keys in question. Imports no
+torch."""
 
 from vlp_data.options import TextOptions
 

@@ -33,7 +33,8 @@ ALWAYS = Mixing(((TRAIN, 1.0),))
 
 
 def settle(data: _Data) -> _Data:
-    """The same data with every path in full; draws the shapes world where it is asked for and not there yet."""
+    """The same data with every path in full; draws the shapes world where it is asked for and not there
+    yet."""
     root = data.root if data.world is None else draw_world(data.world, data.root)
     return replace(_below(data, root), root=root)
 
@@ -76,14 +77,16 @@ def open_loader(
 def train_stream(
     recipe: Training, data: Data, examples: Callable[[], Examples[Any]], batch: int
 ) -> Callable[[], Mapping[str, Loader[Any]]]:
-    """`Job.streams` of a task with one stream; `examples()` opens the data, `batch` counts samples over all ranks."""
+    """`Job.streams` of a task with one stream; `examples()` opens the data, `batch` counts samples over all
+    ranks."""
     return lambda: {TRAIN: open_loader(recipe, data, TRAIN, examples(), global_batch=batch)}
 
 
 def examples_of(
     kind: Callable[..., Examples[Any]], data: Any, tokenizer: Tokenizer, **more: Any
 ) -> Callable[[], Examples[Any]]:
-    """Opens `data.train.source` as the examples of a task, with the sections of `data` that all tasks have."""
+    """Opens `data.train.source` as the examples of a task, with the sections of `data` that all tasks
+    have."""
     return lambda: kind(
         source=data.train.source.open(),
         tokenizer=tokenizer,
@@ -100,7 +103,8 @@ def concepts_of(batch: Any) -> Concepts | None:
 
 
 def rank_texts(regions: RegionStream, key: str) -> int:
-    """Pairs of one rank's region batch. `key` names the section. Raises ValueError when the ranks cannot share the batch."""
+    """Pairs of one rank's region batch. `key` names the section. Raises ValueError when the ranks cannot
+    share the batch."""
     world = distributed.world_size()
     if regions.texts % world or regions.images % world:
         raise ValueError(

@@ -1,7 +1,8 @@
-"""A benchmark of `vlp_eval` on the validation data while training, and once on the test data with the selected model.
+"""A benchmark of `vlp_eval` on the validation data while training, and once on the test data with the
+selected model.
 
-A benchmark here is a function `measure(model, source, folder) -> {name: number}` that writes its files into `folder` on rank 0; it is
-called on every rank. The names get the split in front: val/accuracy, test/accuracy.
+A benchmark here is a function `measure(model, source, folder) -> {name: number}` that writes its files into
+`folder` on rank 0; it is called on every rank. The names get the split in front: val/accuracy, test/accuracy.
 """
 
 import logging
@@ -51,7 +52,8 @@ Measure = Callable[[nn.Module, Any, Path], Mapping[str, float]]
 def while_training(
     measure: Measure | None, split: str, source: Any | None
 ) -> Callable[[nn.Module, int, Path], Mapping[str, float]] | None:
-    """`Job.evaluate` on a split, for a task that holds its model as `model`; None without benchmark or data."""
+    """`Job.evaluate` on a split, for a task that holds its model as `model`; None without benchmark or
+    data."""
     if measure is None or source is None:
         return None
 
@@ -258,7 +260,8 @@ def _rows(
     concepts: ConceptOptions | None = None,
     **arguments: Any,
 ) -> Measure:
-    """A benchmark of rows; writes its report, the predictions and an image of some rows (`draw`, else the common one).
+    """A benchmark of rows; writes its report, the predictions and an image of some rows (`draw`, else the
+    common one).
 
     `concepts`: how they are read; None as training does.
     """

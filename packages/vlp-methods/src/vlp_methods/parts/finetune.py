@@ -1,4 +1,5 @@
-"""What the tasks after pre-training have in common, whatever the method: a model derived from that of pre-training, started from a checkpoint."""
+"""What the tasks after pre-training have in common, whatever the method: a model derived from that of
+pre-training, started from a checkpoint."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -36,7 +37,8 @@ def make(stage: Stage, options: TaskModel, tokenizer: Tokenizer, method: Method)
 
 
 def start(stage: Stage, options: TaskModel, tokenizer: Tokenizer, method: Method) -> Started:
-    """The model of a stage, filled from `options.weights` as the reference's `load_pretrained` of that stage does."""
+    """The model of a stage, filled from `options.weights` as the reference's `load_pretrained` of that stage
+    does."""
     started = make(stage, options, tokenizer, method)
     if options.weights.model:
         models.start_from(started.model, options.weights.model)
@@ -58,9 +60,11 @@ def job(
     momentum: Mapping[str, nn.Module] | None = None,
     **settings: Any,
 ) -> Job:
-    """A task with one stream: `measure` is taken on `val` while training, and on `test` of the selected model.
+    """A task with one stream: `measure` is taken on `val` while training, and on `test` of the selected
+    model.
 
-    `select`: the split that `val` is called in names of numbers. `momentum`, `settings`: what else the export holds, see `exporter`.
+    `select`: the split that `val` is called in names of numbers. `momentum`, `settings`: what else the export
+        holds, see `exporter`.
     """
     return Job(
         task=task,

@@ -10,10 +10,11 @@ from vlp_methods.parts.teacher import QueueTeacher, Teacher
 
 
 class Momentum(nn.Module):
-    """Holds the teacher of a model, so that checkpoints have it, and how much the model takes from it at a step.
+    """Holds the teacher of a model, so that checkpoints have it, and how much the model takes from it at a
+    step.
 
-    `before_forward` is called once per update, whatever the number of batches in it: the teacher moves first and teaches then, as in the
-    reference's forward.
+    `before_forward` is called once per update, whatever the number of batches in it: the teacher moves first
+    and teaches then, as in the reference's forward.
     """
 
     def __init__(

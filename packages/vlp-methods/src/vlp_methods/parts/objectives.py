@@ -16,7 +16,8 @@ from vlp_methods.parts.momentum import Momentum
 
 
 class AssignmentTask(nn.Module):
-    """The objective of the domain stage of NLVR2: cross entropy over three classes, text fits the first image, the second, none."""
+    """The objective of the domain stage of NLVR2: cross entropy over three classes, text fits the first
+    image, the second, none."""
 
     def __init__(self, model: NlvrModel) -> None:
         super().__init__()
@@ -34,9 +35,11 @@ class AssignmentTask(nn.Module):
 
 
 class NlvrTask(nn.Module):
-    """The objective of fine-tuning on NLVR2: cross entropy over two classes, 1 = true, and with the teacher's where there is one.
+    """The objective of fine-tuning on NLVR2: cross entropy over two classes, 1 = true, and with the teacher's
+    where there is one.
 
-    `shared_images`: the teacher judges what the model itself sees of the images, as in the released code of ALBEF and ViCHA.
+    `shared_images`: the teacher judges what the model itself sees of the images, as in the released code of
+        ALBEF and ViCHA.
     """
 
     def __init__(
@@ -68,8 +71,8 @@ class NlvrTask(nn.Module):
 
 
 class VqaTask(nn.Module):
-    """The objective: per question the sum over its answers of weight * cross entropy of the answer's tokens, [SEP] included, and with the
-    teacher's tokens where there is one."""
+    """The objective: per question the sum over its answers of weight * cross entropy of the answer's tokens,
+    [SEP] included, and with the teacher's tokens where there is one."""
 
     def __init__(self, model: VqaModel, momentum: Momentum | None = None) -> None:
         super().__init__()

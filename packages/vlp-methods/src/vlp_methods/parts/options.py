@@ -14,7 +14,8 @@ from vlp_data.options import (
     TextOptions,
 )
 
-# ------------------------------------------------------------------------------------------------------------ models
+# ------------------------------------------------------------------------------------------------------------
+# models
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +80,18 @@ class Vit:
     local_depth: int = 4
     """Last blocks in which a region sees its own patches only."""
     initializer_range: float = 0.02
-    """Standard deviation of initial weights; a narrow model learns faster with 0.02 * sqrt(768 / width) or more."""
+    """Standard deviation of initial weights; a narrow model learns faster with 0.02 * sqrt(768 / width) or
+    more."""
     position_range: float | None = None
-    """That of the position table; null: as `initializer_range`. Patches start with about 0.9, beside which smaller positions are hardly
+    """That of the position table; null: as `initializer_range`. Patches start with about 0.9, beside which
+    smaller positions are hardly
     seen: a model from scratch that has minutes never learns where things are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoder:
-    """BERT or RoBERTa; the upper layers attend to the image (X-VLM specification 2.5). The vocabulary is that of `data.tokenizer`."""
+    """BERT or RoBERTa; the upper layers attend to the image (X-VLM specification 2.5). The vocabulary is that
+    of `data.tokenizer`."""
 
     kind: Literal["bert", "roberta"] = "bert"
     """Which of the two; the tokenizer must be of the same kind."""
@@ -117,12 +121,15 @@ class TextEncoder:
 
 @dataclass(frozen=True, kw_only=True)
 class Concepts:
-    """Words of an image as tokens beside its patches (ViCHA specification 2.3); `data.concepts` says how they are read."""
+    """Words of an image as tokens beside its patches (ViCHA specification 2.3); `data.concepts` says how they
+    are read."""
 
     layers: int = 2
-    """Layers of their BERT, which is otherwise like the text encoder's first layers; 0 has the embedding alone."""
+    """Layers of their BERT, which is otherwise like the text encoder's first layers; 0 has the embedding
+    alone."""
     place: Literal["first", "last"] = "first"
-    """Among the patches in all blocks, which only a ViT has room for, or behind the image encoder's output."""
+    """Among the patches in all blocks, which only a ViT has room for, or behind the image encoder's
+    output."""
     visible_padding: bool = True
     """Whether padded places of the lists are attended to, as in the official checkpoints."""
 
@@ -133,7 +140,8 @@ class Concepts:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """Image encoder, and text encoder with fusion layers, as they are in pre-training; a task's model is derived from them."""
+    """Image encoder, and text encoder with fusion layers, as they are in pre-training; a task's model is
+    derived from them."""
 
     vision: Swin | ClipVit | Vit = field(default_factory=Swin)
     """Image encoder."""
@@ -145,7 +153,8 @@ class Encoders:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Checkpoints to start from; an empty one leaves that part at its initial values. Position tables are resized where needed."""
+    """Checkpoints to start from; an empty one leaves that part at its initial values. Position tables are
+    resized where needed."""
 
     vision: PathText = ""
     """Image encoder: Microsoft's or timm's Swin, the vision tower of a Hugging Face CLIP, or DeiT."""
@@ -161,7 +170,8 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The checkpoint of an earlier stage that a task starts from. Position tables are resized where needed."""
+    """The checkpoint of an earlier stage that a task starts from. Position tables are resized where
+    needed."""
 
     model: PathText
     """An official checkpoint, or the export folder of a run; "" leaves everything at its initial values."""
@@ -201,7 +211,8 @@ class ShapesWorld:
     test: int | None = None
     """Scenes kept for test; null: a tenth."""
     difficulty: Literal["full", "easy"] = "full"
-    """Easy scenes have few things, each in a field of its own, of fewer kinds and colours: for models that have minutes to learn."""
+    """Easy scenes have few things, each in a field of its own, of fewer kinds and colours: for models that
+    have minutes to learn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +275,8 @@ class Data:
     """Stop when a larger share of the samples cannot be used."""
 
 
-# -------------------------------------------------------------------------------------------------------- evaluation
+# --------------------------------------------------------------------------------------------------------
+# evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +310,8 @@ class QuestionSet:
     source: TaskJson
     """Where they come from."""
     annotations: PathText = ""
-    """What people answered, an annotations file of VQA v2; "" where the questions' rows say so, or nobody does."""
+    """What people answered, an annotations file of VQA v2; "" where the questions' rows say so, or nobody
+    does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,7 +320,8 @@ class RankedAnswers(RowTest):
 
     mode: Literal["rank"] = "rank"
     candidates: int = 128
-    """Candidates of each question, by their first word, that are scored in full; never more than there are."""
+    """Candidates of each question, by their first word, that are scored in full; never more than there
+    are."""
     max_words: int = 50
     """Words kept of a question."""
     pair_batch: int = 1024
@@ -337,9 +351,11 @@ class HeatTest(RowTest):
     """How heat maps choose among detections."""
 
     mode: Literal["itm", "itc"] = "itm"
-    """Heat of the match logit, by attention of the text to the image, or of the similarity of both, by attention in a ViT."""
+    """Heat of the match logit, by attention of the text to the image, or of the similarity of both, by
+    attention in a ViT."""
     layer: int = 9
-    """Layer, counted from 0, whose attention is looked at (`block_num`): of the text encoder, or with itc of the ViT."""
+    """Layer, counted from 0, whose attention is looked at (`block_num`): of the text encoder, or with itc of
+    the ViT."""
 
 
 @dataclass(frozen=True, kw_only=True)

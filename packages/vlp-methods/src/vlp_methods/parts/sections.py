@@ -41,8 +41,8 @@ class VqaData(Data):
     val: QuestionSet | None = None
     """Questions with answers, answered at the times of `evaluate`; null: never."""
     test: QuestionSet | None = None
-    """Questions answered once, with the selected model; null: none. Where nobody's answers are known there is no accuracy, only the file of
-    predictions for the challenge's server."""
+    """Questions answered once, with the selected model; null: none. Where nobody's answers are known there is
+    no accuracy, only the file of predictions for the challenge's server."""
 
 
 @dataclass(frozen=True, kw_only=True)

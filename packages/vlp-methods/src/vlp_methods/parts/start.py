@@ -9,7 +9,8 @@ from vlp_methods.parts.options import Weights
 
 
 def initialise(model: nn.Module, start: Weights) -> None:
-    """Load the checkpoints of encoders that the recipe of a pre-training starts from; `start.model` is up to the method."""
+    """Load the checkpoints of encoders that the recipe of a pre-training starts from; `start.model` is up to
+    the method."""
     if start.vision:
         weights.load_vision(image_encoder(model.vision), start.vision)
     if start.text:

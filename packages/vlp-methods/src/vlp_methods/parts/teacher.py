@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class _Momentum:
-    """A copy of the model that follows it slowly, and what the model takes from it (ViCHA specification 2.5, 3.6)."""
+    """A copy of the model that follows it slowly, and what the model takes from it (ViCHA specification 2.5,
+    3.6)."""
 
     momentum: float = 0.995
     """Share of itself that the teacher keeps at every update."""
     alpha: float = 0.4
     """Weight of what the teacher believes in the targets."""
     ramp_steps: int = 0
-    """Steps over which alpha rises from 0 in a line (the first epoch where the official configs say `warm_up`); 0: it is `alpha` from the start."""
+    """Steps over which alpha rises from 0 in a line (the first epoch where the official configs say
+    `warm_up`); 0: it is `alpha` from the start."""
 
     def __post_init__(self) -> None:
         for name in ("momentum", "alpha"):
@@ -36,7 +38,8 @@ class Teacher(_Momentum):
 
 @dataclass(frozen=True, kw_only=True)
 class QueueTeacher(_Momentum):
-    """A momentum teacher whose features, of this batch and of earlier ones, are what contrastive losses compare with.
+    """A momentum teacher whose features, of this batch and of earlier ones, are what contrastive losses
+    compare with.
 
     With alpha=0 they still are; nothing else is taken from it then (`distill: False`).
     """

@@ -1,17 +1,19 @@
-"""ViCHA: Efficient Vision-Language Pretraining with Visual Concepts and Hierarchical Alignment (Shukor, Couairon, Cord; BMVC 2022, arXiv 2208.13628).
+"""ViCHA: Efficient Vision-Language Pretraining with Visual Concepts and Hierarchical Alignment (Shukor,
+Couairon, Cord; BMVC 2022, arXiv 2208.13628).
 
-ALBEF with three additions, each of which a recipe can leave out: words chosen for an image stand beside its patches (concepts), lower layers
-are aligned too (hierarchy), and removed patches are predicted (masked_image). A momentum teacher softens the targets; its features of
-earlier batches wait in a queue.
+ALBEF with three additions, each of which a recipe can leave out: words chosen for an image stand beside its
+patches (concepts), lower layers are aligned too (hierarchy), and removed patches are predicted
+(masked_image). A momentum teacher softens the targets; its features of earlier batches wait in a queue.
 
     schema/      what a recipe of each task may say
     pretrain.py, retrieval.py, vqa.py, entailment.py, nlvr.py
-                 the objective of a task (those that other methods have are in `vlp_methods.parts`), and a builder that joins model, data and
-                 optimizer
+                 the objective of a task (those that other methods have are in `vlp_methods.parts`), and a
+                 builder that joins model, data and optimizer
     finetune.py  what the tasks after pre-training have in common
     recipes/     the official runs, and for each a small one on drawn images for two CPU cores
 
-The model itself is `vlp_core.models.vicha`, its losses are `vlp_core.models.vicha_losses`, the data side is `vlp_data.examples`.
+The model itself is `vlp_core.models.vicha`, its losses are `vlp_core.models.vicha_losses`, the data side is
+`vlp_data.examples`.
 """
 
 from vlp_methods.engine.entry import TaskEntry

@@ -1,6 +1,7 @@
 """ViCHA on SNLI-VE: does a hypothesis follow from an image?
 
-Source: ALBEF, arXiv 2107.07651 section 4, whose way ViCHA follows; `VE.py` and `configs/VE.yaml` of the official code.
+Source: ALBEF, arXiv 2107.07651 section 4, whose way ViCHA follows; `VE.py` and `configs/VE.yaml` of the
+official code.
 """
 
 import torch

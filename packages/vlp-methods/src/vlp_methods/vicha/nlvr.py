@@ -1,6 +1,8 @@
-"""ViCHA on NLVR2: is a sentence true of two images? Text assignment on images with captions first, then NLVR2 itself.
+"""ViCHA on NLVR2: is a sentence true of two images? Text assignment on images with captions first, then NLVR2
+itself.
 
-Source: ALBEF, arXiv 2107.07651 appendix A, whose way ViCHA follows; `Pretrain_nlvr.py`, `NLVR.py` and their configs in the official code.
+Source: ALBEF, arXiv 2107.07651 appendix A, whose way ViCHA follows; `Pretrain_nlvr.py`, `NLVR.py` and their
+configs in the official code.
 """
 
 from vlp_data.examples import NlvrExamples, RetrievalExamples
@@ -33,7 +35,8 @@ def build(recipe: Nlvr) -> Job:
     started = make("nlvr", recipe.model, tokenizer, "vicha")
     momentum = None if recipe.teacher is None else Momentum(started.model, recipe.teacher)
     as_released = recipe.teacher is not None and recipe.teacher.kind == "as_released"
-    # The released code copies the model before it reads the checkpoint, so its teacher starts from random values.
+    # The released code copies the model before it reads the checkpoint, so its teacher starts from random
+    # values.
     load(started.model, recipe.model.weights.model, None if as_released else momentum)
     examples = examples_of(NlvrExamples, data, tokenizer)
     return job(

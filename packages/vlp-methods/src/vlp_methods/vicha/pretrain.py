@@ -1,4 +1,5 @@
-"""ViCHA pre-training: ITC with momentum teacher and queue, its hierarchy, ITM, MLM and MIM on images with captions and concepts.
+"""ViCHA pre-training: ITC with momentum teacher and queue, its hierarchy, ITM, MLM and MIM on images with
+captions and concepts.
 
 Source: arXiv 2208.13628 section 3; `Pretrain.py` and `configs/Pretrain.yaml` of the official code.
 """
@@ -28,7 +29,8 @@ from vlp_methods.vicha.schema.pretrain import Hierarchy, MaskedImage, Model, Pre
 
 
 class PretrainTask(nn.Module):
-    """The objective: named losses of a batch of images with a text each, beside a teacher and a queue that live here."""
+    """The objective: named losses of a batch of images with a text each, beside a teacher and a queue that
+    live here."""
 
     def __init__(
         self,
@@ -80,7 +82,8 @@ def build(recipe: Pretrain) -> Job:
     model = models.create("vicha", **arguments)
     start = recipe.model.weights
     initialise(model, start)
-    # The teacher begins as a copy of the model, so it is made after published weights are read; a run's export holds its teacher.
+    # The teacher begins as a copy of the model, so it is made after published weights are read; a run's
+    # export holds its teacher.
     task = PretrainTask(
         model, recipe.teacher, hierarchy=recipe.model.hierarchy, masked_image=recipe.model.masked_image
     )

@@ -1,6 +1,8 @@
-"""ViCHA retrieval fine-tuning, also of weakly supervised grounding: ITC and ITM, where captions of one image are positives of each other.
+"""ViCHA retrieval fine-tuning, also of weakly supervised grounding: ITC and ITM, where captions of one image
+are positives of each other.
 
-Source: arXiv 2208.13628; `Retrieval.py`, `Grounding.py`, `configs/Retrieval_*.yaml` and `configs/Grounding.yaml` of the official code.
+Source: arXiv 2208.13628; `Retrieval.py`, `Grounding.py`, `configs/Retrieval_*.yaml` and
+`configs/Grounding.yaml` of the official code.
 """
 
 from torch import Tensor, nn
@@ -22,7 +24,8 @@ from vlp_methods.vicha.schema.retrieval import Retrieval
 
 
 class RetrievalTask(nn.Module):
-    """The objective: `itc` and `itm` of images with a text each, both with weight 1, beside a teacher and a queue that live here."""
+    """The objective: `itc` and `itm` of images with a text each, both with weight 1, beside a teacher and a
+    queue that live here."""
 
     def __init__(self, model: Vicha, teacher: QueueTeacher) -> None:
         super().__init__()

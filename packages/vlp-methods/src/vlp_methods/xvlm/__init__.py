@@ -1,8 +1,8 @@
 """X-VLM: Multi-Grained Vision Language Pre-Training (Zeng, Zhang, Li; ICML 2022, arXiv 2111.08276).
 
-One model aligns texts with whole images, regions and objects: a region is the set of patches that it covers. Four objectives on every
-(visual concept, text) pair: contrastive (ITC), matching with hard negatives (ITM), masked language modelling (MLM), and the box that a
-text speaks of, from the whole image.
+One model aligns texts with whole images, regions and objects: a region is the set of patches that it covers.
+Four objectives on every (visual concept, text) pair: contrastive (ITC), matching with hard negatives (ITM),
+masked language modelling (MLM), and the box that a text speaks of, from the whole image.
 
     schema/      what a recipe of each task may say
     pretrain.py, retrieval.py, vqa.py, nlvr.py, grounding.py, captioning.py
@@ -10,7 +10,8 @@ text speaks of, from the whole image.
     finetune.py  the optimizer of the tasks after pre-training
     recipes/     the official runs, and for each a small one on drawn images for two CPU cores
 
-The model itself is `vlp_core.models.xvlm`, the losses are `vlp_core.losses`, the data side is `vlp_data.examples` and `vlp_data.regions`.
+The model itself is `vlp_core.models.xvlm`, the losses are `vlp_core.losses`, the data side is
+`vlp_data.examples` and `vlp_data.regions`.
 """
 
 from vlp_methods.engine.entry import TaskEntry

@@ -1,10 +1,10 @@
 """X-VLM captions: the whole text encoder as causal language model, in three stages.
 
-Domain pre-training on images with captions; fine-tuning on COCO with label smoothing, after the prompt "a picture of"; self-critical training,
-which rewards drawn captions by CIDEr-D.
+Domain pre-training on images with captions; fine-tuning on COCO with label smoothing, after the prompt "a
+picture of"; self-critical training, which rewards drawn captions by CIDEr-D.
 
-Source: arXiv 2111.08276 section 4.2, arXiv 1612.00563; `Captioning_pretrain.py`, `Captioning.py`, `Captioning_scst.py` and their configs
-in the official code.
+Source: arXiv 2111.08276 section 4.2, arXiv 1612.00563; `Captioning_pretrain.py`, `Captioning.py`,
+`Captioning_scst.py` and their configs in the official code.
 """
 
 from functools import cached_property, partial
@@ -42,7 +42,8 @@ class CaptionTask(nn.Module):
 
 
 class CiderReward:
-    """CIDEr-D of captions against those of people, with the document frequencies of a source, counted when the first reward is asked for."""
+    """CIDEr-D of captions against those of people, with the document frequencies of a source, counted when
+    the first reward is asked for."""
 
     def __init__(self, source: Source, *, max_words: int) -> None:
         self.source = source
@@ -65,10 +66,11 @@ class CiderReward:
 
 
 class ScstTask(nn.Module):
-    """The objective of self-critical training: drawn captions that are better than the baseline become more probable.
+    """The objective of self-critical training: drawn captions that are better than the baseline become more
+    probable.
 
-    All of it happens inside `forward`, which data parallelism wraps: the gradients of the ranks are averaged as in every other task (the
-    reference bypasses the wrapper, so that its ranks drift apart).
+    All of it happens inside `forward`, which data parallelism wraps: the gradients of the ranks are averaged
+    as in every other task (the reference bypasses the wrapper, so that its ranks drift apart).
     """
 
     def __init__(

@@ -9,7 +9,8 @@ from vlp_methods.parts.assembly import adamw
 
 
 def optimizer(recipe: Training, model: nn.Module) -> Optimizer:
-    """The optimizer of a recipe; `optimizer.lr_scale` holds for the parts of `model` that pre-training has no values for.
+    """The optimizer of a recipe; `optimizer.lr_scale` holds for the parts of `model` that pre-training has no
+    values for.
 
     Raises:
         ValueError: There is no such part, so the factor could not take effect.

@@ -1,10 +1,10 @@
 """X-VLM on RefCOCO+: which object does an expression mean?
 
-Weakly supervised: retrieval between images and expressions; the heat map of the matching score chooses among given detections. With boxes: the
-box head is trained on regions first (domain stage), then on RefCOCO+.
+Weakly supervised: retrieval between images and expressions; the heat map of the matching score chooses among
+given detections. With boxes: the box head is trained on regions first (domain stage), then on RefCOCO+.
 
-Source: arXiv 2111.08276 section 4.2; `Grounding.py`, `Grounding_bbox_pretrain.py`, `Grounding_bbox.py` and their configs in the official
-code.
+Source: arXiv 2111.08276 section 4.2; `Grounding.py`, `Grounding_bbox_pretrain.py`, `Grounding_bbox.py` and
+their configs in the official code.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,8 @@ from vlp_methods.xvlm.schema.grounding import Boxes, BoxesDomain, WeakGrounding
 
 
 class BoxTask(nn.Module):
-    """The objective of both stages with boxes: L1 and GIoU between the box of a text in the whole image and the true one."""
+    """The objective of both stages with boxes: L1 and GIoU between the box of a text in the whole image and
+    the true one."""
 
     def __init__(self, model: Xvlm) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
 """X-VLM on NLVR2: is a sentence true of two images?
 
-Two stages: domain pre-training on images with captions, where a caption stands beside two images of the batch and the model tells which
-of them it describes, if any; then fine-tuning on NLVR2 itself.
+Two stages: domain pre-training on images with captions, where a caption stands beside two images of the batch
+and the model tells which of them it describes, if any; then fine-tuning on NLVR2 itself.
 
-Source: arXiv 2111.08276 section 4.2; `NLVR_pretrain.py`, `NLVR.py` and `configs/NLVR*.yaml` of the official code.
+Source: arXiv 2111.08276 section 4.2; `NLVR_pretrain.py`, `NLVR.py` and `configs/NLVR*.yaml` of the official
+code.
 """
 
 from vlp_data.examples import NlvrExamples, RetrievalExamples

@@ -1,6 +1,8 @@
-"""X-VLM pre-training: ITC, ITM and MLM on images with captions and on regions with phrases, box regression on regions.
+"""X-VLM pre-training: ITC, ITM and MLM on images with captions and on regions with phrases, box regression on
+regions.
 
-Source: arXiv 2111.08276 section 3; `Pretrain.py` and `configs/Pretrain_XVLM_base_4m.yaml` of the official code.
+Source: arXiv 2111.08276 section 3; `Pretrain.py` and `configs/Pretrain_XVLM_base_4m.yaml` of the official
+code.
 """
 
 from collections.abc import Mapping

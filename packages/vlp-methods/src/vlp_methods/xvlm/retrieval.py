@@ -19,7 +19,8 @@ from vlp_methods.xvlm.schema.retrieval import Retrieval
 
 
 class RetrievalTask(nn.Module):
-    """The objective, also of weakly supervised grounding: `itc` and `itm` of images with a text each, both with weight 1."""
+    """The objective, also of weakly supervised grounding: `itc` and `itm` of images with a text each, both
+    with weight 1."""
 
     def __init__(self, model: Xvlm, *, gather_gradient: distributed.GatherGradient = "local") -> None:
         super().__init__()

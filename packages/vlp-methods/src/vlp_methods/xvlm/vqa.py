@@ -1,6 +1,8 @@
-"""X-VLM visual question answering: a decoder writes the answers that people gave, weighted by how many gave them.
+"""X-VLM visual question answering: a decoder writes the answers that people gave, weighted by how many gave
+them.
 
-Source: ALBEF, arXiv 2107.07651 section 4, whose way X-VLM follows; `VQA.py` and `configs/VQA*.yaml` of the official code.
+Source: ALBEF, arXiv 2107.07651 section 4, whose way X-VLM follows; `VQA.py` and `configs/VQA*.yaml` of the
+official code.
 """
 
 from vlp_data.examples import VqaExamples

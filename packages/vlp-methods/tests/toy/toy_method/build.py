@@ -29,7 +29,8 @@ class Batch:
 
 
 class Stream:
-    """In-memory stand-in of vlp_data.loader.Loader: order and samples are pure functions of (seed, epoch, index)."""
+    """In-memory stand-in of vlp_data.loader.Loader: order and samples are pure functions of (seed, epoch,
+    index)."""
 
     def __init__(self, name: str, recipe: Fit) -> None:
         self.name, self.recipe, self.position = name, recipe, 0

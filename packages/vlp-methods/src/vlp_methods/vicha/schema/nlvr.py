@@ -29,8 +29,8 @@ class NlvrTeacher(Teacher):
     """Momentum teacher of NLVR2."""
 
     kind: Literal["loaded", "as_released"] = "loaded"
-    """"as_released": the teacher starts from random values and judges what the model itself sees of the images, as in the official code;
-    "loaded": it starts as the model does and looks for itself."""
+    """"as_released": the teacher starts from random values and judges what the model itself sees of the
+    images, as in the official code; "loaded": it starts as the model does and looks for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

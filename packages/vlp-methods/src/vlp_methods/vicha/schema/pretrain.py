@@ -22,7 +22,8 @@ class Hierarchy:
     weight: float = 0.1
     """Of their sum (`ita_hidden_weight`)."""
     targets: Literal["own", "as_released"] = "own"
-    """Which of the texts of all ranks belongs to an image. "as_released": on ranks above 0 one of rank 0, as in the official code."""
+    """Which of the texts of all ranks belongs to an image. "as_released": on ranks above 0 one of rank 0, as
+    in the official code."""
 
     def __post_init__(self) -> None:
         if self.levels < 1:
@@ -35,10 +36,12 @@ class Hierarchy:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedImage:
-    """Patches of the same images are removed, and the image encoder has to predict them (ViCHA specification 2.6, 3.5)."""
+    """Patches of the same images are removed, and the image encoder has to predict them (ViCHA specification
+    2.6, 3.5)."""
 
     by: Literal["decoder", "fusion", "both"] = "decoder"
-    """What predicts from the patches that are left: a small ViT (`unimodal_mae`), the fusion layers with the text, or each (`uni_cross_modal_mae`)."""
+    """What predicts from the patches that are left: a small ViT (`unimodal_mae`), the fusion layers with the
+    text, or each (`uni_cross_modal_mae`)."""
     ratio: float = 0.75
     """Share of the patches that is removed."""
     width: int = 768

@@ -1,4 +1,5 @@
-"""Recipes of X-VLM for captions: domain pre-training, fine-tuning, self-critical training. Imports no torch."""
+"""Recipes of X-VLM for captions: domain pre-training, fine-tuning, self-critical training. Imports no
+torch."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -20,7 +20,8 @@ class WeakGrounding(Training):
     heat: options.HeatTest = field(default_factory=options.HeatTest)
     """How expressions are located in evaluations."""
     gather_gradient: Literal["local", "sum"] = "local"
-    """Gradient of the contrastive loss through features of other ranks: "local" is the official one, 1/ranks of "sum" for the encoders."""
+    """Gradient of the contrastive loss through features of other ranks: "local" is the official one, 1/ranks
+    of "sum" for the encoders."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -58,7 +58,8 @@ class Pretrain(Training):
     retrieval: options.RetrievalTest = field(default_factory=options.RetrievalTest)
     """The test of `data.test` at the times of `evaluate`."""
     gather_gradient: Literal["local", "sum"] = "local"
-    """Gradient of the contrastive loss through features of other ranks: "local" is the official one, 1/ranks of "sum" for the encoders."""
+    """Gradient of the contrastive loss through features of other ranks: "local" is the official one, 1/ranks
+    of "sum" for the encoders."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,10 +18,11 @@ class Retrieval(Training):
     retrieval: options.RetrievalTest = field(default_factory=options.RetrievalTest)
     """How retrieval is measured."""
     select: Literal["val", "test"] = "val"
-    """Data of the evaluations during training. "test" selects the model on the test data, as the official code does: its numbers
-    compare with the paper's, but are better than what unseen data would give."""
+    """Data of the evaluations during training. "test" selects the model on the test data, as the official
+    code does: its numbers compare with the paper's, but are better than what unseen data would give."""
     gather_gradient: Literal["local", "sum"] = "local"
-    """Gradient of the contrastive loss through features of other ranks: "local" is the official one, 1/ranks of "sum" for the encoders."""
+    """Gradient of the contrastive loss through features of other ranks: "local" is the official one, 1/ranks
+    of "sum" for the encoders."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
