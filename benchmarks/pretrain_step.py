@@ -25,8 +25,8 @@ from plain_xvlm import PlainXvlm
 from torch import Tensor
 from vlp_core import models
 from vlp_core.losses.matching import Negatives
+from vlp_core.models.xvlm.checkpoints import xvlm_adapter
 from vlp_core.optim import AdamW, ParameterRule, leave_out, parameter_groups
-from vlp_core.weights.xvlm import xvlm_adapter
 from vlp_data.batch import ImageTextBatch, RegionBatch
 from vlp_methods.xvlm.pretrain import PretrainTask
 

@@ -24,8 +24,8 @@ from pretrain_step import SIZES, TOKENS, arguments
 from torch import Tensor
 from torch.nn.functional import normalize
 from vlp_core import models
-from vlp_core.models.xvlm import ImageFeatures, TextFeatures
-from vlp_core.weights.xvlm import xvlm_adapter
+from vlp_core.models.xvlm.checkpoints import xvlm_adapter
+from vlp_core.models.xvlm.model import ImageFeatures, TextFeatures
 from vlp_eval.metrics import retrieval as metric
 from vlp_eval.retrieval import rerank
 

@@ -143,7 +143,7 @@ def official_checkpoint(folder: Path) -> None:
     import torch
     from PIL import Image
     from vlp_core import models
-    from vlp_core.weights.xvlm import xvlm_adapter
+    from vlp_core.models.xvlm.checkpoints import xvlm_adapter
 
     vocabulary = ROOT / "golden" / "xvlm" / "vocab.txt"
     shutil.copy(vocabulary, folder / "vocab.txt")

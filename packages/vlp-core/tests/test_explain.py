@@ -5,7 +5,7 @@ from torch import nn
 from vlp_core import models
 from vlp_core.concepts import Concepts
 from vlp_core.explain import attention_heat, detection_scores, similarity_heat
-from vlp_core.weights import vicha
+from vlp_core.models.vicha import checkpoints as vicha
 
 VISION = {"kind": "vit", "image_size": 48, "patch": 16, "width": 8, "depth": 1, "heads": 2, "local_depth": 0}
 TEXT = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from vlp_core import models
-from vlp_core.weights import vicha
+from vlp_core.models.vicha import checkpoints as vicha
 from vlp_data import schema as data
 from vlp_data.options import ConceptOptions
 from vlp_data.text import Encoded

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from vlp_core import models
-from vlp_core.weights import xvlm
+from vlp_core.models.xvlm import checkpoints as xvlm
 from vlp_eval.gallery import Gallery
 from vlp_eval.metrics import retrieval as metric
 from vlp_eval.retrieval import evaluate_retrieval, rerank

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from vlp_core import models
-from vlp_core.weights import xvlm
+from vlp_core.models.xvlm import checkpoints as xvlm
 
 HEADS = {
     "model_pretrain.XVLM": ["contrast", "match", "masked_language", "boxes"],

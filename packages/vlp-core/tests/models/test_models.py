@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from vlp_core import models
 from vlp_core.losses import Negatives, masked_language_loss
-from vlp_core.models.xvlm import Xvlm
-from vlp_core.models.xvlm_losses import pretrain_losses, retrieval_losses
+from vlp_core.models.xvlm.losses import pretrain_losses, retrieval_losses
+from vlp_core.models.xvlm.model import Xvlm
 from vlp_core.weights import CheckpointError
 
 VISION = {

@@ -6,9 +6,10 @@ from safetensors.torch import save_file
 from torch import nn
 from vlp_core import models
 from vlp_core.models import method_of, model_name, stage_of, task_arguments
-from vlp_core.models.vicha import NOT_TAUGHT
+from vlp_core.models.vicha import checkpoints as vicha
+from vlp_core.models.vicha.model import NOT_TAUGHT
 from vlp_core.momentum import FeatureQueue, teacher_of
-from vlp_core.weights import CheckpointError, vicha
+from vlp_core.weights import CheckpointError
 
 PRETRAINED = {
     "vision": {
@@ -193,7 +194,7 @@ def test_foreign_files_are_named(tmp_path):
 
 
 def test_a_file_of_xvlm_gives_a_teacher_its_copy(tmp_path):
-    from vlp_core.weights import xvlm
+    from vlp_core.models.xvlm import checkpoints as xvlm
 
     shape = {"vision": PRETRAINED["vision"], "text": PRETRAINED["text"]}
     torch.manual_seed(0)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from vlp_core import models
 from vlp_core.models import model_name, stage_of, task_arguments
-from vlp_core.weights import CheckpointError, xvlm
+from vlp_core.models.xvlm import checkpoints as xvlm
+from vlp_core.weights import CheckpointError
 
 VISION = {
     "kind": "swin",

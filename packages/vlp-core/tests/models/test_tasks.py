@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from vlp_core import models
 from vlp_core.losses import self_critical_loss
-from vlp_core.models.nlvr import assign, assignment_weights
+from vlp_core.models.fusion.nlvr import assign, assignment_weights
 
 VISION = {"kind": "vit", "image_size": 32, "patch": 16, "width": 8, "depth": 1, "heads": 2, "local_depth": 0}
 TEXT = {

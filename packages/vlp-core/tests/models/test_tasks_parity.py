@@ -8,7 +8,7 @@ from vlp_core.losses import (
     mean_of_others,
     self_critical_loss,
 )
-from vlp_core.models.nlvr import assign, assignment_weights
+from vlp_core.models.fusion.nlvr import assign, assignment_weights
 
 
 def stacked(batch: int) -> tuple[torch.Tensor, torch.Tensor]:

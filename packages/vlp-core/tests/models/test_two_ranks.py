@@ -11,9 +11,9 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 from vlp_core import models
 from vlp_core.losses import Negatives
-from vlp_core.models.xvlm_losses import retrieval_losses
+from vlp_core.models.xvlm import checkpoints as xvlm
+from vlp_core.models.xvlm.losses import retrieval_losses
 from vlp_core.optim import keep_connected
-from vlp_core.weights import xvlm
 
 
 class Training(torch.nn.Module):

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from vlp_core import models
 from vlp_core.concepts import Concepts, see_groups
 from vlp_core.losses import answer_loss, distilled_cross_entropy, distilled_language_loss
-from vlp_core.models.nlvr import assign, assignment_weights, released_pool
+from vlp_core.models.fusion.nlvr import assign, assignment_weights, released_pool
+from vlp_core.models.vicha import checkpoints as vicha
 from vlp_core.momentum import follow, teacher_of
-from vlp_core.weights import loading, vicha
+from vlp_core.weights import loading
 
 PAD = 0
 

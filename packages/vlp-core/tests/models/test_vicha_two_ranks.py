@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from vlp_core.models.vicha import Pairs, Taught
-from vlp_core.models.vicha_losses import pretrain_losses
+from vlp_core.models.vicha.losses import pretrain_losses
+from vlp_core.models.vicha.model import Pairs, Taught
 from vlp_core.momentum import FeatureQueue
 
 ROWS, LEVELS, WIDTH = 3, 2, 8

@@ -3,11 +3,11 @@ from functools import partial
 import pytest
 import torch
 from vlp_core.losses import Negatives, box_losses, negative_weights
-from vlp_core.models.xvlm_losses import pretrain_losses, retrieval_losses
-from vlp_core.models.xvlm_rules import parameter_rules
+from vlp_core.models.xvlm import checkpoints as xvlm
+from vlp_core.models.xvlm.losses import pretrain_losses, retrieval_losses
+from vlp_core.models.xvlm.rules import parameter_rules
 from vlp_core.optim import AdamW, parameter_groups
 from vlp_core.schedule import linear
-from vlp_core.weights import xvlm
 
 
 def is_pretraining(case) -> bool:

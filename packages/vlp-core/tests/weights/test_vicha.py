@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from vlp_core import models
 from vlp_core.heads import MaskedLanguageHead
 from vlp_core.models import model_name, stage_of, task_arguments
-from vlp_core.models.vicha import NOT_TAUGHT
-from vlp_core.models.vicha_rules import parameter_rules
+from vlp_core.models.vicha import checkpoints as vicha
+from vlp_core.models.vicha.model import NOT_TAUGHT
+from vlp_core.models.vicha.rules import parameter_rules
 from vlp_core.momentum import NO_ID, FeatureQueue, teacher_of
 from vlp_core.optim import parameter_groups
 from vlp_core.text.bert import Bert
 from vlp_core.vision.positions import resize_position_table
-from vlp_core.weights import Checkpoint, CheckpointError, vicha
+from vlp_core.weights import Checkpoint, CheckpointError
 from vlp_core.weights.bert import load_published_layers
 
 NO_TEACHER = ("nlvr_domain",)

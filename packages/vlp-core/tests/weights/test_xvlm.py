@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 from vlp_core import models
 from vlp_core.models import model_name, stage_of, task_arguments
-from vlp_core.models.xvlm_rules import parameter_rules
+from vlp_core.models.xvlm import checkpoints as xvlm
+from vlp_core.models.xvlm.rules import parameter_rules
 from vlp_core.optim import parameter_groups
-from vlp_core.weights import Checkpoint, CheckpointError, xvlm
+from vlp_core.weights import Checkpoint, CheckpointError
 
 
 def meta_model(state: dict[str, torch.Tensor]) -> torch.nn.Module:

@@ -186,9 +186,9 @@ def test_engine_takes_the_steps_of_the_reference(case, monkeypatch):
     from vlp_core import schedule
     from vlp_core.losses.matching import Negatives
     from vlp_core.models import xvlm as module
-    from vlp_core.models.xvlm_rules import parameter_rules
+    from vlp_core.models.xvlm import checkpoints as official
+    from vlp_core.models.xvlm.rules import parameter_rules
     from vlp_core.optim import AdamW, leave_out, parameter_groups
-    from vlp_core.weights import xvlm as official
     from vlp_data.batch import ImageTextBatch, RegionBatch
     from vlp_methods.engine.job import Job, Mixing
     from vlp_methods.engine.options import OptimizerOptions, Training

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from vlp_core import models
-from vlp_core.models.xvlm_rules import parameter_rules
+from vlp_core.models.xvlm.rules import parameter_rules
 from vlp_core.optim import parameter_groups
 from vlp_core.recipe import RecipeError, dump
 from vlp_methods.engine.entry import load, shipped

@@ -22,14 +22,14 @@ from torch import nn
 
 from vlp_core.concepts import ConceptEncoder, ConceptVision, image_encoder
 from vlp_core.heads import MaskedImageDecoder
-from vlp_core.models import stages
-from vlp_core.models.captioning import CaptionModel
-from vlp_core.models.entailment import EntailmentModel
-from vlp_core.models.nlvr import NlvrModel
-from vlp_core.models.stages import Method, Stage, Task, method_of, model_name, stage_of, task_arguments
-from vlp_core.models.vicha import Vicha
-from vlp_core.models.vqa import VqaModel
-from vlp_core.models.xvlm import Xvlm
+from vlp_core.models.fusion import stages
+from vlp_core.models.fusion.captioning import CaptionModel
+from vlp_core.models.fusion.entailment import EntailmentModel
+from vlp_core.models.fusion.nlvr import NlvrModel
+from vlp_core.models.fusion.stages import Method, Stage, Task, method_of, model_name, stage_of, task_arguments
+from vlp_core.models.fusion.vqa import VqaModel
+from vlp_core.models.vicha.model import Vicha
+from vlp_core.models.xvlm.model import Xvlm
 from vlp_core.momentum import FeatureQueue
 from vlp_core.text.bert import Bert
 from vlp_core.weights import Checkpoint, CheckpointError, files, loading, read_checkpoint
@@ -192,7 +192,8 @@ def load(path: str | Path, *, task: Task | None = None, arguments: Mapping[str, 
         model = create(found.name, **found.arguments)
         load_weights(model, path / "model.safetensors", resize=False)
         return Loaded(model.eval(), found.name, found.settings)
-    from vlp_core.weights import vicha, xvlm
+    from vlp_core.models.vicha import checkpoints as vicha
+    from vlp_core.models.xvlm import checkpoints as xvlm
 
     checkpoint = read_checkpoint(path)
     method, stage = _official(checkpoint, str(path))
@@ -213,7 +214,7 @@ def start_from(
 ) -> loading.Loaded:
     """Start training a model from an export folder or an official checkpoint of the same or an earlier stage.
 
-    Both go through one conversion (`vlp_core.models.stages`): fusion layers doubled for NLVR2, an answer
+    Both go through one conversion (`vlp_core.models.fusion.stages`): fusion layers doubled for NLVR2, an answer
     decoder made of the fusion layers, position tables resized, and so on.
 
     Args:
@@ -277,7 +278,8 @@ def _momentum(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 def _start_from_official(
     model: nn.Module, path: Path, teacher: nn.Module | None, queue: FeatureQueue | None
 ) -> loading.Loaded:
-    from vlp_core.weights import vicha, xvlm
+    from vlp_core.models.vicha import checkpoints as vicha
+    from vlp_core.models.xvlm import checkpoints as xvlm
 
     checkpoint = read_checkpoint(path)
     if _official(checkpoint, str(path))[0] == "vicha":
@@ -290,7 +292,8 @@ def _start_from_official(
 
 def _official(checkpoint: Checkpoint, name: str = "this") -> tuple[Method, Stage]:
     """Whose official file this is, by its names, and of which stage."""
-    from vlp_core.weights import vicha, xvlm
+    from vlp_core.models.vicha import checkpoints as vicha
+    from vlp_core.models.xvlm import checkpoints as xvlm
 
     if vicha.recognises(checkpoint.state):
         return "vicha", vicha.layout(checkpoint.state)
@@ -318,7 +321,8 @@ def _describe_folder(folder: Path) -> Description:
 
 
 def _describe_official(checkpoint: Checkpoint, arguments: Mapping[str, Any] | None = None) -> Description:
-    from vlp_core.weights import vicha, xvlm
+    from vlp_core.models.vicha import checkpoints as vicha
+    from vlp_core.models.xvlm import checkpoints as xvlm
 
     method, stage = _official(checkpoint)
     source = vicha if method == "vicha" else xvlm

@@ -3,7 +3,7 @@
 from torch import nn
 from torch.optim import Optimizer
 from vlp_core import models
-from vlp_core.models.vicha_rules import parameter_rules
+from vlp_core.models.vicha.rules import parameter_rules
 from vlp_core.momentum import FeatureQueue
 
 from vlp_methods.engine.options import Training

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from vlp_core import models
-from vlp_core.models.vicha import NOT_TAUGHT, Vicha
-from vlp_core.models.vicha_losses import pretrain_losses
-from vlp_core.models.vicha_rules import parameter_rules
+from vlp_core.models.vicha.losses import pretrain_losses
+from vlp_core.models.vicha.model import NOT_TAUGHT, Vicha
+from vlp_core.models.vicha.rules import parameter_rules
 from vlp_core.momentum import FeatureQueue
 from vlp_core.recipe import dump
 from vlp_data.batch import ImageTextBatch

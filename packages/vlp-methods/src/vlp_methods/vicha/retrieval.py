@@ -6,8 +6,8 @@ Source: arXiv 2208.13628; `Retrieval.py`, `Grounding.py`, `configs/Retrieval_*.y
 """
 
 from torch import Tensor, nn
-from vlp_core.models.vicha import NOT_TAUGHT, Vicha
-from vlp_core.models.vicha_losses import retrieval_losses
+from vlp_core.models.vicha.losses import retrieval_losses
+from vlp_core.models.vicha.model import NOT_TAUGHT, Vicha
 from vlp_core.momentum import FeatureQueue
 from vlp_data.batch import RetrievalBatch
 from vlp_data.examples import RetrievalExamples

@@ -10,7 +10,7 @@ masked language modelling (MLM), and the box that a text speaks of, from the who
     finetune.py  the optimizer of the tasks after pre-training
     recipes/     the official runs, and for each a small one on drawn images for two CPU cores
 
-The model itself is `vlp_core.models.xvlm`, the losses are `vlp_core.losses`, the data side is
+The model itself is `vlp_core.models.xvlm.model`, the losses are `vlp_core.losses`, the data side is
 `vlp_data.examples` and `vlp_data.regions`.
 """
 

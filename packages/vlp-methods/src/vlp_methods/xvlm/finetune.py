@@ -2,7 +2,7 @@
 
 from torch import nn
 from torch.optim import Optimizer
-from vlp_core.models.xvlm_rules import parameter_rules
+from vlp_core.models.xvlm.rules import parameter_rules
 
 from vlp_methods.engine.options import Training
 from vlp_methods.parts.assembly import adamw

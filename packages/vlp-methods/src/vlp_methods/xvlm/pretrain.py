@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from vlp_core import distributed, models
-from vlp_core.models.xvlm import Xvlm
-from vlp_core.models.xvlm_losses import pretrain_losses
-from vlp_core.models.xvlm_rules import parameter_rules
+from vlp_core.models.xvlm.losses import pretrain_losses
+from vlp_core.models.xvlm.model import Xvlm
+from vlp_core.models.xvlm.rules import parameter_rules
 from vlp_core.optim import keep_connected, leave_out
 from vlp_data.batch import ImageTextBatch, RegionBatch
 from vlp_data.examples import ImageTextExamples, RegionExamples

@@ -5,8 +5,8 @@ Source: arXiv 2111.08276 section 4.2; `Retrieval.py` and `configs/Retrieval_*.ya
 
 from torch import Tensor, nn
 from vlp_core import distributed
-from vlp_core.models.xvlm import Xvlm
-from vlp_core.models.xvlm_losses import retrieval_losses
+from vlp_core.models.xvlm.losses import retrieval_losses
+from vlp_core.models.xvlm.model import Xvlm
 from vlp_data.batch import RetrievalBatch
 from vlp_data.examples import RetrievalExamples
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vlp_core.concepts import Concepts, see, visible_tokens
-from vlp_core.models.parts import language_head, require_fit
+from vlp_core.models.fusion.parts import language_head, require_fit
 from vlp_core.text import decoding, generation
 from vlp_core.text.bert import Bert
 from vlp_core.text.generation import Generated, Sampled

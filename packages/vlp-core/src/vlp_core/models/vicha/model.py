@@ -1,6 +1,6 @@
 """ViCHA: ALBEF with visual concepts, hierarchical image-text alignment and masked image modelling.
 
-Two encoders and a fusion encoder (`vlp_core.models.fusion`), trained beside a momentum teacher
+Two encoders and a fusion encoder (`vlp_core.models.fusion.model`), trained beside a momentum teacher
 (`vlp_core.momentum`). Three additions to ALBEF, each of which can be left out:
 
     visual concepts  `vision` is a `vlp_core.concepts.ConceptVision`: words chosen for the image stand beside its patches, in every task
@@ -36,12 +36,12 @@ from vlp_core.concepts import (
 from vlp_core.heads import MaskedImageDecoder
 from vlp_core.losses.masked_image import patch_targets
 from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
-from vlp_core.models.fusion import (
+from vlp_core.models.fusion.model import (
     FusionModel,
     fuse_pairs_and_masked,
     project,
 )
-from vlp_core.models.parts import language_head
+from vlp_core.models.fusion.parts import language_head
 from vlp_core.text.bert import Bert
 from vlp_core.vision.vit import VisionTransformer
 

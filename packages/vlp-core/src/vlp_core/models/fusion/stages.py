@@ -12,7 +12,7 @@
     any             the same          as it is (domain stage to fine-tuning, one data set to another)
 
 A momentum teacher goes the way of its model; a queue goes on as it is. Tensors have our names here;
-`vlp_core.weights.xvlm` and `vlp_core.weights.vicha` bring official files to them.
+`vlp_core.models.xvlm.checkpoints` and `vlp_core.models.vicha.checkpoints` bring official files to them.
 
 Source: arXiv 2111.08276, `load_pretrained` in X-VLM `models/model_*.py`; arXiv 2208.13628, ViCHA `VQA.py`,
 `VE.py`, `NLVR.py` and so on.
@@ -28,12 +28,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from vlp_core.heads import ClassHead
-from vlp_core.models.captioning import CaptionModel
-from vlp_core.models.entailment import EntailmentModel
-from vlp_core.models.nlvr import NlvrModel
-from vlp_core.models.vicha import Vicha
-from vlp_core.models.vqa import VqaModel
-from vlp_core.models.xvlm import Xvlm
+from vlp_core.models.fusion.captioning import CaptionModel
+from vlp_core.models.fusion.entailment import EntailmentModel
+from vlp_core.models.fusion.nlvr import NlvrModel
+from vlp_core.models.fusion.vqa import VqaModel
+from vlp_core.models.vicha.model import Vicha
+from vlp_core.models.xvlm.model import Xvlm
 from vlp_core.momentum import FeatureQueue
 from vlp_core.weights import loading
 from vlp_core.weights.adapter import Adapter, CheckpointError, groups

@@ -3,7 +3,7 @@
 One image is encoded once; every box in it is a set of its patches. A text is encoded by the lower half of
 BERT, fused with a image or region by the upper half. Heads on top say whether text and visual concept match,
 which tokens were masked, and where in the image the text points to. `Xvlm` serves pre-training, retrieval and
-box regression (parts that a task does not need are left out); `vlp_core.models.nlvr`, `vqa` and `captioning`
+box regression (parts that a task does not need are left out); `vlp_core.models.fusion.nlvr`, `vqa` and `captioning`
 hold the models of the other tasks.
 
 What differs from the reference is the order of work, not its result: original and masked texts pass the text
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from vlp_core.concepts import Concepts, see, takes_concepts, visible_tokens
 from vlp_core.heads import mlp_head
 from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
-from vlp_core.models.fusion import (
+from vlp_core.models.fusion.model import (
     FusionModel,
     ImageFeatures,
     TextFeatures,
@@ -36,7 +36,7 @@ from vlp_core.models.fusion import (
     fuse_used,
     project,
 )
-from vlp_core.models.parts import language_head
+from vlp_core.models.fusion.parts import language_head
 from vlp_core.text.bert import Bert
 
 Head = Literal["contrast", "match", "masked_language", "boxes"]

@@ -20,7 +20,7 @@ from vlp_core.losses import (
     momentum_targets,
 )
 from vlp_core.losses.masked_language import IGNORED
-from vlp_core.models.vicha import Pairs, PredictedPatches, Taught
+from vlp_core.models.vicha.model import Pairs, PredictedPatches, Taught
 from vlp_core.momentum import FeatureQueue
 
 HiddenTargets = Literal["own", "as_released"]

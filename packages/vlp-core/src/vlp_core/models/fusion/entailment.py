@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlp_core.concepts import Concepts, see, visible_tokens
 from vlp_core.heads import ClassHead, class_head
-from vlp_core.models.parts import require_fit
+from vlp_core.models.fusion.parts import require_fit
 from vlp_core.text.bert import Bert
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vlp_core.distributed import GatherGradient, gather
 from vlp_core.losses import box_losses, info_nce, masked_language_loss, matching_loss
-from vlp_core.models.xvlm import Pairs
+from vlp_core.models.xvlm.model import Pairs
 
 
 def contrastive_loss(

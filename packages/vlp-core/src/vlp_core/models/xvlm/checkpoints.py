@@ -2,7 +2,7 @@
 
 Seven layouts exist, one for each stage of training, told apart by their names (`layout`). `load` fills a
 model from a checkpoint of its own stage; `load_pretrained` starts a model from an earlier stage, as the
-functions of that name in the reference do (`vlp_core.models.stages`); `write` makes an official file.
+functions of that name in the reference do (`vlp_core.models.fusion.stages`); `write` makes an official file.
 
 Source: arXiv 2111.08276; X-VLM `models/model_*.py`.
 """
@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from vlp_core.models.captioning import CaptionModel
-from vlp_core.models.nlvr import NlvrModel
-from vlp_core.models.stages import STARTS, Stage, require_start, stage_of, start_official
-from vlp_core.models.vqa import VqaModel
-from vlp_core.models.xvlm import Xvlm
+from vlp_core.models.fusion.captioning import CaptionModel
+from vlp_core.models.fusion.nlvr import NlvrModel
+from vlp_core.models.fusion.stages import STARTS, Stage, require_start, stage_of, start_official
+from vlp_core.models.fusion.vqa import VqaModel
+from vlp_core.models.xvlm.model import Xvlm
 from vlp_core.weights import files, loading
 from vlp_core.weights.adapter import Adapter, CheckpointError, Drop, Rename, Tied, groups
 from vlp_core.weights.bert import encoder_adapter, head_adapter, language_model_adapter
@@ -123,7 +123,7 @@ def load_pretrained(
     model: nn.Module, source: Mapping[str, Tensor] | str | Path, *, name: str | None = None
 ) -> Loaded:
     """Start a task's model from an official checkpoint of the same or an earlier stage;
-    `vlp_core.models.stages` says what becomes of what.
+    `vlp_core.models.fusion.stages` says what becomes of what.
 
     `name`: what messages call the checkpoint; by default its path.
 

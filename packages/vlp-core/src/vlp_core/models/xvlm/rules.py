@@ -3,9 +3,9 @@ its models."""
 
 from torch import nn
 
-from vlp_core.models.nlvr import NlvrModel
-from vlp_core.models.vqa import VqaModel
-from vlp_core.models.xvlm import Xvlm
+from vlp_core.models.fusion.nlvr import NlvrModel
+from vlp_core.models.fusion.vqa import VqaModel
+from vlp_core.models.xvlm.model import Xvlm
 from vlp_core.optim import ParameterRule
 
 # Biases and norms do not decay. Kept from the reference: "bias" also stands in the name of Swin's position

@@ -4,7 +4,7 @@ images.
 A file holds up to three things under one roof: a model, its momentum teacher (the same names with `_m` behind
 the first part), and a queue. `split` tells them apart. Seven layouts exist, one for each stage of training
 (`layout`). `load` fills a model from a checkpoint of its own stage; `load_pretrained` starts it from an
-earlier one (`vlp_core.models.stages`); `write` makes an official file. All three take teacher and queue along
+earlier one (`vlp_core.models.fusion.stages`); `write` makes an official file. All three take teacher and queue along
 where they are given.
 
 Source: arXiv 2208.13628; ViCHA `models/model_*_kw_img.py`; ALBEF, arXiv 2107.07651.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vlp_core.concepts import ConceptVision, image_encoder
 from vlp_core.heads import MaskedImageDecoder
-from vlp_core.models.stages import (
+from vlp_core.models.fusion.stages import (
     STARTS,
     Stage,
     copy_to_teacher,
@@ -229,7 +229,7 @@ def load_pretrained(
     name: str | None = None,
 ) -> Loaded:
     """Start a task's model from an official checkpoint of the same or an earlier stage;
-    `vlp_core.models.stages` says what becomes of what.
+    `vlp_core.models.fusion.stages` says what becomes of what.
 
     Args:
         model: The model to fill.

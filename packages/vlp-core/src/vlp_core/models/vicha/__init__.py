@@ -1,0 +1,1 @@
+"""ViCHA, and ALBEF, which is ViCHA without its additions: the model and its official checkpoints."""

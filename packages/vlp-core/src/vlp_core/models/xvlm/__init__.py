@@ -1,0 +1,1 @@
+"""X-VLM: its model and its official checkpoints."""
