@@ -22,7 +22,7 @@ WORDS = [
     "[SEP]",
     "[MASK]",
     "a",
-    "image",
+    "picture",
     "of",
     "red",
     "green",

@@ -185,7 +185,7 @@ def test_engine_takes_the_steps_of_the_reference(case, monkeypatch):
     """Task, optimizer, clipping, schedule and mixing of this package, step by step as the official loop."""
     from vlp_core import schedule
     from vlp_core.losses.matching import Negatives
-    from vlp_core.models import xvlm as module
+    from vlp_core.models.xvlm import model as module
     from vlp_core.models.xvlm import checkpoints as official
     from vlp_core.models.xvlm.rules import parameter_rules
     from vlp_core.optim import AdamW, leave_out, parameter_groups
