@@ -211,3 +211,92 @@ def losses():
         ]
 
     return read
+
+
+# ------------------------------------------------------------------------------------------- golden cases
+
+
+@pytest.fixture
+def vocabulary(tmp_path: Path):
+    """`vocabulary(kind, size)`: files of a tokenizer with so many entries, for recipes whose model has so many;
+    ids of special tokens are BERT's or RoBERTa's order."""
+
+    def write(kind: str, size: int) -> list[str]:
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        if kind == "roberta":
+            special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        tokens = special + [f"word{number}" for number in range(size - len(special))]
+        if kind != "roberta":
+            (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
+            return [str(tmp_path / "vocab.txt")]
+        (tmp_path / "vocab.json").write_text(
+            json.dumps({token: number for number, token in enumerate(tokens)})
+        )
+        (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+        return [str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")]
+
+    return write
+
+
+@pytest.fixture
+def build():
+    """`build(recipe, *overrides)`: what `vlp-train` would train, in evaluation mode as the references ran."""
+    import torch
+    from vlp_methods.engine import entry
+
+    def make(name: str, *overrides: str):
+        recipe = entry.load(name, overrides)
+        torch.manual_seed(recipe.settings.seed)
+        job = entry.attribute(recipe.entry.build)(recipe.settings)
+        job.task.eval()
+        return job
+
+    return make
+
+
+@pytest.fixture
+def draws(monkeypatch: pytest.MonkeyPatch):
+    """`draws(multinomial=[...], rand=[...])`: the next random draws of torch are these, in order."""
+    import torch
+
+    def feed(**given: list) -> None:
+        for name, values in given.items():
+            waiting = iter(values)
+
+            def draw(*_, _waiting=waiting, **__):
+                return next(_waiting)
+
+            monkeypatch.setattr(torch, name, draw)
+
+    return feed
+
+
+@pytest.fixture
+def assert_equal():
+    """Named tensors against expected ones of the same names, with the tolerance of losses."""
+    import torch
+
+    def check(found: dict, expected: dict) -> None:
+        for key, value in found.items():
+            torch.testing.assert_close(
+                value.detach(), expected[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+            )
+
+    return check
+
+
+@pytest.fixture
+def assert_gradients():
+    """Norm of every gradient under the reference's name. null means none; a part that must have one for several
+    ranks, and that the optimizer passes over, has one of zero."""
+
+    def check(model, adapter, expected: dict[str, float | None], *, seconds: tuple[str, ...] = ()) -> None:
+        ours = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+        found = {key: x.norm().item() for key, x in adapter.to_source(ours, gradients=True).items()}
+        reference = {key: norm for key, norm in expected.items() if norm is not None and key not in seconds}
+        assert all(norm == 0 for key, norm in found.items() if key not in reference)
+        assert {key: found[key] for key in reference if key in found} == pytest.approx(
+            reference, rel=1e-3, abs=1e-6
+        )
+
+    return check

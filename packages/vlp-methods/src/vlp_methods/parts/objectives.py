@@ -9,6 +9,7 @@ from vlp_core.concepts import Concepts
 from vlp_core.losses import answer_loss, distilled_cross_entropy, distilled_language_loss
 from vlp_core.losses.masked_language import IGNORED
 from vlp_core.models import NlvrModel, VqaModel
+from vlp_core.models.fusion.nlvr import released_pool
 from vlp_data.batch import NlvrBatch, RetrievalBatch, VqaBatch
 
 from vlp_methods.parts.data import concepts_of
@@ -38,17 +39,20 @@ class NlvrTask(nn.Module):
     """The objective of fine-tuning on NLVR2: cross entropy over two classes, 1 = true, and with the teacher's
     where there is one.
 
-    `shared_images`: the teacher judges what the model itself sees of the images, as in the released code of
-        ALBEF and ViCHA.
+    Args:
+        model: Model.
+        momentum: Teacher; None: none.
+        as_released: The teacher does not look at the images by its own image encoder, but by the model's, as in
+            the released code of ViCHA (`vlp_core.models.fusion.nlvr.released_pool`).
     """
 
     def __init__(
-        self, model: NlvrModel, momentum: Momentum | None = None, *, shared_images: bool = False
+        self, model: NlvrModel, momentum: Momentum | None = None, *, as_released: bool = False
     ) -> None:
         super().__init__()
         self.model = model
         self.momentum = momentum
-        self.shared_images = shared_images
+        self.as_released = as_released
 
     def before_forward(self, step: int) -> None:
         if self.momentum is not None:
@@ -64,7 +68,9 @@ class NlvrTask(nn.Module):
         if self.momentum is not None:
             with torch.no_grad():
                 teacher, alpha = self.momentum.teacher, self.momentum.alpha
-                if not self.shared_images:
+                if self.as_released:
+                    pool, visible = released_pool(self.model, teacher, batch.image, concepts)
+                else:
                     pool, visible = teacher.encode(batch.image, concepts)
                 taught = teacher.classify(pool, *texts, visible)
         return {"labels": distilled_cross_entropy(logits, batch.labels, taught, alpha=alpha).mean()}

@@ -43,7 +43,7 @@ def build(recipe: Nlvr) -> Job:
         recipe,
         data,
         started,
-        NlvrTask(started.model, momentum, shared_images=as_released),
+        NlvrTask(started.model, momentum, as_released=as_released),
         train_stream(recipe, data, examples, data.train.batch),
         optimizer(recipe, started.model),
         measure=evaluation.sentence_labels(recipe, data, tokenizer, recipe.labels),

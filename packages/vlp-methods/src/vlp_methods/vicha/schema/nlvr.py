@@ -29,8 +29,9 @@ class NlvrTeacher(Teacher):
     """Momentum teacher of NLVR2."""
 
     kind: Literal["loaded", "as_released"] = "loaded"
-    """"as_released": the teacher starts from random values and judges what the model itself sees of the
-    images, as in the official code; "loaded": it starts as the model does and looks for itself."""
+    """"loaded": the teacher starts as the model does and looks at the images by its own image encoder.
+    "as_released": as in the official code, it starts from random values and looks by the model's image encoder,
+    beside which it has concepts of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
