@@ -3,7 +3,8 @@
 import pytest
 import torch
 from vlp_core import models
-from vlp_core.concepts import ConceptEncoder, Concepts, ConceptVision, image_encoder, see
+from vlp_core.concepts import ConceptEncoder, ConceptVision, image_encoder
+from vlp_core.images import Concepts, Images
 from vlp_core.text.bert import Bert
 from vlp_core.vision import SwinTransformer, VisionTransformer
 
@@ -31,7 +32,7 @@ def test_concepts_come_after_the_patches_and_change_them_only_where_they_stand_f
     image = torch.randn(2, 3, 16, 16)
     for place in ("first", "last"):
         vision = with_concepts(vit(), place=place)
-        seen = see(vision, image, words())
+        seen = vision.encode(Images(image, concepts=words())).embeds
         assert seen.shape == (2, vision.tokens + 4, 8)
         alone = image_encoder(vision)(image)
         assert torch.allclose(seen[:, : vision.tokens], alone) == (place == "last")
@@ -39,23 +40,20 @@ def test_concepts_come_after_the_patches_and_change_them_only_where_they_stand_f
 
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_a_region_that_is_the_whole_image_sees_what_the_image_sees(place):
-    image, concepts = torch.randn(2, 3, 16, 16), words()
+    images = Images(torch.randn(2, 3, 16, 16), concepts=words())
     vision = with_concepts(vit(), place=place)
     index = torch.tensor([1, 0, 1])
     everything = torch.ones(3, vision.tokens, dtype=torch.long)
-    regions = vision.forward_regions(image, index, everything, concepts)
-    whole = vision(image, concepts)
+    regions = vision.encode_regions(images, index, everything)
+    whole = vision.encode(images).embeds
     torch.testing.assert_close(regions.full_embeds, whole)
     torch.testing.assert_close(regions.image_embeds, whole[index])
     part = everything.clone()
     part[:, 5:] = 0
-    assert not torch.allclose(
-        vision.forward_regions(image, index, part, concepts).image_embeds[:, 0], whole[index][:, 0]
-    )
+    regions = vision.encode_regions(images, index, part)
+    assert not torch.allclose(regions.image_embeds[:, 0], whole[index][:, 0])
     with pytest.raises(ValueError, match="not made for regions"):
-        with_concepts(vit(), place=place, visible_padding=False).forward_regions(
-            image, index, everything, concepts
-        )
+        with_concepts(vit(), place=place, visible_padding=False).encode_regions(images, index, everything)
 
 
 def test_an_embedding_alone_encodes_concepts():
@@ -95,7 +93,7 @@ def test_xvlm_trains_on_images_and_regions_with_concepts(kind):
         embed_width=4,
         concepts={"layers": 1, "place": "last" if kind == "swin" else "first"},
     )
-    image, concepts = torch.randn(2, 3, 32, 32), words()
+    images = Images(torch.randn(2, 3, 32, 32), concepts=words())
     ids = torch.randint(5, 30, (2, 6))
     mask, places, labels = torch.ones_like(ids), torch.ones(2, 1, dtype=torch.long), ids[:, 1:2]
     regions = {
@@ -104,7 +102,7 @@ def test_xvlm_trains_on_images_and_regions_with_concepts(kind):
     }
     for more in ({}, regions):
         model.zero_grad()
-        pairs = model.pretrain(image, ids, mask, ids, places, labels, concepts=concepts, **more)
+        pairs = model.pretrain(images, ids, mask, ids, places, labels, **more)
         pairs.match_logits.square().sum().backward()
         assert model.vision.concepts.project.weight.grad.abs().sum() > 0
         assert pairs.image_embeds.shape[1] == model.vision.tokens + 4

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from vlp_core import models
-from vlp_core.concepts import Concepts
 from vlp_core.explain import attention_heat, detection_scores, similarity_heat
+from vlp_core.images import Concepts, Images
 from vlp_core.models.vicha import checkpoints as vicha
 
 VISION = {"kind": "vit", "image_size": 48, "patch": 16, "width": 8, "depth": 1, "heads": 2, "local_depth": 0}
@@ -127,18 +127,18 @@ def concept_model(visible_padding: bool = True) -> nn.Module:
     return model
 
 
-def concept_inputs() -> tuple[torch.Tensor, Concepts, torch.Tensor, torch.Tensor]:
+def concept_inputs() -> tuple[Images, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     _, ids, mask = inputs()
     seen = torch.ones(2, 5, dtype=torch.long)
     seen[0, 3:] = 0
     concepts = Concepts(torch.randint(2, 20, (2, 5), generator=generator), seen)
-    return torch.randn(2, 3, 48, 48, generator=generator), concepts, ids, mask
+    return Images(torch.randn(2, 3, 48, 48, generator=generator), concepts=concepts), ids, mask
 
 
 def test_tokens_behind_the_patches_take_attention_but_have_no_heat():
-    model, (pixels, concepts, ids, mask) = concept_model(), concept_inputs()
-    image = model.encode_image(pixels, concepts).embeds
+    model, (images, ids, mask) = concept_model(), concept_inputs()
+    image = model.encode_image(images).embeds
     assert image.shape[1] == 1 + 9 + 5 and model.vision.tokens == 10
     heat = attention_heat(model, image, ids, mask, layer=3, tokens=10)
     assert heat.words.shape == (2, 6, 3, 3)
@@ -158,9 +158,9 @@ def test_tokens_behind_the_patches_take_attention_but_have_no_heat():
 @pytest.mark.parametrize("block", [1, 2])
 def test_heat_of_similarity_is_its_slope(block, visible_padding):
     """A*G by definition: nudge one attention weight at a time and look at the similarity."""
-    model, (pixels, concepts, ids, mask) = concept_model(visible_padding).double(), concept_inputs()
-    pixels = pixels.double()
-    heat = similarity_heat(model, pixels, ids, mask, block=block, concepts=concepts)
+    model, (images, ids, mask) = concept_model(visible_padding).double(), concept_inputs()
+    images = Images(images.pixels.double(), concepts=images.concepts)
+    heat = similarity_heat(model, images, ids, mask, block=block)
     assert heat.shape == (2, 3, 3)
     attention, plain = model.vision.encoder.blocks[block].attention, []
 
@@ -174,7 +174,7 @@ def test_heat_of_similarity_is_its_slope(block, visible_padding):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(attention, "forward", explicit)
-            image = model.encode_image(pixels, concepts).embeds
+            image = model.encode_image(images).embeds
         text = model.encode_text(ids, mask).embeds
         # The model's own projections are rounded to fp32, too coarse for a slope.
         left, right = (
@@ -214,30 +214,30 @@ def test_explicit_weights_of_an_image_block_give_its_output(visible):
 
 
 def test_heat_of_similarity_leaves_the_model_as_it_was():
-    model, (image, concepts, ids, mask) = concept_model(), concept_inputs()
-    before = model.encode_image(image, concepts).projection
+    model, (images, ids, mask) = concept_model(), concept_inputs()
+    before = model.encode_image(images).projection
     grown = torch.is_grad_enabled()
     with torch.inference_mode():
-        first = similarity_heat(model, image, ids, mask, block=1, concepts=concepts)
+        first = similarity_heat(model, images, ids, mask, block=1)
         assert not torch.is_grad_enabled()
     assert torch.is_grad_enabled() == grown
-    again = similarity_heat(model, image, ids, mask, block=1, concepts=concepts)
+    again = similarity_heat(model, images, ids, mask, block=1)
     torch.testing.assert_close(first, again)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(not module._forward_hooks for module in model.modules())
-    torch.testing.assert_close(model.encode_image(image, concepts).projection, before)
+    torch.testing.assert_close(model.encode_image(images).projection, before)
 
 
 def test_heat_of_similarity_needs_a_vit_and_a_block_of_it():
-    model, (image, concepts, ids, mask) = concept_model(), concept_inputs()
+    model, (images, ids, mask) = concept_model(), concept_inputs()
     with pytest.raises(ValueError, match=r"block=3 is none of the image encoder; choose among 0\.\.2"):
-        similarity_heat(model, image, ids, mask, block=3, concepts=concepts)
+        similarity_heat(model, images, ids, mask, block=3)
     with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
-        similarity_heat(model.train(), image, ids, mask, block=1, concepts=concepts)
+        similarity_heat(model.train(), images, ids, mask, block=1)
     swin = {"kind": "swin", "image_size": 64, "window": 2, "width": 8, "depths": [1, 1], "heads": [1, 2]}
     other = models.create("xvlm", vision=swin, text=TEXT, embed_width=6, heads=["contrast", "match"]).eval()
     with pytest.raises(ValueError, match="SwinTransformer has no class token that attends to all patches"):
-        similarity_heat(other, torch.zeros(1, 3, 64, 64), ids[:1], mask[:1], block=0)
+        similarity_heat(other, Images(torch.zeros(1, 3, 64, 64)), ids[:1], mask[:1], block=0)
 
 
 def has_heat(case):
@@ -281,18 +281,16 @@ def reference_model(case):
 @pytest.mark.golden("vicha", has_heat)
 def test_heat_of_both_kinds_equals_vicha(case):
     model, inputs, outputs = reference_model(case), case.tensors("inputs"), case.tensors("outputs")
-    concepts = Concepts(inputs["kw_ids"], inputs["kw_mask"])
+    images = Images(inputs["image"], concepts=Concepts(inputs["kw_ids"], inputs["kw_mask"]))
     ids, mask = inputs["text_ids"], inputs["text_mask"]
     with torch.no_grad():
-        image = model.encode_image(inputs["image"], concepts)
+        image = model.encode_image(images)
     heat = attention_heat(
         model, image.embeds, ids, mask, layer=case.config["block_num_itm"], tokens=model.vision.tokens
     )
     torch.testing.assert_close(heat.mean, outputs["gradcam_itm"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(heat.words, outputs["gradcam_itm_per_token"], rtol=1e-4, atol=1e-5)
-    similar = similarity_heat(
-        model, inputs["image"], ids, mask, block=case.config["block_num_itc"], concepts=concepts
-    )
+    similar = similarity_heat(model, images, ids, mask, block=case.config["block_num_itc"])
     torch.testing.assert_close(similar, outputs["gradcam_itc"], rtol=1e-4, atol=1e-5)
 
 

@@ -22,9 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_core.concepts import Concepts, image_encoder
+from vlp_core.concepts import image_encoder
+from vlp_core.images import Images
 from vlp_core.text import decoding
 from vlp_core.text.bert import Bert, self_mask
+from vlp_core.vision.encoder import ImageEncoder
 from vlp_core.vision.layers import SelfAttention
 
 
@@ -48,11 +50,11 @@ class Aligning(Protocol):
     """A model that projects images and texts into a shared space (`Xvlm`, `Vicha`)."""
 
     training: bool
-    vision: nn.Module
+    vision: ImageEncoder
     temperature: Tensor
 
-    def encode_image(self, image: Tensor, /) -> Any:
-        """`projection` [B, E]; a model with concepts takes them besides."""
+    def encode_image(self, images: Images, /) -> Any:
+        """`projection` [B, E]."""
         ...
 
     def encode_text(self, ids: Tensor, attention_mask: Tensor, /) -> Any:
@@ -131,12 +133,11 @@ def attention_heat(
 
 def similarity_heat(
     model: Aligning,
-    image_BCHW: Tensor,
+    images: Images,
     ids_BT: Tensor,
     attention_mask_BT: Tensor,
     *,
     block: int,
-    concepts: Concepts | None = None,
 ) -> Tensor:
     """Heat [B, P, P] of text b as a whole over image b.
 
@@ -146,10 +147,9 @@ def similarity_heat(
 
     Args:
         model: In evaluation mode; its parameters get no gradient. May be called under `torch.inference_mode`.
-        image_BCHW: Images as the model takes them.
+        images: B images as the model takes them.
         ids_BT, attention_mask_BT: Texts; 1 for real tokens.
         block: Number of the image encoder's block (the reference's `block_num`; ViCHA's recipe has 8 of 12).
-        concepts: Of the images, for a model that takes them.
 
     Raises:
         ValueError: A model in training mode, an image encoder without such a block.
@@ -171,11 +171,11 @@ def similarity_heat(
 
     # Tensors made under inference mode cannot take part in a backward pass; copies can.
     with torch.inference_mode(False), torch.no_grad():
-        pixels, ids, mask = (x.detach().clone() for x in (image_BCHW, ids_BT, attention_mask_BT))
-        given = () if concepts is None else (Concepts(*(x.detach().clone() for x in concepts)),)
+        ids, mask = ids_BT.detach().clone(), attention_mask_BT.detach().clone()
+        copies = images.map(lambda tensor: tensor.detach().clone())
         text = model.encode_text(ids, mask).projection
         with _explicit(attentions[block], watch):
-            image = model.encode_image(pixels, *given).projection
+            image = model.encode_image(copies).projection
         with torch.enable_grad():
             score = (image * text).sum() / model.temperature.detach()
             (gradient,) = torch.autograd.grad(score, watched)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from vlp_core import models
+from vlp_core.images import Images
 from vlp_core.losses import Negatives, masked_language_loss
 from vlp_core.models.xvlm.losses import pretrain_losses, retrieval_losses
 from vlp_core.models.xvlm.model import Xvlm
@@ -50,7 +51,7 @@ def batch(texts: int, images: int) -> dict[str, torch.Tensor]:
 
 def pretrain(model, x: dict, **options):
     return model.pretrain(
-        *(x[key] for key in ("image", "ids", "mask", "masked", "positions", "labels")), **options
+        Images(x["image"]), *(x[key] for key in ("ids", "mask", "masked", "positions", "labels")), **options
     )
 
 
@@ -118,7 +119,7 @@ def test_heads_that_a_task_does_not_need_are_not_there():
 def test_temperature_is_clamped_in_pretraining_only(before):
     model = make(temperature=before)
     x = batch(3, 3)
-    model.pair(x["image"], x["ids"], x["mask"])
+    model.pair(Images(x["image"]), x["ids"], x["mask"])
     assert model.temperature.item() == pytest.approx(before)
     pretrain(model, x)
     assert model.temperature.item() == pytest.approx(min(max(before, 0.001), 0.5))
@@ -174,7 +175,7 @@ def test_masked_tokens_without_label_do_not_count(labels):
 def test_negatives_of_equal_identity_are_avoided():
     model, x = make(), batch(6, 6)
     ids = torch.tensor([0, 0, 1, 1, 2, 2])
-    pairs = model.pair(x["image"], x["ids"], x["mask"], identities_B=ids)
+    pairs = model.pair(Images(x["image"]), x["ids"], x["mask"], identities_B=ids)
     assert (ids[pairs.negatives.image] != ids).all()
     assert (ids[pairs.negatives.text] != ids).all()
 
@@ -182,7 +183,7 @@ def test_negatives_of_equal_identity_are_avoided():
 def test_match_asks_each_pair_alone():
     model, x = make(), batch(3, 3)
     with torch.no_grad():
-        image, text = model.encode_image(x["image"]), model.encode_text(x["ids"], x["mask"])
+        image, text = model.encode_image(Images(x["image"])), model.encode_text(x["ids"], x["mask"])
         together = model.match(image, text, torch.tensor([2, 0, 2, 1]), torch.tensor([0, 1, 2, 0]))
         alone = [
             model.match(image, text, torch.tensor([i]), torch.tensor([t]))

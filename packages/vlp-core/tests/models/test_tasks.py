@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from vlp_core import models
+from vlp_core.images import Images
 from vlp_core.losses import self_critical_loss
 from vlp_core.models.fusion.nlvr import assign, assignment_weights
 
@@ -129,7 +130,7 @@ def test_captions_drawn_carry_the_gradient_of_the_whole_text():
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
 
-    logits = model(image, drawn.ids, torch.ones_like(drawn.ids), torch.arange(2).repeat_interleave(3))
+    logits = model(Images(image), drawn.ids, torch.ones_like(drawn.ids), torch.arange(2).repeat_interleave(3))
     logs = logits[:, 2:-1].log_softmax(-1).gather(2, drawn.ids[:, 3:, None])[..., 0]
     torch.testing.assert_close(logs * drawn.drawn, drawn.log_probabilities * drawn.drawn)
     mean = (logs * drawn.drawn).sum(1) / drawn.drawn.sum(1)
@@ -198,9 +199,12 @@ def test_order_of_the_two_images_matters_and_rows_stay_apart():
     ids = torch.randint(4, 30, (2, 6), generator=torch.Generator().manual_seed(4))
     mask = torch.ones_like(ids)
     first, second = torch.tensor([0, 1]), torch.tensor([2, 3])
-    logits = model(image, first, second, ids, mask)
-    assert not torch.allclose(logits, model(image, second, first, ids, mask), atol=1e-3)
-    alone = model(image[[1, 3]], torch.tensor([0]), torch.tensor([1]), ids[1:], mask[1:])
+    images = Images(image)
+    logits = model([images], first, second, ids, mask)
+    assert not torch.allclose(logits, model([images], second, first, ids, mask), atol=1e-3)
+    alone = model(
+        [images.rows(torch.tensor([1, 3]))], torch.tensor([0]), torch.tensor([1]), ids[1:], mask[1:]
+    )
     torch.testing.assert_close(alone, logits[1:])
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from vlp_core.explain import attention_heat, detection_scores
+from vlp_core.images import Images
 from vlp_core.losses import (
     answer_loss,
     language_loss,
@@ -19,8 +20,8 @@ def stacked(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.golden("xvlm", lambda case: {"image0", "image1", "targets"} <= case.tensor_names("inputs"))
 def test_nlvr_fine_tuning_equals_the_reference(case, golden_model, assert_equal, assert_gradient_norms):
     model, inputs, expected = golden_model(case), case.tensors("inputs"), case.tensors("outputs")
-    images = torch.cat([inputs["image0"], inputs["image1"]])
-    logits = model(images, *stacked(len(inputs["targets"])), inputs["text_ids"], inputs["text_atts"])
+    groups = Images(inputs["image0"]), Images(inputs["image1"])
+    logits = model(groups, *stacked(len(inputs["targets"])), inputs["text_ids"], inputs["text_atts"])
     loss = F.cross_entropy(logits, inputs["targets"])
     found = {"prediction": logits, "loss_total": loss}
     assert found.keys() == expected.keys()
@@ -49,7 +50,7 @@ def test_vqa_training_equals_the_reference(case, golden_model, assert_equal, ass
     model, inputs, expected = golden_model(case), case.tensors("inputs"), case.tensors("outputs")
     ids, mask = inputs["answer_ids"], inputs["answer_atts"]
     counts = inputs["answers_per_question"]
-    questions = model.ask(inputs["image"], inputs["question_ids"], inputs["question_atts"])
+    questions = model.ask(Images(inputs["image"]), inputs["question_ids"], inputs["question_atts"])
     index = torch.arange(len(counts)).repeat_interleave(counts)
     logits = model.answer(questions, inputs["question_atts"], ids, mask, index)
     labels = ids.masked_fill(ids == case.config["pad_token_id"], -100)
@@ -73,7 +74,7 @@ def test_vqa_training_equals_the_reference(case, golden_model, assert_equal, ass
 def test_captioning_losses_equal_the_reference(case, golden_model, assert_equal, assert_gradient_norms):
     model, inputs, expected = golden_model(case), case.tensors("inputs"), case.tensors("outputs")
     ids, mask = inputs["text_ids"], inputs["text_atts"]
-    logits = model(inputs["image"], ids, mask)
+    logits = model(Images(inputs["image"]), ids, mask)
     plain = language_loss(logits, ids.masked_fill(mask == 0, -100))
     loss = language_loss(logits, expected["targets"], smoothing=case.config["label_smoothing"])
     assert_equal({"logits": logits, "loss_domain_pretrain": plain, "loss_total": loss}, expected)
@@ -86,7 +87,7 @@ def test_captioning_losses_equal_the_reference(case, golden_model, assert_equal,
 def test_vqa_ranking_equals_the_reference(case, pairs, golden_model, assert_equal):
     model, inputs, expected = golden_model(case), case.tensors("inputs"), case.tensors("outputs")
     mask = inputs["question_atts"]
-    states = model.ask(inputs["image"], inputs["question_ids"], mask)
+    states = model.ask(Images(inputs["image"]), inputs["question_ids"], mask)
     answers = inputs["candidate_ids"], inputs["candidate_atts"]
     ranked = model.rank_answers(states, mask, *answers, case.config["k_test"], pairs=pairs)
     assert torch.equal(ranked.indices, expected["topk_ids"])

@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from vlp_core import models
+from vlp_core.images import Images
 from vlp_core.losses import answer_loss, language_loss, self_critical_loss
 
 END = 3
@@ -67,7 +68,9 @@ class Answers(nn.Module):
         self.model = make("vqa")
 
     def forward(self, image: Tensor, ids: Tensor, answers: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        logits = self.model(image, ids, torch.ones_like(ids), answers, torch.ones_like(answers), index)
+        logits = self.model(
+            Images(image), ids, torch.ones_like(ids), answers, torch.ones_like(answers), index
+        )
         return answer_loss(language_loss(logits, answers, reduction="row"), weights, len(image))
 
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 from vlp_core import models
+from vlp_core.images import Images
 from vlp_core.losses import Negatives
 from vlp_core.models.xvlm import checkpoints as xvlm
 from vlp_core.models.xvlm.losses import retrieval_losses
@@ -27,7 +28,7 @@ class Training(torch.nn.Module):
 
     def forward(self, inputs: dict) -> dict[str, torch.Tensor]:
         pairs = self.model.pair(
-            inputs["image"],
+            Images(inputs["image"]),
             inputs["text_ids"],
             inputs["text_atts"],
             identities_B=inputs["idx"],

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from vlp_core import models
-from vlp_core.concepts import Concepts
+from vlp_core.images import Concepts, Images
 from vlp_core.losses import Negatives, momentum_targets, negative_weights
 from vlp_core.models.vicha import checkpoints as vicha
 from vlp_core.models.vicha.losses import (
@@ -85,12 +85,10 @@ def golden_parts(case):
     return model.eval(), teacher.eval(), queue
 
 
-def concepts_of(case, inputs) -> Concepts | None:
-    return (
-        Concepts(inputs["kw_ids"], inputs["kw_mask"])
-        if "kw_proj.weight" in case.tensor_names("weights")
-        else None
-    )
+def images_of(case, inputs) -> Images:
+    """The images of a case, with their concepts where its model sees them."""
+    sees = "kw_proj.weight" in case.tensor_names("weights")
+    return Images(inputs["image"], concepts=Concepts(inputs["kw_ids"], inputs["kw_mask"]) if sees else None)
 
 
 def source_gradients(model) -> dict[str, float]:
@@ -127,15 +125,14 @@ def assert_sums(found, expected, *, step: float = 0.0) -> None:
 def test_pretraining_and_its_gradients_equal_the_reference(case, assert_equal):
     model, teacher, queue = golden_parts(case)
     config, inputs, expected = case.config, case.tensors("inputs"), case.tensors("outputs")
-    labels, concepts = expected["mlm_labels"], concepts_of(case, inputs)
+    labels, images = expected["mlm_labels"], images_of(case, inputs)
     places = torch.arange(labels.shape[1]).expand_as(labels)
-    texts = inputs["image"], inputs["text_ids"], inputs["text_mask"], expected["mlm_input_ids"], places
+    texts = images, inputs["text_ids"], inputs["text_mask"], expected["mlm_input_ids"], places
     model.clamp_temperature()
-    taught = teacher.teach(*texts, labels, concepts=concepts)
+    taught = teacher.teach(*texts, labels)
     negatives = Negatives(expected["neg_image_idx"], expected["neg_text_idx"])
     more = {
         "taught": taught,
-        "concepts": concepts,
         "negatives": negatives,
         "patch_noise_BL": inputs.get("mim_noise"),
     }
@@ -149,7 +146,7 @@ def test_pretraining_and_its_gradients_equal_the_reference(case, assert_equal):
     student_side = {"i2t": pairs.image_projection, "t2i": pairs.text_projection}
     found = {
         "image_embeds": pairs.image_embeds,
-        "image_embeds_m": teacher.encode_image(inputs["image"], concepts).embeds,
+        "image_embeds_m": teacher.encode_image(images).embeds,
         "image_feat": pairs.image_projection,
         "text_feat": pairs.text_projection,
         "image_feat_m": taught.image_projection,
@@ -164,7 +161,7 @@ def test_pretraining_and_its_gradients_equal_the_reference(case, assert_equal):
             for way in keys
         },
     }
-    images, texts_ = negative_weights(
+    image_weights, text_weights = negative_weights(
         pairs.image_projection,
         pairs.text_projection,
         temperature=t,
@@ -172,9 +169,9 @@ def test_pretraining_and_its_gradients_equal_the_reference(case, assert_equal):
         text_keys_BE=taught.text_projection,
         floor=0.0,
     )
-    found |= {"weights_t2i": images, "weights_i2t": texts_}
-    if concepts is not None:
-        found["kw_embeds"] = model.vision.concepts(concepts)
+    found |= {"weights_t2i": image_weights, "weights_i2t": text_weights}
+    if images.concepts is not None:
+        found["kw_embeds"] = model.vision.concepts(images.concepts)
     if pairs.patches is not None and pairs.patches.predicted is not None:
         found |= {
             "mim_pred": pairs.patches.predicted,
@@ -235,8 +232,8 @@ def test_pretraining_and_its_gradients_equal_the_reference(case, assert_equal):
     }
     assert not expected.keys() - checked
     assert queue.pointer == expected["queue_ptr_after"]
-    assert torch.equal(images.argmax(1), expected["neg_image_idx"])
-    assert torch.equal(texts_.argmax(1), expected["neg_text_idx"])
+    assert torch.equal(image_weights.argmax(1), expected["neg_image_idx"])
+    assert torch.equal(text_weights.argmax(1), expected["neg_text_idx"])
 
     total.backward()
     assert all(p.grad is None for p in teacher.parameters())
@@ -265,17 +262,16 @@ def decayed(model, weight_decay: float) -> list[dict]:
 def test_retrieval_and_its_gradients_equal_the_reference(case, assert_equal):
     model, teacher, queue = golden_parts(case)
     config, inputs, expected = case.config, case.tensors("inputs"), case.tensors("outputs")
-    concepts, identities = concepts_of(case, inputs), inputs["idx"].flatten()
-    batch = inputs["image"], inputs["text_ids"], inputs["text_mask"]
-    taught = teacher.teach(*batch, concepts=concepts)
+    images, identities = images_of(case, inputs), inputs["idx"].flatten()
+    batch = images, inputs["text_ids"], inputs["text_mask"]
+    taught = teacher.teach(*batch)
     pairs = model.pair(
         *batch,
         taught=taught,
-        concepts=concepts,
         negatives=Negatives(expected["neg_image_idx"], expected["neg_text_idx"]),
     )
     t = model.temperature.detach()
-    images, texts = negative_weights(
+    image_weights, text_weights = negative_weights(
         pairs.image_projection,
         pairs.text_projection,
         temperature=t,
@@ -288,15 +284,15 @@ def test_retrieval_and_its_gradients_equal_the_reference(case, assert_equal):
     keys = torch.cat([taught.text_projection, queue.text]), torch.cat([taught.image_projection, queue.image])
     found = {
         "image_embeds": pairs.image_embeds,
-        "kw_embeds": model.vision.concepts(concepts),
+        "kw_embeds": model.vision.concepts(images.concepts),
         "text_embeds": model.text.encode(inputs["text_ids"], inputs["text_mask"]),
         "image_feat": pairs.image_projection,
         "image_feat_m": taught.image_projection,
         "text_feat": pairs.text_projection,
         "text_feat_m": taught.text_projection,
         "itm_logits": pairs.match_logits,
-        "weights_t2i": images,
-        "weights_i2t": texts,
+        "weights_t2i": image_weights,
+        "weights_i2t": text_weights,
         "sim_targets": matches.float() / matches.sum(1, keepdim=True),
         "sim_i2t": pairs.image_projection @ keys[0].t() / t,
         "sim_t2i": pairs.text_projection @ keys[1].t() / t,
@@ -318,8 +314,8 @@ def test_retrieval_and_its_gradients_equal_the_reference(case, assert_equal):
     }
     assert_equal(found, expected)
     assert not expected.keys() - found.keys() - {"neg_image_idx", "neg_text_idx"}
-    assert torch.equal(images.argmax(1), expected["neg_image_idx"])
-    assert torch.equal(texts.argmax(1), expected["neg_text_idx"])
+    assert torch.equal(image_weights.argmax(1), expected["neg_image_idx"])
+    assert torch.equal(text_weights.argmax(1), expected["neg_text_idx"])
     total.backward()
     assert_gradients(model, case.json("grads"))
 
@@ -379,7 +375,7 @@ def test_scores_of_retrieval_equal_the_reference(case, assert_equal):
     model = models.create("vicha", **arguments(case))
     loading.load(model, case.tensors("weights"), vicha.vicha_adapter(model))
     model.eval()
-    image = model.encode_image(inputs["image"], concepts_of(case, inputs))
+    image = model.encode_image(images_of(case, inputs))
     text = model.encode_text(inputs["text_ids"], inputs["text_mask"])
     similarity = image.projection @ text.projection.t()
     scores = {}
@@ -458,11 +454,13 @@ def words(rows: int = 4) -> Concepts:
     )
 
 
-def step(model, data, **more):
+def step(model, data, concepts: Concepts | None, **more):
     teacher = teacher_of(model, without=NOT_TAUGHT)
     queue = FeatureQueue(16, 8)
-    taught = teacher.teach(*data.values(), concepts=more.get("concepts"))
-    pairs = model.pretrain(*data.values(), taught=taught, **more)
+    pixels, *texts = data.values()
+    images = Images(pixels, concepts=concepts)
+    taught = teacher.teach(images, *texts)
+    pairs = model.pretrain(images, *texts, taught=taught, **more)
     return pairs, pretrain_losses(pairs, taught, model.temperature, queue), queue
 
 
@@ -504,25 +502,26 @@ def test_every_parameter_of_pretraining_gets_a_gradient():
 
 def test_hidden_padding_of_concepts_has_no_effect():
     """With visible_padding=False longer padding changes nothing; with the reference's way it does."""
-    image, short = batch()["image"], words()
+    pixels, short = batch()["image"], words()
     long = Concepts(*(torch.nn.functional.pad(part, (0, 3)) for part in short))
     for visible in (True, False):
         model = tiny(concepts={"layers": 1, "visible_padding": visible}).eval()
         text = model.encode_text(batch()["ids"], batch()["mask"])
         rows = torch.arange(4)
         first, second = (
-            model.match(model.encode_image(image, concepts), text, rows, rows) for concepts in (short, long)
+            model.match(model.encode_image(Images(pixels, concepts=concepts)), text, rows, rows)
+            for concepts in (short, long)
         )
         assert torch.allclose(first, second, atol=1e-6) != visible
 
 
 def test_concepts_belong_to_models_that_see_them():
     with pytest.raises(ValueError, match="sees visual concepts beside the image"):
-        tiny().encode_image(batch()["image"])
+        tiny().encode_image(Images(batch()["image"]))
     with pytest.raises(ValueError, match="VisionTransformer sees no visual concepts"):
-        tiny(concepts=None).encode_image(batch()["image"], words())
+        tiny(concepts=None).encode_image(Images(batch()["image"], concepts=words()))
     with pytest.raises(ValueError, match="4 images came with concepts of 3"):
-        tiny().encode_image(batch()["image"], Concepts(*(part[:3] for part in words())))
+        Images(batch()["image"], concepts=Concepts(*(part[:3] for part in words())))
 
 
 @pytest.mark.parametrize(
@@ -546,7 +545,7 @@ def test_swin_takes_concepts_behind_its_output_only():
     with pytest.raises(ValueError, match="SwinTransformer has no place for them"):
         tiny(**plain)
     model = tiny(**plain, concepts={"layers": 1, "place": "last"})
-    features = model.encode_image(batch()["image"], words())
+    features = model.encode_image(Images(batch()["image"], concepts=words()))
     assert features.embeds.shape == (4, model.vision.tokens + 6, 16)
     _, losses, _ = step(model, batch(), concepts=words())
     losses["itm"].backward()
@@ -554,13 +553,13 @@ def test_swin_takes_concepts_behind_its_output_only():
 
 
 def test_identities_spread_the_targets_over_batch_and_queue():
-    model, data, concepts = tiny(), batch(), words()
+    model, data = tiny(), batch()
     teacher = teacher_of(model, without=NOT_TAUGHT)
     queue = FeatureQueue(6, 8, identities=True)
-    texts = data["image"], data["ids"], data["mask"]
-    taught = teacher.teach(*texts, concepts=concepts)
+    given = Images(data["image"], concepts=words()), data["ids"], data["mask"]
+    taught = teacher.teach(*given)
     identities = torch.tensor([7, 7, 8, 9])
-    pairs = model.pair(*texts, taught=taught, identities_B=identities, concepts=concepts)
+    pairs = model.pair(*given, taught=taught, identities_B=identities)
     assert (identities[pairs.negatives.image] != identities).all()
     with pytest.raises(ValueError, match="identities go with a queue"):
         FeatureQueue(6, 8).put(taught.image_projection, taught.text_projection, identities)

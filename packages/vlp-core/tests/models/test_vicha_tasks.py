@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from vlp_core import models
-from vlp_core.concepts import Concepts, see_groups
+from vlp_core.images import Concepts, Images
 from vlp_core.losses import answer_loss, distilled_cross_entropy, distilled_language_loss
 from vlp_core.models.fusion.nlvr import assign, assignment_weights, released_pool
 from vlp_core.models.vicha import checkpoints as vicha
@@ -82,12 +82,12 @@ def test_questions_equal_the_reference(case):
     arguments["decoder"] = {**text, "layers": text["layers"] - text["fusion_layer"], "fusion_layer": 0}
     model, teacher = open_case(case, "vqa", arguments)
     x, expected = case.tensors("inputs"), case.tensors("outputs")
-    concepts = Concepts(x["kw_ids"], x["kw_mask"])
+    images = Images(x["image"], concepts=Concepts(x["kw_ids"], x["kw_mask"]))
     counts, ids = x["answers_per_question"], x["answer_ids"]
     index = torch.arange(len(counts)).repeat_interleave(counts)
 
     def answers(asked: nn.Module) -> tuple[Tensor, Tensor]:
-        states = asked.ask(x["image"], x["text_ids"], x["text_mask"], concepts)
+        states = asked.ask(images, x["text_ids"], x["text_mask"])
         return states, asked.answer(states, x["text_mask"], ids, x["answer_mask"], index)
 
     states, logits = answers(model)
@@ -101,7 +101,7 @@ def test_questions_equal_the_reference(case):
     total, distilled = (answer_loss(loss, x["answer_weights"], len(counts)) for loss in losses)
     assert_equal(
         {
-            "image_embeds": model.vision(x["image"], concepts),
+            "image_embeds": model.vision.encode(images).embeds,
             "question_states": states,
             "answer_logits": logits,
             "teacher_logits": believed[:, :-1],
@@ -142,13 +142,14 @@ def test_questions_equal_the_reference(case):
 def test_entailment_equals_the_reference(case):
     model, teacher = open_case(case, "entailment", encoders(case))
     x, expected = case.tensors("inputs"), case.tensors("outputs")
-    batch = x["image"], x["text_ids"], x["text_mask"], Concepts(x["kw_ids"], x["kw_mask"])
+    images = Images(x["image"], concepts=Concepts(x["kw_ids"], x["kw_mask"]))
+    batch = images, x["text_ids"], x["text_mask"]
     prediction = model(*batch)
     with torch.no_grad():
         believed = teacher(*batch)
     loss = distilled_cross_entropy(prediction, x["targets"], believed, alpha=case.config["alpha"]).mean()
     found = {
-        "image_embeds": model.vision(batch[0], batch[3]),
+        "image_embeds": model.vision.encode(images).embeds,
         "prediction": prediction,
         "eval_prediction": prediction,
         "prediction_m": believed,
@@ -171,17 +172,19 @@ def nlvr_arguments(case) -> dict:
 def test_nlvr_equals_the_reference_with_both_teachers(case):
     model, teacher = open_case(case, "nlvr", nlvr_arguments(case))
     x, expected = case.tensors("inputs"), case.tensors("outputs")
-    images = torch.cat([x["image0"], x["image1"]])
-    concepts = Concepts(x["kw1_ids"], x["kw1_mask"]), Concepts(x["kw2_ids"], x["kw2_mask"])
+    groups = [
+        Images(x[f"image{side}"], concepts=Concepts(x[f"kw{side + 1}_ids"], x[f"kw{side + 1}_mask"]))
+        for side in (0, 1)
+    ]
     first = torch.arange(len(x["targets"]))
     pairs = first, first + len(first), x["text_ids"], x["text_mask"]
-    pool, visible = model.encode(images, concepts)
+    pool, visible = model.encode(*groups)
     prediction = model.classify(pool, *pairs, visible)
-    torch.testing.assert_close(model(images, *pairs, concepts), prediction)
+    torch.testing.assert_close(model(groups, *pairs), prediction)
     with torch.no_grad():
-        looked_at, seen = released_pool(model, teacher, images, concepts)
+        looked_at, seen = released_pool(model, teacher, *groups)
         as_released = teacher.classify(looked_at, *pairs, seen)
-        believed = teacher(images, *pairs, concepts)
+        believed = teacher(groups, *pairs)
     released, true = (
         distilled_cross_entropy(prediction, x["targets"], logits, alpha=case.config["alpha"]).mean()
         for logits in (as_released, believed)
@@ -208,7 +211,7 @@ def test_nlvr_domain_stage_equals_the_reference(case):
     arguments = nlvr_arguments(case) | {"stage": "domain", "embed_width": case.config["embed_dim"]}
     model, _ = open_case(case, "nlvr", arguments)
     x, expected = case.tensors("inputs"), case.tensors("outputs")
-    pool, visible = model.encode(x["image"], Concepts(x["kw_ids"], x["kw_mask"]))
+    pool, visible = model.encode(Images(x["image"], concepts=Concepts(x["kw_ids"], x["kw_mask"])))
     weights = assignment_weights(model.project(pool))
     # The golden numbers take the arg-max (of two: the two largest in order) in place of the draw.
     pairs = assign(weights.topk(2).indices, pair_uniform_B=x["rand_pair"], order_uniform_B=x["rand_order"])
@@ -247,8 +250,8 @@ def make(name: str, **arguments) -> nn.Module:
     return model
 
 
-def words(images: int, length: int, *, padded: int = 0) -> Concepts:
-    ids = torch.randint(4, 30, (images, length), generator=torch.Generator().manual_seed(length))
+def words(count: int, length: int, *, padded: int = 0) -> Concepts:
+    ids = torch.randint(4, 30, (count, length), generator=torch.Generator().manual_seed(length))
     mask = torch.ones_like(ids)
     ids, mask = F.pad(ids, (0, padded)), F.pad(mask, (0, padded))
     return Concepts(ids, mask)
@@ -256,6 +259,12 @@ def words(images: int, length: int, *, padded: int = 0) -> Concepts:
 
 def pixels(number: int) -> Tensor:
     return torch.randn(number, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def pair(concepts: list[Concepts]) -> list[Images]:
+    """Two groups of two images with these concepts."""
+    halves = pixels(4).split(2)
+    return [Images(half, concepts=group) for half, group in zip(halves, concepts, strict=True)]
 
 
 def texts(number: int) -> tuple[Tensor, Tensor]:
@@ -269,11 +278,11 @@ def texts(number: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("visible_padding", [True, False])
 def test_groups_of_concepts_do_not_see_how_far_others_are_padded(lengths, visible_padding):
     model = make("nlvr", head="relu", concepts={"layers": 1, "visible_padding": visible_padding})
-    images, groups = pixels(4), [words(2, length, padded=1) for length in lengths]
-    pool, visible = model.encode(images, groups)
+    groups = pair([words(2, length, padded=1) for length in lengths])
+    pool, visible = model.encode(*groups)
     for number, group in enumerate(groups):
         rows = slice(2 * number, 2 * number + 2)
-        alone = model.vision(images[rows], group)
+        alone = model.vision.encode(group).embeds
         torch.testing.assert_close(pool[rows, : alone.shape[1]], alone)
         if visible is None:
             assert visible_padding
@@ -285,25 +294,25 @@ def test_groups_of_concepts_do_not_see_how_far_others_are_padded(lengths, visibl
 
 
 def test_filling_of_a_pool_changes_no_class():
-    model, images, (ids, mask) = make("nlvr", head="relu"), pixels(4), texts(2)
+    model, (ids, mask) = make("nlvr", head="relu"), texts(2)
     index = torch.tensor([0, 1]), torch.tensor([2, 3])
-    groups = [words(2, 3), words(2, 5)]
-    pool, visible = model.encode(images, groups)
+    groups = pair([words(2, 3), words(2, 5)])
+    pool, visible = model.encode(*groups)
     logits = model.classify(pool, *index, ids, mask, visible)
-    torch.testing.assert_close(model(images, *index, ids, mask, groups), logits)
+    torch.testing.assert_close(model(groups, *index, ids, mask), logits)
     spoiled = torch.where(visible[..., None], pool, 7.0)
     torch.testing.assert_close(model.classify(spoiled, *index, ids, mask, visible), logits)
     assert not torch.allclose(model.classify(spoiled, *index, ids, mask), logits)
 
 
-def test_groups_must_add_up_to_the_images():
+def test_groups_without_what_the_encoder_reads_are_refused():
     model = make("nlvr", head="relu")
-    with pytest.raises(ValueError, match=r"4 images came with concepts of 2 \+ 1"):
-        model.encode(pixels(4), [words(2, 3), words(1, 3)])
+    with pytest.raises(ValueError, match="no images were given"):
+        model.encode()
     with pytest.raises(ValueError, match="this model sees visual concepts beside the image; give `concepts`"):
-        model.encode(pixels(4))
+        model.encode(Images(pixels(2)), Images(pixels(2), concepts=words(2, 3)))
     with pytest.raises(ValueError, match="sees no visual concepts; leave `concepts` out"):
-        see_groups(make("nlvr", concepts=None).vision, pixels(2), [words(1, 3), words(1, 4)])
+        make("nlvr", concepts=None).encode(*pair([words(2, 3), words(2, 4)]))
 
 
 @pytest.mark.parametrize("name", ["nlvr", "entailment"])
@@ -320,26 +329,26 @@ def test_classifiers_are_chosen_by_name(name):
 
 def test_entailment_of_hidden_padding_does_not_depend_on_it():
     model = make("entailment", concepts={"layers": 1, "visible_padding": False}, classes=4)
-    images, (ids, mask) = pixels(2), texts(2)
-    short = model(images, ids, mask, words(2, 3))
-    assert short.shape == (2, 4)
-    torch.testing.assert_close(model(images, ids, mask, words(2, 3, padded=2)), short)
+    short, long = (Images(pixels(2), concepts=words(2, 3, padded=padded)) for padded in (0, 2))
+    ids, mask = texts(2)
+    logits = model(short, ids, mask)
+    assert logits.shape == (2, 4)
+    torch.testing.assert_close(model(long, ids, mask), logits)
     visible = make("entailment", classes=4)
-    assert not torch.allclose(
-        visible(images, ids, mask, words(2, 3)), visible(images, ids, mask, words(2, 3, padded=2))
-    )
+    assert not torch.allclose(visible(short, ids, mask), visible(long, ids, mask))
 
 
 def test_captions_look_at_concepts_and_not_at_hidden_padding():
     model = make("captioning", concepts={"layers": 1, "visible_padding": False})
-    images, (ids, mask) = pixels(2), texts(2)
-    logits = model(images, ids, mask, concepts=words(2, 3))
-    torch.testing.assert_close(model(images, ids, mask, concepts=words(2, 3, padded=2)), logits)
-    assert not torch.allclose(model(images, ids, mask, concepts=words(2, 4)), logits)
+    short, long = (Images(pixels(2), concepts=words(2, 3, padded=padded)) for padded in (0, 2))
+    ids, mask = texts(2)
+    logits = model(short, ids, mask)
+    torch.testing.assert_close(model(long, ids, mask), logits)
+    assert not torch.allclose(model(Images(pixels(2), concepts=words(2, 4)), ids, mask), logits)
     prompt = torch.tensor([[2], [2]])
     found = []
-    for concepts in (words(2, 3), words(2, 3, padded=2)):
-        embeds, visible = see_groups(model.vision, images, concepts)
+    for images in (short, long):
+        embeds, visible = model.vision.encode(images)
         written = model.generate(embeds, prompt, end_id=3, max_tokens=6, image_mask_BL=visible)
         drawn = model.greedy(embeds, prompt, end_id=3, max_tokens=6, image_mask_BL=visible)
         sampled = model.sample(
@@ -351,5 +360,5 @@ def test_captions_look_at_concepts_and_not_at_hidden_padding():
             generator=torch.Generator().manual_seed(0),
         )
         found.append((written.ids, drawn.ids, drawn.mean_log_probability(), sampled.mean_log_probability()))
-    for short, long in zip(*found, strict=True):
-        torch.testing.assert_close(long, short)
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(second, first)

@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+from vlp_core.images import Images
 from vlp_core.losses import Negatives, box_losses, negative_weights
 from vlp_core.models.xvlm import checkpoints as xvlm
 from vlp_core.models.xvlm.losses import pretrain_losses, retrieval_losses
@@ -22,7 +23,7 @@ def run_pretraining(model, inputs: dict, hardest: bool = False, labels: torch.Te
     if hardest:
         model.draw_negatives = partial(hardest_negatives, model)
     pairs = model.pretrain(
-        inputs["image"],
+        Images(inputs["image"]),
         inputs["text_ids"],
         inputs["text_atts"],
         inputs["text_ids_masked"],
@@ -158,7 +159,7 @@ def test_retrieval_losses_and_gradients_equal_the_reference(
 ):
     model, inputs, expected = golden_model(case), case.tensors("inputs"), case.tensors("outputs")
     pairs = model.pair(
-        inputs["image"],
+        Images(inputs["image"]),
         inputs["text_ids"],
         inputs["text_atts"],
         identities_B=inputs["idx"],
@@ -190,7 +191,7 @@ def test_retrieval_losses_and_gradients_equal_the_reference(
 def test_match_scores_equal_the_reference(case, golden_model, assert_equal):
     model, inputs, expected = golden_model(case), case.tensors("inputs"), case.tensors("outputs")
     with torch.no_grad():
-        image = model.encode_image(inputs["image"])
+        image = model.encode_image(Images(inputs["image"]))
         text = model.encode_text(inputs["text_ids"], inputs["text_atts"])
         sims = image.projection @ text.projection.t()
         found = {"sims_i2t": sims}
@@ -218,10 +219,10 @@ def test_box_regression_and_its_gradients_equal_the_reference(
 ):
     model, inputs, expected = golden_model(case), case.tensors("inputs"), case.tensors("outputs")
     ids, mask, image_rows = inputs["text_ids"], inputs["text_atts"], inputs.get("idx_to_group_img")
-    boxes = model.regress(inputs["image"], ids, mask, image_rows)
+    boxes = model.regress(Images(inputs["image"]), ids, mask, image_rows)
     rows = torch.arange(len(ids))
     located = model.locate(
-        model.encode_image(inputs["image"]),
+        model.encode_image(Images(inputs["image"])),
         model.encode_text(ids, mask),
         rows if image_rows is None else image_rows,
         rows,

@@ -1,7 +1,8 @@
-"""Vision encoders with one contract: `forward(image) -> [N, 1+L, D]` and `forward_regions(...) ->
-VisionRegions`."""
+"""Image encoders with one contract, `ImageEncoder`: `encode(images)`, and where the architecture permits
+regions, summaries of lower blocks, and a part of the patches."""
 
 from vlp_core.vision.clip import ClipVisionTransformer
+from vlp_core.vision.encoder import ImageEncoder, ImageStates, Summarised, encode_groups
 from vlp_core.vision.layers import VisionRegions
 from vlp_core.vision.positions import resize_position_table, resize_swin_table, sincos_table
 from vlp_core.vision.swin import SwinTransformer
@@ -9,9 +10,13 @@ from vlp_core.vision.vit import VisionTransformer
 
 __all__ = [
     "ClipVisionTransformer",
+    "ImageEncoder",
+    "ImageStates",
+    "Summarised",
     "SwinTransformer",
     "VisionRegions",
     "VisionTransformer",
+    "encode_groups",
     "resize_position_table",
     "resize_swin_table",
     "sincos_table",

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Size, Tensor, nn
 
+from vlp_core.vision.encoder import ImageEncoder
 from vlp_core.vision.layers import (
     Activation,
     Block,
@@ -26,7 +27,7 @@ from vlp_core.vision.layers import (
 from vlp_core.vision.vit import resize_to_shape
 
 
-class ClipVisionTransformer(nn.Module):
+class ClipVisionTransformer(ImageEncoder):
     """CLIP's ViT with a class token and learned positions.
 
     `image_size`: side of the images; exactly this size is accepted. `patch`: side of a patch, in pixels.
@@ -34,7 +35,7 @@ class ClipVisionTransformer(nn.Module):
     `activation`: inside the feed-forward; "quick_gelu" in OpenAI's models. `local_depth`: number of last
         blocks that attend to the region only, in region mode. LayerNorm eps is 1e-5.
 
-    Attributes: `width` (D), `image_size`, `patch_size`, `tokens` (1+L).
+    Attributes: those of `ImageEncoder`.
     """
 
     def __init__(

@@ -62,6 +62,16 @@ def take_rows(x: Tensor, index_B: Tensor) -> Tensor:
     return F.embedding(index_B, x.flatten(1)).unflatten(1, x.shape[1:])
 
 
+def split_patches(image_NCHW: Tensor, patch: int) -> Tensor:
+    """Patches as rows of numbers, channel by channel: [N, C, R, R] -> [N, G, G, C*P*P]; pixels right of and
+    below the last whole patch are left out."""
+    n, c, height, width = image_NCHW.shape
+    rows, columns = height // patch, width // patch
+    whole = image_NCHW[:, :, : rows * patch, : columns * patch]
+    x = whole.unflatten(3, (columns, patch)).unflatten(2, (rows, patch))
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(n, rows, columns, c * patch * patch)
+
+
 class PatchEmbedding(nn.Module):
     """Linear map of P x P patches: the convolution of stride P of the reference, as one matrix product.
 
@@ -81,15 +91,7 @@ class PatchEmbedding(nn.Module):
     def forward(self, image_NCHW: Tensor) -> Tensor:
         """[N, 3, R, R] -> [N, G, G, D]; pixels right of and below the last whole patch are left out, as by
         the convolution."""
-        return self.project(self.split(image_NCHW))
-
-    def split(self, image_NCHW: Tensor) -> Tensor:
-        """Patches as rows of numbers, channel by channel: [N, C, R, R] -> [N, G, G, C*P*P]."""
-        n, c, height, width = image_NCHW.shape
-        p = self.patch
-        rows, columns = height // p, width // p
-        x = image_NCHW[:, :, : rows * p, : columns * p].unflatten(3, (columns, p)).unflatten(2, (rows, p))
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(n, rows, columns, c * p * p)
+        return self.project(split_patches(image_NCHW, self.patch))
 
     def project(self, patches: Tensor) -> Tensor:
         """Split patches, any number of leading axes, to width D."""

@@ -19,6 +19,7 @@ import torch
 import vlp_ops
 from torch import Size, Tensor, nn
 
+from vlp_core.vision.encoder import ImageEncoder
 from vlp_core.vision.layers import (
     FeedForward,
     PatchEmbedding,
@@ -244,7 +245,7 @@ class SwinStage(nn.Module):
         return x_NLC if self.merge is None else self.merge(x_NLC)
 
 
-class SwinTransformer(nn.Module):
+class SwinTransformer(ImageEncoder):
     """Swin v1 with a pooled token.
 
     `image_size`: side of the images; exactly this size is accepted. `window`: side of the attention windows,
@@ -254,7 +255,7 @@ class SwinTransformer(nn.Module):
     `mlp_ratio`: hidden width of the feed-forward over its width. `drop_path`: stochastic depth of the last
         block, rising linearly from 0.
 
-    Attributes: `width` (D, of the output), `image_size`, `patch_size` (total stride), `tokens` (1+L).
+    Attributes: those of `ImageEncoder`; `patch_size` is the total stride.
     Raises `ValueError` when the windows do not divide a stage or its resolution is odd.
     """
 

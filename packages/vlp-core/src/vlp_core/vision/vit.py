@@ -17,12 +17,12 @@ Shapes: B texts, N images, R image side, G patches per side, L = G*G, K other to
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
+from vlp_core.vision.encoder import ImageEncoder, Summarised
 from vlp_core.vision.layers import (
     Block,
     PatchEmbedding,
@@ -35,15 +35,7 @@ from vlp_core.vision.layers import (
 from vlp_core.vision.positions import resize_position_table
 
 
-class Summarised(NamedTuple):
-    """`embeds` [N, T, D]; `summaries` [S, N, D]: the class token after some of the blocks, normalised, lowest
-    block first."""
-
-    embeds: Tensor
-    summaries: Tensor
-
-
-class VisionTransformer(nn.Module):
+class VisionTransformer(ImageEncoder):
     """ViT with a class token and learned positions.
 
     `image_size`: side of the images; exactly this size is accepted, and pixels beyond the last whole patch
@@ -55,8 +47,11 @@ class VisionTransformer(nn.Module):
     table, None: as `initializer_range`; patches start with a deviation of about 0.9, beside which smaller
         positions are hardly seen. LayerNorm eps is 1e-6.
 
-    Attributes: `width` (D), `image_size`, `patch_size`, `tokens` (1+L).
+    Attributes: those of `ImageEncoder`.
     """
+
+    keeps_patches = True
+    takes_others = True
 
     def __init__(
         self,
@@ -78,6 +73,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"local_depth={local_depth} must lie between 0 and depth={depth}")
         self.image_size, self.patch_size, self.width, self.local_depth = image_size, patch, width, local_depth
         self.tokens = 1 + (image_size // patch) ** 2
+        self.depth = depth
         self.class_token = nn.Parameter(torch.empty(width))
         self.positions = nn.Parameter(torch.empty(self.tokens, width))
         self.patch = PatchEmbedding(patch=patch, width=width, bias=True)
@@ -124,7 +120,7 @@ class VisionTransformer(nn.Module):
     def forward_kept(self, patches_NKP: Tensor, ids_NK: Tensor) -> Tensor:
         """States of a part of the patches, class token first: [N, 1+K, D].
 
-        `patches`: the kept ones as `self.patch.split` gives them; `ids`: their numbers, row by row. As in the
+        `patches`: the kept ones as `split_patches` gives them; `ids`: their numbers, row by row. As in the
         reference the class token has no position here.
         """
         kept_NKD = self.patch.project(patches_NKP) + F.embedding(ids_NK, self.positions[1:])

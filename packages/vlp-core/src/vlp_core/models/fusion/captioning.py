@@ -9,11 +9,12 @@ prompt tokens, V vocabulary.
 import torch
 from torch import Tensor, nn
 
-from vlp_core.concepts import Concepts, see, visible_tokens
+from vlp_core.images import Images
 from vlp_core.models.fusion.parts import language_head, require_fit
 from vlp_core.text import decoding, generation
 from vlp_core.text.bert import Bert
 from vlp_core.text.generation import Generated, Sampled
+from vlp_core.vision.encoder import ImageEncoder
 
 
 class CaptionModel(nn.Module):
@@ -31,7 +32,7 @@ class CaptionModel(nn.Module):
         ValueError: Encoders whose widths do not fit.
     """
 
-    def __init__(self, *, vision: nn.Module, text: Bert) -> None:
+    def __init__(self, *, vision: ImageEncoder, text: Bert) -> None:
         super().__init__()
         require_fit(vision, text)
         self.vision = vision
@@ -40,19 +41,18 @@ class CaptionModel(nn.Module):
 
     def forward(
         self,
-        image_NCHW: Tensor,
+        images: Images,
         ids_RT: Tensor,
         attention_mask_RT: Tensor,
         image_index_R: Tensor | None = None,
-        concepts: Concepts | None = None,
     ) -> Tensor:
-        """Next-token logits [R, T, V]; text r describes image r, or `image_index[r]`. `concepts` are those of
-        the images, where `vision` takes them."""
+        """Next-token logits [R, T, V]; text r describes image r, or `image_index[r]`."""
+        embeds, mask = self.vision.encode(images)
         states = self.text(
             ids_RT,
             attention_mask_RT,
-            see(self.vision, image_NCHW, concepts),
-            image_mask_MS=visible_tokens(self.vision, concepts),
+            embeds,
+            image_mask_MS=mask,
             image_index=image_index_R,
             causal=True,
         )
@@ -75,7 +75,7 @@ class CaptionModel(nn.Module):
         """Captions of encoded images by beam search; see `vlp_core.text.generation.beam_search`.
 
         Args:
-            image_embeds_BLD: What `vision` returns (`vlp_core.concepts.see`).
+            image_embeds_BLD: The `embeds` of `vision.encode(images)`.
             prompt_ids_BP: Start token and prompt, the same length for all; not padded.
             beams: Open texts per image.
             max_tokens: Longest text.
@@ -83,8 +83,8 @@ class CaptionModel(nn.Module):
             length_penalty: Exponent of the length by which sums of log-probabilities are divided.
             end_id: Token that ends a caption.
             pad_id: Token after the end.
-            image_mask_BL: 0 or False for image tokens that nothing attends to
-                (`vlp_core.concepts.visible_tokens`).
+            image_mask_BL: The `mask` of `vision.encode(images)`: 0 or False for image tokens that nothing
+                attends to.
         """
         return generation.beam_search(
             self._step(),

@@ -7,10 +7,11 @@ Shape letters: B pairs, L image tokens (class, patches, concepts), D image width
 
 from torch import Tensor, nn
 
-from vlp_core.concepts import Concepts, see, visible_tokens
 from vlp_core.heads import ClassHead, class_head
+from vlp_core.images import Images
 from vlp_core.models.fusion.parts import require_fit
 from vlp_core.text.bert import Bert
+from vlp_core.vision.encoder import ImageEncoder
 
 
 class EntailmentModel(nn.Module):
@@ -26,23 +27,19 @@ class EntailmentModel(nn.Module):
         ValueError: An unknown head, or a text encoder that does not fit the image encoder.
     """
 
-    def __init__(self, *, vision: nn.Module, text: Bert, classes: int = 3, head: ClassHead = "relu") -> None:
+    def __init__(
+        self, *, vision: ImageEncoder, text: Bert, classes: int = 3, head: ClassHead = "relu"
+    ) -> None:
         super().__init__()
         require_fit(vision, text)
         self.vision = vision
         self.text = text
         self.cls_head = class_head(head, text.width, classes)
 
-    def forward(
-        self,
-        image_BCHW: Tensor,
-        ids_BT: Tensor,
-        attention_mask_BT: Tensor,
-        concepts: Concepts | None = None,
-    ) -> Tensor:
-        """Class logits [B, C]; text b is judged by image b, with its concepts where `vision` takes them."""
-        embeds = see(self.vision, image_BCHW, concepts)
-        return self.classify(embeds, ids_BT, attention_mask_BT, visible_tokens(self.vision, concepts))
+    def forward(self, images: Images, ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """Class logits [B, C]; text b is judged by image b."""
+        embeds, mask = self.vision.encode(images)
+        return self.classify(embeds, ids_BT, attention_mask_BT, mask)
 
     def classify(
         self,

@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_core.concepts import Concepts, see, visible_tokens
+from vlp_core.images import Images
 from vlp_core.losses.masked_language import IGNORED
 from vlp_core.losses.matching import Negatives
 from vlp_core.models.fusion.parts import require_fit
 from vlp_core.text.bert import Bert
 from vlp_core.text.packing import Packing, pack
+from vlp_core.vision.encoder import ImageEncoder
 from vlp_core.vision.layers import take_rows
 
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -66,7 +67,7 @@ class FusionModel(nn.Module):
     def __init__(
         self,
         *,
-        vision: nn.Module,
+        vision: ImageEncoder,
         text: Bert,
         embed_width: int,
         temperature: float,
@@ -85,11 +86,11 @@ class FusionModel(nn.Module):
             self.text_proj = nn.Linear(text.width, embed_width)
             self.temperature = nn.Parameter(torch.tensor(temperature))
 
-    def encode_image(self, image_NCHW: Tensor, concepts: Concepts | None = None) -> ImageFeatures:
+    def encode_image(self, images: Images) -> ImageFeatures:
         """Features of whole images, with their concepts where `vision` is a `ConceptVision`."""
-        embeds = see(self.vision, image_NCHW, concepts)
+        embeds, mask = self.vision.encode(images)
         projection = project(embeds, self.vision_proj) if "contrast" in self.heads else None
-        return ImageFeatures(embeds, projection, visible_tokens(self.vision, concepts))
+        return ImageFeatures(embeds, projection, mask)
 
     def encode_text(self, ids_BT: Tensor, attention_mask_BT: Tensor) -> TextFeatures:
         """Features of texts; the mask is 1 for real tokens."""

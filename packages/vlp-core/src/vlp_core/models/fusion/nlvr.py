@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_core.concepts import Concepts, ConceptVision, see_groups
+from vlp_core.concepts import ConceptVision
 from vlp_core.heads import ClassHead, class_head
+from vlp_core.images import Images
 from vlp_core.models.fusion.parts import require_fit
 from vlp_core.text.bert import Bert
+from vlp_core.vision.encoder import ImageEncoder, ImageStates, encode_groups
 
 Stage = Literal["domain", "fine_tune"]
 
@@ -56,7 +58,7 @@ class NlvrModel(nn.Module):
     def __init__(
         self,
         *,
-        vision: nn.Module,
+        vision: ImageEncoder,
         text: Bert,
         stage: Stage = "fine_tune",
         embed_width: int = 256,
@@ -75,28 +77,26 @@ class NlvrModel(nn.Module):
         else:
             self.cls_head = class_head(head, text.width, 2)
 
-    def encode(
-        self, image_NCHW: Tensor, concepts: Concepts | Sequence[Concepts] | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The pool of N images, [N, L, D], and which of its tokens are visible, [N, L] bool (None: all).
+    def encode(self, *groups: Images) -> ImageStates:
+        """The pool of all N images, one group after the other: [N, L, D], and which of its tokens are
+        visible.
 
-        `concepts`, where `vision` takes them: of all images, or of successive groups of them (left and right
-        images), each group padded to its own length; see `vlp_core.concepts.see_groups`.
+        Groups are for example the left and the right images; each may have concepts padded to a length of its
+        own, see `vlp_core.vision.encode_groups`.
         """
-        return see_groups(self.vision, image_NCHW, concepts)
+        return encode_groups(self.vision, groups)
 
     def forward(
         self,
-        image_NCHW: Tensor,
+        groups: Sequence[Images],
         first_B: Tensor,
         second_B: Tensor,
         ids_BT: Tensor,
         attention_mask_BT: Tensor,
-        concepts: Concepts | Sequence[Concepts] | None = None,
     ) -> Tensor:
-        """Class logits [B, K] of texts with the images `first[b]` and `second[b]` of the batch of N images:
+        """Class logits [B, K] of texts with the images `first[b]` and `second[b]` of the pool of all groups:
         `encode`, then `classify`."""
-        pool, visible = self.encode(image_NCHW, concepts)
+        pool, visible = self.encode(*groups)
         return self.classify(pool, first_B, second_B, ids_BT, attention_mask_BT, visible)
 
     def classify(
@@ -148,12 +148,7 @@ class NlvrModel(nn.Module):
 
 
 @torch.no_grad()
-def released_pool(
-    model: NlvrModel,
-    teacher: NlvrModel,
-    image_NCHW: Tensor,
-    concepts: Concepts | Sequence[Concepts] | None = None,
-) -> tuple[Tensor, Tensor | None]:
+def released_pool(model: NlvrModel, teacher: NlvrModel, *groups: Images) -> ImageStates:
     """As `NlvrModel.encode`, what the momentum teacher of the released ViCHA looks at: the teacher's concepts
     by the model's own image encoder.
 
@@ -167,7 +162,7 @@ def released_pool(
             place=vision.place,
             visible_padding=vision.visible_padding,
         )
-    return see_groups(vision, image_NCHW, concepts)
+    return encode_groups(vision, groups)
 
 
 def assignment_weights(projection_BE: Tensor) -> Tensor:

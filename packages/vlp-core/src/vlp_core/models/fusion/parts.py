@@ -1,12 +1,11 @@
 """What several models are made of."""
 
-from torch import nn
-
 from vlp_core.heads import MaskedLanguageHead
 from vlp_core.text.bert import Bert
+from vlp_core.vision.encoder import ImageEncoder
 
 
-def require_fit(vision: nn.Module, text: Bert) -> None:
+def require_fit(vision: ImageEncoder | Bert, text: Bert) -> None:
     """Refuse a text encoder whose cross-attention expects another width than the image encoder gives."""
     if text.image_width != vision.width:
         raise ValueError(

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_core.concepts import Concepts, see, visible_tokens
+from vlp_core.images import Images
 from vlp_core.models.fusion.parts import language_head, require_fit
 from vlp_core.text import decoding, generation
 from vlp_core.text.bert import Bert
 from vlp_core.text.generation import Generated
+from vlp_core.vision.encoder import ImageEncoder
 
 
 class RankedAnswers(NamedTuple):
@@ -38,7 +39,7 @@ class VqaModel(nn.Module):
         ValueError: Encoders whose widths do not fit.
     """
 
-    def __init__(self, *, vision: nn.Module, text: Bert, decoder: Bert) -> None:
+    def __init__(self, *, vision: ImageEncoder, text: Bert, decoder: Bert) -> None:
         super().__init__()
         require_fit(vision, text)
         require_fit(text, decoder)
@@ -47,21 +48,10 @@ class VqaModel(nn.Module):
         self.decoder = decoder
         self.lm_head = language_head(decoder)
 
-    def ask(
-        self,
-        image_BCHW: Tensor,
-        ids_BT: Tensor,
-        attention_mask_BT: Tensor,
-        concepts: Concepts | None = None,
-    ) -> Tensor:
-        """States of B questions, [B, T, W]; the images come with concepts where `vision` is a
-        `ConceptVision`."""
-        return self.text(
-            ids_BT,
-            attention_mask_BT,
-            see(self.vision, image_BCHW, concepts),
-            image_mask_MS=visible_tokens(self.vision, concepts),
-        )
+    def ask(self, images: Images, ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """States of B questions, [B, T, W], question b about image b."""
+        embeds, mask = self.vision.encode(images)
+        return self.text(ids_BT, attention_mask_BT, embeds, image_mask_MS=mask)
 
     def answer(
         self,
@@ -84,16 +74,15 @@ class VqaModel(nn.Module):
 
     def forward(
         self,
-        image_BCHW: Tensor,
+        images: Images,
         question_ids_BT: Tensor,
         question_mask_BT: Tensor,
         answer_ids_AT: Tensor,
         answer_mask_AT: Tensor,
         question_index_A: Tensor,
-        concepts: Concepts | None = None,
     ) -> Tensor:
         """Next-token logits [A, T, V]: `ask`, then `answer`."""
-        question = self.ask(image_BCHW, question_ids_BT, question_mask_BT, concepts)
+        question = self.ask(images, question_ids_BT, question_mask_BT)
         return self.answer(question, question_mask_BT, answer_ids_AT, answer_mask_AT, question_index_A)
 
     @torch.no_grad()

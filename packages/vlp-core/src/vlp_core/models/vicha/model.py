@@ -27,23 +27,15 @@ import torch
 import vlp_ops
 from torch import Tensor, nn
 
-from vlp_core.concepts import (
-    Concepts,
-    image_encoder,
-    takes_concepts,
-    visible_tokens,
-)
+from vlp_core.concepts import image_encoder
 from vlp_core.heads import MaskedImageDecoder
+from vlp_core.images import Images
 from vlp_core.losses.masked_image import patch_targets
 from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
-from vlp_core.models.fusion.model import (
-    FusionModel,
-    fuse_pairs_and_masked,
-    project,
-)
+from vlp_core.models.fusion.model import FusionModel, fuse_pairs_and_masked, project
 from vlp_core.models.fusion.parts import language_head
 from vlp_core.text.bert import Bert
-from vlp_core.vision.vit import VisionTransformer
+from vlp_core.vision.encoder import ImageEncoder
 
 Head = Literal["contrast", "match", "masked_language", "hidden"]
 HEADS: tuple[Head, ...] = ("contrast", "match", "masked_language", "hidden")
@@ -109,14 +101,14 @@ class Vicha(FusionModel):
     """ViCHA and ALBEF for pre-training, retrieval and weakly supervised grounding.
 
     Args:
-        vision: `VisionTransformer`, or a `ConceptVision` around any image encoder.
+        vision: Image encoder, or a `ConceptVision` around one; hierarchy and masked images need a ViT.
         text: `Bert` with fusion layers for the width of `vision`.
         embed_width: Width of the shared embedding.
         temperature: Initial temperature of the contrastive losses, a trained parameter.
         heads: Which parts the task needs: "contrast" (both projections, temperature), "match",
             "masked_language", "hidden" (hierarchy).
         levels: Levels of the hierarchy, H: image blocks and text layers just below the last one.
-        masked_image: Masked image modelling of a `VisionTransformer`; None leaves it out.
+        masked_image: Masked image modelling; None leaves it out.
 
     Raises:
         ValueError: An unknown head, parts that do not fit together.
@@ -125,7 +117,7 @@ class Vicha(FusionModel):
     def __init__(
         self,
         *,
-        vision: nn.Module,
+        vision: ImageEncoder,
         text: Bert,
         embed_width: int = 256,
         temperature: float = 0.07,
@@ -142,18 +134,20 @@ class Vicha(FusionModel):
             known=HEADS,
         )
         encoder = image_encoder(vision)
-        if not isinstance(encoder, VisionTransformer) and (
-            "hidden" in self.heads or masked_image is not None
-        ):
+        impossible = ("hidden" in self.heads and not encoder.depth) or (
+            masked_image is not None and not encoder.keeps_patches
+        )
+        if impossible:
             raise ValueError(
-                f"hierarchy and masked images need a ViT, {type(encoder).__name__} has no blocks of one width; leave both out"
+                f"hierarchy and masked images need a ViT, {encoder.called} has no blocks of one width; leave "
+                "both out"
             )
         if "match" in self.heads:
             self.itm_head = nn.Linear(text.width, 2)
         if "masked_language" in self.heads:
             self.mlm_head = language_head(text)
         if "hidden" in self.heads:
-            blocks, layers = len(encoder.blocks), text.fusion_layer
+            blocks, layers = encoder.depth, text.fusion_layer
             if not 0 < levels < blocks or levels > layers:
                 raise ValueError(
                     f"levels={levels} of the hierarchy need more image blocks than that ({blocks}) and as many text layers ({layers})"
@@ -173,21 +167,19 @@ class Vicha(FusionModel):
     @torch.no_grad()
     def teach(
         self,
-        image_BCHW: Tensor,
+        images: Images,
         text_ids_BT: Tensor,
         attention_mask_BT: Tensor,
         masked_ids_BT: Tensor | None = None,
         masked_positions_BP: Tensor | None = None,
         masked_labels_BP: Tensor | None = None,
-        *,
-        concepts: Concepts | None = None,
     ) -> Taught:
         """What this model, as a momentum teacher (`vlp_core.momentum.teacher_of` without `NOT_TAUGHT`), makes
         of a batch.
 
         Arguments as in `pretrain`; without masked texts there are no token logits.
         """
-        image = self.encode_image(image_BCHW, concepts)
+        image = self.encode_image(images)
         if masked_ids_BT is None or masked_positions_BP is None or masked_labels_BP is None:
             text = self.encode_text(text_ids_BT, attention_mask_BT)
             return Taught(image.projection, text.projection, None)
@@ -208,7 +200,7 @@ class Vicha(FusionModel):
 
     def pretrain(
         self,
-        image_BCHW: Tensor,
+        images: Images,
         text_ids_BT: Tensor,
         attention_mask_BT: Tensor,
         masked_ids_BT: Tensor,
@@ -216,31 +208,28 @@ class Vicha(FusionModel):
         masked_labels_BP: Tensor,
         *,
         taught: Taught,
-        concepts: Concepts | None = None,
         negatives: Negatives | None = None,
         patch_noise_BL: Tensor | None = None,
     ) -> Pairs:
         """Pre-training on B images with a text each. Clamps the temperature.
 
         Args:
-            image_BCHW: Images.
+            images: B images, with their concepts where `vision` is a `ConceptVision`.
             text_ids_BT: One text per image.
             attention_mask_BT: 1 for real tokens; masked texts share it.
             masked_ids_BT: The texts with tokens masked.
             masked_positions_BP: Positions to predict; unused places hold any valid position.
             masked_labels_BP: The tokens there, -100 at unused places.
             taught: What the teacher makes of the batch; its features decide which negatives are hard.
-            concepts: Of the images, where `vision` is a `ConceptVision`.
             negatives: Negatives to use; None draws them.
             patch_noise: Numbers to sort patches by, the smallest are kept; None draws them.
         """
         batch = len(text_ids_BT)
         self.clamp_temperature()
-        beside = (concepts,) if takes_concepts(self.vision, concepts) else ()
         hidden_image = hidden_text = None
         if "hidden" in self.heads:
             levels = len(self.vision_proj_hidden)
-            embeds, image_summaries = self.vision.forward_with_summaries(image_BCHW, *beside, count=levels)
+            embeds, image_summaries, pool_mask = self.vision.encode_with_summaries(images, count=levels)
             states, text_summaries = self.text.encode_with_summaries(
                 torch.cat([text_ids_BT, masked_ids_BT]),
                 torch.cat([attention_mask_BT, attention_mask_BT]),
@@ -251,7 +240,7 @@ class Vicha(FusionModel):
             hidden_image = _project_each(self.vision_proj_hidden, image_summaries)
             hidden_text = _project_each(self.text_proj_hidden, text_summaries)
         else:
-            embeds = self.vision(image_BCHW, *beside)
+            embeds, pool_mask = self.vision.encode(images)
             states = self.encode_with_masked(text_ids_BT, masked_ids_BT, attention_mask_BT)
         image_projection = project(embeds, self.vision_proj)
         text_projection = project(states[:batch], self.text_proj)
@@ -266,11 +255,11 @@ class Vicha(FusionModel):
             torch.cat([rows, rows, negatives.text]),
             torch.cat([rows, negatives.image, rows]),
             masked_positions_BP,
-            pool_mask_MS=visible_tokens(self.vision, concepts),
+            pool_mask_MS=pool_mask,
         )
         patches = None
         if hasattr(self, "masked_image"):
-            patches = self._predict_patches(image_BCHW, states[:batch], attention_mask_BT, patch_noise_BL)
+            patches = self._predict_patches(images.pixels, states[:batch], attention_mask_BT, patch_noise_BL)
         token_logits, token_labels = self.predict_tokens(masked, masked_labels_BP)
         return Pairs(
             image_embeds=embeds,
@@ -288,18 +277,17 @@ class Vicha(FusionModel):
 
     def pair(
         self,
-        image_BCHW: Tensor,
+        images: Images,
         text_ids_BT: Tensor,
         attention_mask_BT: Tensor,
         *,
         taught: Taught,
         identities_B: Tensor | None = None,
-        concepts: Concepts | None = None,
         negatives: Negatives | None = None,
     ) -> Pairs:
         """Retrieval fine-tuning on B images and texts; pairs of equal identity are never drawn as negatives.
         Clamps nothing."""
-        image = self.encode_image(image_BCHW, concepts)
+        image = self.encode_image(images)
         text = self.encode_text(text_ids_BT, attention_mask_BT)
         if negatives is None:
             negatives = self.draw_negatives(image.projection, text.projection, taught, identities_B)
@@ -346,7 +334,7 @@ class Vicha(FusionModel):
         noise_BL: Tensor | None,
     ) -> PredictedPatches:
         encoder, head = image_encoder(self.vision), self.masked_image
-        pixels = encoder.patch.split(image_BCHW).flatten(1, 2)
+        pixels = encoder.split_patches(image_BCHW)
         kept, removed, ids_restore, ids_keep = vlp_ops.random_masking(pixels, head.ratio, noise=noise_BL)
         states = encoder.forward_kept(kept, ids_keep)
         predicted = head.decode(states, ids_restore) if head.by != "fusion" else None

@@ -22,10 +22,10 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vlp_core.concepts import Concepts, see, takes_concepts, visible_tokens
 from vlp_core.heads import mlp_head
+from vlp_core.images import Images
 from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
 from vlp_core.models.fusion.model import (
     FusionModel,
@@ -38,6 +38,7 @@ from vlp_core.models.fusion.model import (
 )
 from vlp_core.models.fusion.parts import language_head
 from vlp_core.text.bert import Bert
+from vlp_core.vision.encoder import ImageEncoder
 
 Head = Literal["contrast", "match", "masked_language", "boxes"]
 HEADS: tuple[Head, ...] = ("contrast", "match", "masked_language", "boxes")
@@ -74,8 +75,7 @@ class Xvlm(FusionModel):
     """X-VLM for pre-training, retrieval and grounding.
 
     Args:
-        vision: Image encoder (`SwinTransformer`, `ClipVisionTransformer` or `VisionTransformer` of
-            `vlp_core.vision`).
+        vision: Image encoder; for regions one with a region mode.
         text: `Bert` with fusion layers for the width of `vision`.
         embed_width: Width of the shared embedding.
         temperature: Initial temperature of the contrastive loss, a trained parameter.
@@ -89,7 +89,7 @@ class Xvlm(FusionModel):
     def __init__(
         self,
         *,
-        vision: nn.Module,
+        vision: ImageEncoder,
         text: Bert,
         embed_width: int = 256,
         temperature: float = 0.07,
@@ -118,7 +118,7 @@ class Xvlm(FusionModel):
 
     def pretrain(
         self,
-        image_NCHW: Tensor,
+        images: Images,
         text_ids_BT: Tensor,
         attention_mask_BT: Tensor,
         masked_ids_BT: Tensor,
@@ -127,14 +127,13 @@ class Xvlm(FusionModel):
         *,
         image_index_B: Tensor | None = None,
         image_attention_mask_BL: Tensor | None = None,
-        concepts: Concepts | None = None,
         negatives: Negatives | None = None,
     ) -> Pairs:
         """Pre-training on a batch of whole images, or of regions when `image_index` is given. Clamps the
         temperature.
 
         Args:
-            image_NCHW: Images.
+            images: N images, with their concepts where `vision` is a `ConceptVision`.
             text_ids_BT: One text per image or region.
             attention_mask_BT: 1 for real tokens; masked texts share it.
             masked_ids_BT: The texts with tokens masked.
@@ -143,19 +142,15 @@ class Xvlm(FusionModel):
             image_index_B: Image of each text.
             image_attention_mask_BL: [B, 1+L], 1 for the pooled token and the patches inside the box; required
                 with `image_index`.
-            concepts: Of the images, where `vision` is a `ConceptVision`.
             negatives: Negatives to use; None draws them by similarity.
         """
         if (image_index_B is None) != (image_attention_mask_BL is None):
             raise ValueError("image_index and image_attention_mask belong together: give both or neither")
         if image_index_B is None or image_attention_mask_BL is None:
-            embeds, full = see(self.vision, image_NCHW, concepts), None
-            pool, pool_mask = embeds, visible_tokens(self.vision, concepts)
+            (embeds, pool_mask), full = self.vision.encode(images), None
+            pool = embeds
         else:
-            beside = (concepts,) if takes_concepts(self.vision, concepts) else ()
-            embeds, full = self.vision.forward_regions(
-                image_NCHW, image_index_B, image_attention_mask_BL, *beside
-            )
+            embeds, full = self.vision.encode_regions(images, image_index_B, image_attention_mask_BL)
             pool = torch.cat([embeds, full])
             pool_mask = pool.new_ones(pool.shape[:2], dtype=torch.bool)
             pool_mask[: len(embeds), : image_attention_mask_BL.shape[1]] = image_attention_mask_BL.bool()
@@ -200,17 +195,16 @@ class Xvlm(FusionModel):
 
     def pair(
         self,
-        image_BCHW: Tensor,
+        images: Images,
         text_ids_BT: Tensor,
         attention_mask_BT: Tensor,
         *,
         identities_B: Tensor | None = None,
-        concepts: Concepts | None = None,
         negatives: Negatives | None = None,
     ) -> Pairs:
         """Retrieval fine-tuning on B images and texts; pairs of equal identity are never drawn as
         negatives."""
-        image = self.encode_image(image_BCHW, concepts)
+        image = self.encode_image(images)
         text = self.encode_text(text_ids_BT, attention_mask_BT)
         if negatives is None:
             negatives = self.draw_negatives(image.projection, text.projection, identities_B)
@@ -229,16 +223,15 @@ class Xvlm(FusionModel):
 
     def regress(
         self,
-        image_NCHW: Tensor,
+        images: Images,
         text_ids_BT: Tensor,
         attention_mask_BT: Tensor,
         image_index_B: Tensor | None = None,
-        concepts: Concepts | None = None,
     ) -> Tensor:
         """Training with boxes: what `locate` gives for text b in image b, or `image_index[b]`, without
         waiting for the device; [B, 4]."""
         rows = torch.arange(len(text_ids_BT), device=text_ids_BT.device)
-        image = self.encode_image(image_NCHW, concepts)
+        image = self.encode_image(images)
         text = self.encode_text(text_ids_BT, attention_mask_BT)
         first = fuse_first(self.text, image, text, rows if image_index_B is None else image_index_B, rows)
         return self.bbox_head(first).sigmoid()
