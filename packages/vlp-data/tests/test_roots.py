@@ -1,7 +1,9 @@
-"""Source options below a root."""
+"""Options below a root: the types of their fields say what is a path."""
+
+from dataclasses import dataclass, field
 
 from vlp_data.options import CocoCaptions, CocoInstances, ImageTextLines, Karpathy, RegionLines, TaskJson
-from vlp_data.roots import rooted
+from vlp_data.roots import FolderText, PathText, rooted
 
 
 def test_relative_paths_start_at_the_root():
@@ -22,3 +24,41 @@ def test_relative_paths_start_at_the_root():
 def test_an_empty_root_changes_nothing():
     options = RegionLines(files=("a",), root="images")
     assert rooted(options, "") == options
+
+
+@dataclass(frozen=True)
+class Part:
+    file: PathText = "p"
+    word: str = "w"
+
+
+@dataclass(frozen=True)
+class Everything:
+    name: str = "n"
+    path: PathText = "a"
+    none: PathText = ""
+    folder: FolderText = ""
+    pair: tuple[PathText, FolderText] = ("a", "")
+    words: tuple[str, ...] = ("a",)
+    files: dict[str, PathText] = field(default_factory=lambda: {"x": "a", "y": ""})
+    folders: dict[str, FolderText] = field(default_factory=lambda: {"x": "a", "y": ""})
+    perhaps: PathText | None = None
+    one_or_many: PathText | tuple[PathText, ...] | None = ("a", "b, c")
+    part: Part | None = Part()
+    parts: tuple[Part, ...] = (Part("a"), Part("/b"))
+    count: int = 3
+
+
+def test_types_say_what_is_a_path():
+    assert rooted(Everything(), "/r") == Everything(
+        path="/r/a",
+        folder="/r",
+        pair=("/r/a", "/r"),
+        files={"x": "/r/a", "y": ""},
+        folders={"x": "/r/a", "y": "/r"},
+        one_or_many=("/r/a", "/r/b", "/r/c"),
+        part=Part("/r/p"),
+        parts=(Part("/r/a"), Part("/b")),
+    )
+    assert rooted(Everything(perhaps="a", one_or_many="b", part=None), "/r").perhaps == "/r/a"
+    assert rooted(Everything(one_or_many="b"), "/r").one_or_many == "/r/b"

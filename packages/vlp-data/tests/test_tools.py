@@ -10,7 +10,8 @@ from vlp_data.errors import DataError
 from vlp_data.examples import ImageTextExamples
 from vlp_data.loader import Loader
 from vlp_data.options import ImageOptions, ImageTextLines, TextOptions
-from vlp_data.tools import detect, inspect, plan, source_options
+from vlp_data.sources.given import detect, source_options
+from vlp_data.tools import inspect, plan
 
 
 def test_formats_are_told_by_content(tmp_path, region_line):
@@ -26,7 +27,7 @@ def test_formats_are_told_by_content(tmp_path, region_line):
     for format, content in contents.items():
         (tmp_path / "file").write_text(content)
         assert detect((str(tmp_path),)) == format
-    for content, message in (("hello", "neither JSON nor lines"), ('{"a": 1}', "none of the known formats")):
+    for content, message in (("hello", "neither JSON nor lines"), ('{"a": 1}', "none of the formats")):
         (tmp_path / "file").write_text(content)
         with pytest.raises(DataError, match=message):
             detect((str(tmp_path),))
@@ -76,7 +77,10 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     for arguments, message in (
         ([str(tmp_path / "gone")], "gone not found"),
         ([str(tmp_path / "a.json"), str(tmp_path / "a.json")], "coco_instances takes one file, got 2"),
-        ([str(tmp_path / "a.json"), "--format", "karpathy", "--split", "all"], "split 'all' is not one of"),
+        (
+            [str(tmp_path / "a.json"), "--format", "karpathy", "--split", "all"],
+            "split of format karpathy: 'all' is not one of train, restval",
+        ),
         ([str(tmp_path / "a.json")], "no image with regions"),
     ):
         assert main(["inspect", *arguments]) == 2

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from vlp_data.concepts.command import add_commands as add_concept_commands
+from vlp_data.sources import FORMATS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,12 +76,25 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--root", default="", metavar="DIR", help="folder or URL that images are relative to"
     )
+    known = ", ".join(row.name for row in FORMATS)
     inspect.add_argument(
         "--format",
-        choices=("xvlm_images", "xvlm_regions", "task_json", "coco_captions", "coco_instances", "karpathy"),
-        help="default: told by the content",
+        metavar="NAME",
+        help=f"{known}, or a format of another package (default: told by the content)",
     )
-    inspect.add_argument("--split", default="train", help="split of a Karpathy file (default train)")
+    inspect.add_argument(
+        "--split",
+        default="train",
+        metavar="SPLIT",
+        help="of a file that holds several, such as Karpathy's (default train)",
+    )
+    inspect.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a further option of the format, as in a recipe; may be repeated",
+    )
     inspect.add_argument("--rows", type=int, metavar="N", help="look at the first N rows only")
     inspect.add_argument("--no-images", action="store_true", help="do not open the images")
     inspect.set_defaults(run=_inspect)
@@ -207,9 +221,18 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     from vlp_data import tools
+    from vlp_data.sources.given import source_options
 
-    paths = tuple(options.files)
-    source = tools.source_options(paths, format=options.format, root=options.root, split=options.split).open()
+    wrong = next((word for word in options.option if "=" not in word), None)
+    if wrong is not None:
+        raise ValueError(f"--option {wrong}: expected KEY=VALUE")
+    source = source_options(
+        tuple(options.files),
+        format=options.format,
+        root=options.root,
+        split=options.split,
+        given={key: value for key, _, value in (word.partition("=") for word in options.option)},
+    ).open()
     report = tools.inspect(
         source, rows=options.rows, images=not options.no_images, progress=_progress("rows")
     )

@@ -1,17 +1,66 @@
 """Options of sources, views and examples, as they appear in recipes. Imports neither torch nor fsspec.
 
-A source option has a `format` field that tells it apart from the others (a discriminated union in a recipe)
-and `open()`.
+The options of a source stand beside its reader in `vlp_data.sources`; here are their names for recipes.
+`ImageTextSource` and the other unions hold the formats of other packages too, and are made when they are
+first imported.
 """
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from vlp_data import sources
+from vlp_data.roots import FolderText, PathText
+from vlp_data.sources.coco import CocoCaptions, CocoInstances
+from vlp_data.sources.karpathy import Karpathy
+from vlp_data.sources.lines import ImageTextLines, RegionLines
+from vlp_data.sources.refer import Refer
+from vlp_data.sources.task_json import TaskJson
+from vlp_data.sources.visual_genome import VisualGenome
 
 if TYPE_CHECKING:
-    from vlp_data.schema import Source
+    from vlp_data.sources import (
+        ExpressionBoxSource,
+        ExpressionSource,
+        HypothesisSource,
+        ImageTextSource,
+        QuestionSource,
+        RegionSource,
+        SentenceSource,
+    )
+else:
 
-PathText: TypeAlias = Annotated[str, "path"]
-"""A local path or fsspec URL. Recipes replace `${env:NAME}` in fields marked like this."""
+    def __getattr__(name):
+        if name in sources.UNIONS:
+            return getattr(sources, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "CocoCaptions",
+    "CocoInstances",
+    "ConceptOptions",
+    "ExpressionBoxSource",
+    "ExpressionSource",
+    "FolderText",
+    "HypothesisSource",
+    "ImageOptions",
+    "ImageTextLines",
+    "ImageTextSource",
+    "IndependentMasking",
+    "Karpathy",
+    "Masking",
+    "MaskingOptions",
+    "PathText",
+    "QuestionSource",
+    "Refer",
+    "RegionLines",
+    "RegionOptions",
+    "RegionSource",
+    "SentenceSource",
+    "TaskJson",
+    "TextOptions",
+    "VisualGenome",
+]
 
 
 def _positive(options: object, *names: str) -> None:
@@ -26,229 +75,6 @@ def _fraction(options: object, *names: str) -> None:
         value = getattr(options, name)
         if not 0 <= value <= 1:
             raise ValueError(f"{name}={value} must lie in 0..1")
-
-
-def _reading(options: "ImageTextLines | RegionLines") -> None:
-    if options.buffer < 0:
-        raise ValueError(f"buffer={options.buffer} must not be negative")
-    if options.buffer and options.order != "files":
-        raise ValueError(
-            'buffer mixes lines that are read file after file; order="shuffled" mixes all of them already'
-        )
-
-
-# ---------------------------------------------------------------------------------------------- sources
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageTextLines:
-    """X-VLM image-text lines: text files with one JSON object per line, {caption, binary | image_rpath}."""
-
-    format: Literal["xvlm_images"] = "xvlm_images"
-    files: tuple[PathText, ...]
-    """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec
-    URLs."""
-    root: PathText = ""
-    """Put before relative image paths."""
-    image_key: str = ""
-    """Field that holds the image; "" takes `binary` or `image_rpath`, whichever a line has."""
-    image_kind: Literal["auto", "path", "base64"] = "auto"
-    """What that field holds; auto: base64 for `binary`, else a path."""
-    caption_keys: tuple[str, ...] = ("caption", "desc")
-    """Fields that may hold the caption; the first one a line has is taken."""
-    index: PathText = ""
-    """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
-    order: Literal["shuffled", "files"] = "shuffled"
-    """Lines one by one in random order, or file after file: for remote storage, where one long read is
-    cheaper than many short ones, and for compressed files, which cannot be read otherwise."""
-    buffer: int = 0
-    """With order "files": mix lines over about so many places, as a shuffle buffer of this size does; 0 keeps
-    their order."""
-
-    def __post_init__(self) -> None:
-        _reading(self)
-
-    def open(self) -> "Source":
-        from vlp_data.sources.lines import open_image_text_lines
-
-        return open_image_text_lines(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegionLines:
-    """X-VLM region lines: {elems: [{caption, bb: [x, y, w, h], attributes?}], caption?, binary |
-    image_rpath}."""
-
-    format: Literal["xvlm_regions"] = "xvlm_regions"
-    files: tuple[PathText, ...]
-    """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec
-    URLs."""
-    root: PathText = ""
-    """Put before relative image paths."""
-    image_key: str = ""
-    """Field that holds the image; "" takes `binary` or `image_rpath`, whichever a line has."""
-    image_kind: Literal["auto", "path", "base64"] = "auto"
-    """What that field holds; auto: base64 for `binary`, else a path."""
-    index: PathText = ""
-    """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
-    order: Literal["shuffled", "files"] = "shuffled"
-    """Lines one by one in random order, or file after file: for remote storage, where one long read is
-    cheaper than many short ones, and for compressed files, which cannot be read otherwise."""
-    buffer: int = 0
-    """With order "files": mix lines over about so many places, as a shuffle buffer of this size does; 0 keeps
-    their order."""
-
-    def __post_init__(self) -> None:
-        _reading(self)
-
-    def open(self) -> "Source":
-        from vlp_data.sources.lines import open_region_lines
-
-        return open_region_lines(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskJson:
-    """ALBEF-type lists in .json files; the fields of an entry tell what it is (caption, vqa, nlvr, ve,
-    refcoco)."""
-
-    format: Literal["task_json"] = "task_json"
-    files: tuple[PathText, ...]
-    """JSON files, each one list of objects; paths or fsspec URLs."""
-    root: PathText = ""
-    """Put before image paths."""
-    dataset_roots: dict[str, PathText] = field(default_factory=dict)
-    """Other roots by the entry's `dataset` field (VQA lists mix `vqa` and `vg`)."""
-    prefixes: dict[str, str] = field(default_factory=dict)
-    """{old: new} beginnings of image paths; where none fits, /data/USER/data/ of ViCHA's own lists gives way
-    to the root."""
-    group_captions: bool = False
-    """One row per image with all its captions, where a list has one entry per caption (references for
-    rewards)."""
-
-    def open(self) -> "Source":
-        from vlp_data.sources.task_json import open_task_json
-
-        return open_task_json(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refer:
-    """Referring expressions: a task list {image, text, ref_id} joined with the files of REFER, or VLUE's
-    list, which holds the boxes itself."""
-
-    format: Literal["refer"] = "refer"
-    files: tuple[PathText, ...]
-    """Task lists, paths or fsspec URLs."""
-    refs: PathText = ""
-    """`refs(unc).p`, or that list as .json (`vlp-data convert refer` writes it); "" where every entry has its
-    box (VLUE)."""
-    instances: PathText = ""
-    """instances.json of REFER; needed with `refs`."""
-    detections: PathText = ""
-    """dets.json: boxes to choose from, by image id; "" for none."""
-    root: PathText = ""
-    """Put before image paths."""
-    splits: tuple[str, ...] = ()
-    """Keep expressions of these splits of REFER (train, val, testA, testB); () keeps all."""
-
-    def __post_init__(self) -> None:
-        if bool(self.refs) != bool(self.instances):
-            raise ValueError(
-                "refs and instances belong together: give both, or neither for lists that hold the boxes"
-            )
-        if self.splits and not self.refs:
-            raise ValueError("splits needs refs: that is where the split of an expression stands")
-
-    def open(self) -> "Source":
-        from vlp_data.sources.refer import open_refer
-
-        return open_refer(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CocoCaptions:
-    """COCO captions: one row per image that has captions."""
-
-    format: Literal["coco_captions"] = "coco_captions"
-    annotations: PathText
-    """captions_*.json, path or fsspec URL."""
-    images: PathText
-    """Folder of the images."""
-
-    def open(self) -> "Source":
-        from vlp_data.sources.coco import open_captions
-
-        return open_captions(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CocoInstances:
-    """COCO instances: one row per image with boxes; the category name is the text of a box."""
-
-    format: Literal["coco_instances"] = "coco_instances"
-    annotations: PathText
-    """instances_*.json, path or fsspec URL."""
-    images: PathText
-    """Folder of the images."""
-    captions: PathText = ""
-    """captions_*.json whose captions become texts of the whole image; "" for none."""
-    crowd: bool = False
-    """Keep crowd annotations."""
-
-    def open(self) -> "Source":
-        from vlp_data.sources.coco import open_instances
-
-        return open_instances(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisualGenome:
-    """Visual Genome: one row per image with its objects (attributes before the name) or its regions."""
-
-    format: Literal["visual_genome"] = "visual_genome"
-    annotations: PathText
-    """objects.json, attributes.json or region_descriptions.json; the entries tell which."""
-    image_data: PathText
-    """image_data.json: sizes, and the ids the images have in COCO and Flickr."""
-    images: PathText = ""
-    """Folder of the images."""
-    image_name: str = "image/{id}.jpg"
-    """File of an image below `images`: `{id}` its id, `{folder}` its folder in the release (VG_100K or
-    VG_100K_2)."""
-
-    def open(self) -> "Source":
-        from vlp_data.sources.visual_genome import open_visual_genome
-
-        return open_visual_genome(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Karpathy:
-    """Karpathy's dataset_*.json: one row per image of the split."""
-
-    format: Literal["karpathy"] = "karpathy"
-    annotations: PathText
-    """dataset_coco.json or dataset_flickr30k.json, path or fsspec URL."""
-    images: PathText
-    """Folder that `filepath`/`filename` of an entry are relative to."""
-    split: Literal["train", "restval", "val", "test"]
-    """train includes restval unless `restval` is false."""
-    restval: bool = True
-    """Count restval as part of train, as every published COCO result does."""
-
-    def open(self) -> "Source":
-        from vlp_data.sources.coco import open_karpathy
-
-        return open_karpathy(self)
-
-
-ImageTextSource: TypeAlias = ImageTextLines | TaskJson | CocoCaptions | Karpathy
-"""Sources of (image, captions) rows."""
-RegionSource: TypeAlias = RegionLines | CocoInstances | VisualGenome
-"""Sources of rows with boxes."""
-ExpressionSource: TypeAlias = Refer | TaskJson
-"""Sources of referring expressions; those of `TaskJson` have no boxes."""
 
 
 # ---------------------------------------------------------------------------------------------- views and

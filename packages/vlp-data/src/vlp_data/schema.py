@@ -6,9 +6,10 @@ are as the source has them (never lower-cased); ids are kept as given (number or
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 Role: TypeAlias = Literal[
     "caption",
@@ -30,7 +31,7 @@ class Image:
 
     data: bytes | None = None
     path: str | None = None
-    array: np.ndarray | None = None
+    array: "np.ndarray | None" = None
     size: tuple[int, int] | None = None
     """(width, height) where the source states it."""
     id: Identifier | None = None

@@ -1,86 +1,17 @@
-"""Looking at data before training on it: which format files have, what is in them, what cannot be used."""
+"""Looking at data before training on it: what is in it, and what cannot be used."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-from vlp_data import files
-from vlp_data.errors import BadSample, DataError
-from vlp_data.options import (
-    CocoCaptions,
-    CocoInstances,
-    ImageTextLines,
-    ImageTextSource,
-    Karpathy,
-    RegionLines,
-    RegionSource,
-    TaskJson,
-)
+from vlp_data.errors import BadSample
 from vlp_data.order import Order
 from vlp_data.schema import Sample, Source
-from vlp_data.sources.lines import ImageTextSource as ImageTextRows
-from vlp_data.sources.lines import RegionSource as RegionRows
-
-Format: TypeAlias = Literal[
-    "xvlm_images", "xvlm_regions", "task_json", "coco_captions", "coco_instances", "karpathy"
-]
+from vlp_data.sources.lines import ImageTextRows, RegionRows
 
 SHOWN_FILES = 5
 """Files named per cause."""
-
-
-def detect(paths: tuple[str, ...]) -> Format:
-    """The format of files, from the first one's content. Raises FileNotFoundError; DataError when it is none
-    of the known ones."""
-    path = files.expand(paths)[0]
-    with files.open_read(path) as stream:
-        line = stream.readline()
-        try:
-            entry = json.loads(line)
-        except ValueError:  # an indented document, or no JSON
-            try:
-                entry = json.loads(line + stream.read())
-            except ValueError as error:
-                raise DataError(f"{path} is neither JSON nor lines of JSON: {error}") from error
-    if isinstance(entry, list):
-        return "task_json"
-    if isinstance(entry, dict):
-        if "elems" in entry:
-            return "xvlm_regions"
-        if "annotations" in entry and "images" in entry:
-            return "coco_instances" if "categories" in entry else "coco_captions"
-        if isinstance(entry.get("images"), list):
-            return "karpathy"
-        if "binary" in entry or "image_rpath" in entry:
-            return "xvlm_images"
-    raise DataError(f"{path} has none of the known formats; see the README of vlp-data")
-
-
-def source_options(
-    paths: tuple[str, ...], *, format: Format | None = None, root: str = "", split: str = "train"
-) -> ImageTextSource | RegionSource:
-    """Options of a source for files of a format (None: `detect` it), images below `root`. `split` is for
-    Karpathy's file."""
-    format = format or detect(paths)
-    if format in ("coco_captions", "coco_instances", "karpathy") and len(paths) != 1:
-        raise DataError(f"{format} takes one file, got {len(paths)}")
-    match format:
-        case "xvlm_images":
-            return ImageTextLines(files=paths, root=root)
-        case "xvlm_regions":
-            return RegionLines(files=paths, root=root)
-        case "task_json":
-            return TaskJson(files=paths, root=root)
-        case "coco_captions":
-            return CocoCaptions(annotations=paths[0], images=root)
-        case "coco_instances":
-            return CocoInstances(annotations=paths[0], images=root)
-        case "karpathy":
-            if split not in ("train", "restval", "val", "test"):
-                raise DataError(f"split {split!r} is not one of train, restval, val, test")
-            return Karpathy(annotations=paths[0], images=root, split=split)
 
 
 @dataclass

@@ -8,7 +8,8 @@ import pytest
 from vlp_data.errors import DataError
 from vlp_data.options import Refer, TaskJson
 from vlp_data.roots import rooted
-from vlp_data.sources.refer import read_plain_pickle, read_refs, write_refs_json
+from vlp_data.sources.plain_pickle import read_plain_pickle
+from vlp_data.sources.refer import read_refs, write_refs_json
 
 REFS = [
     {"ref_id": 5, "ann_id": 50, "image_id": 7, "split": "testA", "category_id": 1, "sentences": []},

@@ -15,8 +15,7 @@ import pyarrow as pa
 from vlp_data import files
 from vlp_data.concepts.tables import from_rows, read_table
 from vlp_data.errors import DataError
-from vlp_data.options import Karpathy
-from vlp_data.sources.coco import open_karpathy
+from vlp_data.sources.karpathy import Karpathy, open_karpathy
 from vlp_data.sources.rows import field, read_json
 
 Split: TypeAlias = Literal["train", "val", "test", "restval"]

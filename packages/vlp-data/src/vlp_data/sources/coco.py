@@ -1,26 +1,71 @@
-"""COCO annotation files and Karpathy's split file.
+"""COCO annotation files.
 
-Source: data specification 1.6; cocodataset.org format description; Karpathy and Fei-Fei, arXiv 1412.2306
-(splits).
+Source: data specification 1.6; cocodataset.org format description.
 """
 
 import posixpath
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from vlp_data import files
 from vlp_data.errors import DataError
-from vlp_data.options import CocoCaptions, CocoInstances, Karpathy
+from vlp_data.roots import FolderText, PathText
 from vlp_data.schema import Image, Region, Sample, Text
+from vlp_data.sources import Beginning
 from vlp_data.sources.rows import Rows, field, read_json
 
 
-@dataclass(frozen=True)
-class CocoSource:
-    """Rows of a COCO or Karpathy file, one per image that has something to say."""
+@dataclass(frozen=True, kw_only=True)
+class CocoCaptions:
+    """COCO captions: one row per image that has captions."""
 
-    options: CocoCaptions | CocoInstances | Karpathy
+    format: Literal["coco_captions"] = "coco_captions"
+    annotations: PathText
+    """captions_*.json, path or fsspec URL."""
+    images: FolderText
+    """Folder of the images."""
+
+    def open(self) -> "CocoSource":
+        return open_captions(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoInstances:
+    """COCO instances: one row per image with boxes; the category name is the text of a box."""
+
+    format: Literal["coco_instances"] = "coco_instances"
+    annotations: PathText
+    """instances_*.json, path or fsspec URL."""
+    images: FolderText
+    """Folder of the images."""
+    captions: PathText = ""
+    """captions_*.json whose captions become texts of the whole image; "" for none."""
+    crowd: bool = False
+    """Keep crowd annotations."""
+
+    def open(self) -> "CocoSource":
+        return open_instances(self)
+
+
+class AnnotatedImages(Protocol):
+    """What options of an annotation file beside a folder of images have."""
+
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def annotations(self) -> str: ...
+
+    @property
+    def images(self) -> str: ...
+
+
+@dataclass(eq=False)
+class CocoSource:
+    """Rows of an annotation file, one per image that has captions or boxes."""
+
+    options: AnnotatedImages
     rows: Rows
     notes: dict[str, int]
     """What of the file is no part of the rows or was repaired, with counts."""
@@ -69,6 +114,20 @@ class CocoSource:
         }
 
 
+def is_captions(beginning: Beginning) -> bool:
+    """Whether a file is COCO's captions_*.json."""
+    return _is_coco(beginning.value) and "categories" not in beginning.value
+
+
+def is_instances(beginning: Beginning) -> bool:
+    """Whether a file is COCO's instances_*.json."""
+    return _is_coco(beginning.value) and "categories" in beginning.value
+
+
+def _is_coco(value: Any) -> bool:
+    return isinstance(value, dict) and {"annotations", "images"} <= value.keys() and "elems" not in value
+
+
 def _images(content: dict[str, Any], path: str) -> dict[Any, dict[str, Any]]:
     """Rows to be by image id."""
     licences = {licence["id"]: licence.get("name") for licence in content.get("licenses", ())}
@@ -111,7 +170,7 @@ def open_captions(options: CocoCaptions) -> CocoSource:
     content = read_json(options.annotations, dict)
     images = _images(content, options.annotations)
     notes = {"captions of unknown images": _add_captions(images, options.annotations, content)}
-    return _source(options, images, "captions", notes)
+    return source_of(options, images, "captions", notes)
 
 
 def open_instances(options: CocoInstances) -> CocoSource:
@@ -158,7 +217,7 @@ def open_instances(options: CocoInstances) -> CocoSource:
         notes["captions of unknown images"] = _add_captions(
             images, options.captions, read_json(options.captions, dict)
         )
-    return _source(options, images, "regions", notes)
+    return source_of(options, images, "regions", notes)
 
 
 def _clip_rounding(box: list[float], size: list[int]) -> list[float]:
@@ -175,38 +234,10 @@ def _clip_rounding(box: list[float], size: list[int]) -> list[float]:
     ]
 
 
-def open_karpathy(options: Karpathy) -> CocoSource:
-    """Read dataset_*.json; all images of the split. Raises FileNotFoundError, DataError."""
-    path = options.annotations
-    content = read_json(path, dict)
-    splits = {"train", "restval"} if options.split == "train" and options.restval else {options.split}
-    images: dict[Any, dict[str, Any]] = {}
-    name = content.get("dataset", posixpath.splitext(posixpath.basename(path))[0])
-    notes: Counter[str] = Counter()
-    for number, image in enumerate(field(content, "images", list, path)):
-        where = f"{path}: images.{number}"
-        if field(image, "split", str, where) not in splits:
-            notes[f"images of split {image['split']}"] += 1
-            continue
-        identifier = next((image[k] for k in ("cocoid", "imgid", "filename") if k in image), number)
-        sentences = field(image, "sentences", list, where)
-        images[number] = {
-            "key": f"{name}/{image['split']}/{identifier}",
-            "id": identifier,
-            "file": posixpath.join(image.get("filepath", ""), field(image, "filename", str, where)),
-            "size": None,
-            "captions": [(field(s, "raw", str, where), s.get("sentid")) for s in sentences],
-            "meta": {"split": image["split"]},
-        }
-    return _source(options, images, "captions", notes)
-
-
-def _source(
-    options: CocoCaptions | CocoInstances | Karpathy,
-    images: dict[Any, dict[str, Any]],
-    needed: str,
-    notes: dict[str, int],
+def source_of(
+    options: AnnotatedImages, images: dict[Any, dict[str, Any]], needed: str, notes: dict[str, int]
 ) -> CocoSource:
+    """The rows that have what is `needed`, "captions" or "regions". Raises DataError if there are none."""
     rows = [row for row in images.values() if row[needed]]
     notes[f"images without {needed}"] = len(images) - len(rows)
     if not rows:

@@ -9,25 +9,115 @@ Source: X-VLM specification 5.1, 5.2, 5.4; quirks 8.4, 8.5.
 import base64
 import binascii
 import fcntl
-import hashlib
 import json
 import os
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from vlp_data import files
 from vlp_data.errors import BadSample, DataError
-from vlp_data.options import ImageTextLines, RegionLines
-from vlp_data.order import Runs
+from vlp_data.roots import FolderText, PathText
 from vlp_data.schema import Image, Region, Sample, Text
+from vlp_data.sources import Beginning
 from vlp_data.sources.rows import concepts
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vlp_data.order import Runs
+
 _CHUNK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextLines:
+    """X-VLM image-text lines: text files with one JSON object per line, {caption, binary | image_rpath}."""
+
+    format: Literal["xvlm_images"] = "xvlm_images"
+    files: tuple[PathText, ...]
+    """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec
+    URLs."""
+    root: FolderText = ""
+    """Put before relative image paths."""
+    image_key: str = ""
+    """Field that holds the image; "" takes `binary` or `image_rpath`, whichever a line has."""
+    image_kind: Literal["auto", "path", "base64"] = "auto"
+    """What that field holds; auto: base64 for `binary`, else a path."""
+    caption_keys: tuple[str, ...] = ("caption", "desc")
+    """Fields that may hold the caption; the first one a line has is taken."""
+    index: PathText = ""
+    """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
+    order: Literal["shuffled", "files"] = "shuffled"
+    """Lines one by one in random order, or file after file: for remote storage, where one long read is
+    cheaper than many short ones, and for compressed files, which cannot be read otherwise."""
+    buffer: int = 0
+    """With order "files": mix lines over about so many places, as a shuffle buffer of this size does; 0 keeps
+    their order."""
+
+    def __post_init__(self) -> None:
+        _check_reading(self)
+
+    def open(self) -> "ImageTextRows":
+        return open_image_text_lines(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionLines:
+    """X-VLM region lines: {elems: [{caption, bb: [x, y, w, h], attributes?}], caption?, binary |
+    image_rpath}."""
+
+    format: Literal["xvlm_regions"] = "xvlm_regions"
+    files: tuple[PathText, ...]
+    """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec
+    URLs."""
+    root: FolderText = ""
+    """Put before relative image paths."""
+    image_key: str = ""
+    """Field that holds the image; "" takes `binary` or `image_rpath`, whichever a line has."""
+    image_kind: Literal["auto", "path", "base64"] = "auto"
+    """What that field holds; auto: base64 for `binary`, else a path."""
+    index: PathText = ""
+    """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
+    order: Literal["shuffled", "files"] = "shuffled"
+    """Lines one by one in random order, or file after file: for remote storage, where one long read is
+    cheaper than many short ones, and for compressed files, which cannot be read otherwise."""
+    buffer: int = 0
+    """With order "files": mix lines over about so many places, as a shuffle buffer of this size does; 0 keeps
+    their order."""
+
+    def __post_init__(self) -> None:
+        _check_reading(self)
+
+    def open(self) -> "RegionRows":
+        return open_region_lines(self)
+
+
+def _check_reading(options: ImageTextLines | RegionLines) -> None:
+    if options.buffer < 0:
+        raise ValueError(f"buffer={options.buffer} must not be negative")
+    if options.buffer and options.order != "files":
+        raise ValueError(
+            'buffer mixes lines that are read file after file; order="shuffled" mixes all of them already'
+        )
+
+
+def is_image_text(beginning: Beginning) -> bool:
+    """Whether a file holds image-text lines."""
+    value = beginning.value
+    other = {"elems", "annotations"}
+    return (
+        isinstance(value, dict)
+        and bool({"binary", "image_rpath"} & value.keys())
+        and not other & value.keys()
+    )
+
+
+def is_regions(beginning: Beginning) -> bool:
+    """Whether a file holds region lines."""
+    return isinstance(beginning.value, dict) and "elems" in beginning.value
 
 
 class LineFiles:
@@ -37,7 +127,11 @@ class LineFiles:
     open between calls (in the process that opened them; copies and pickles open their own).
     """
 
-    def __init__(self, paths: Sequence[str], offsets: Sequence[np.ndarray], *, forward: bool = False) -> None:
+    def __init__(
+        self, paths: Sequence[str], offsets: Sequence["np.ndarray"], *, forward: bool = False
+    ) -> None:
+        import numpy as np
+
         self.paths = tuple(paths)
         self._offsets = tuple(offsets)
         self._first = np.cumsum([0, *(len(o) - 1 for o in offsets)])
@@ -53,13 +147,13 @@ class LineFiles:
     @property
     def lengths(self) -> tuple[int, ...]:
         """Lines of each file."""
-        return tuple(np.diff(self._first).tolist())
+        return tuple((self._first[1:] - self._first[:-1]).tolist())
 
     def _part(self, index: int) -> tuple[int, int]:
         """(number of the file, number of the line in it), both from 0."""
         if not 0 <= index < len(self):
             raise IndexError(f"line {index} of {len(self)}")
-        file = int(np.searchsorted(self._first, index, side="right")) - 1
+        file = int(self._first.searchsorted(index, side="right")) - 1
         return file, index - int(self._first[file])
 
     def place(self, index: int) -> tuple[str, int]:
@@ -103,7 +197,7 @@ class LineFiles:
             opened.stream.close()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Opened:
     """A file that stays open; a compressed one is read from front to back only."""
 
@@ -133,7 +227,7 @@ class _Opened:
         return data
 
 
-def line_offsets(path: str, index: str = "") -> np.ndarray:
+def line_offsets(path: str, index: str = "") -> "np.ndarray":
     """Offsets of the lines of a file (of its content, if it is compressed) and, last, its size: int64 [lines
     + 1]. A last line without newline counts.
 
@@ -142,6 +236,10 @@ def line_offsets(path: str, index: str = "") -> np.ndarray:
     """
     if not index:
         return _scan(path)
+    import hashlib
+
+    import numpy as np
+
     size, changed = files.stamp(path)
     kept = Path(index).expanduser() / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.npz"
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +256,9 @@ def line_offsets(path: str, index: str = "") -> np.ndarray:
     return offsets
 
 
-def _scan(path: str) -> np.ndarray:
+def _scan(path: str) -> "np.ndarray":
+    import numpy as np
+
     parts, position = [np.zeros(1, dtype=np.int64)], 0
     with files.open_read(path) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
@@ -185,8 +285,8 @@ def open_line_files(options: ImageTextLines | RegionLines) -> LineFiles:
     return lines
 
 
-@dataclass(frozen=True)
-class ImageTextSource:
+@dataclass(eq=False)
+class ImageTextRows:
     """Rows of X-VLM image-text lines."""
 
     options: ImageTextLines
@@ -200,7 +300,7 @@ class ImageTextSource:
         return parse_image_text(self.lines[index], path, number, self.options)
 
     @property
-    def runs(self) -> Runs | None:
+    def runs(self) -> "Runs | None":
         """What the loader goes by when lines are read file after file."""
         return _runs(self.options, self.lines)
 
@@ -208,8 +308,8 @@ class ImageTextSource:
         return _description(self.options, self.lines)
 
 
-@dataclass(frozen=True)
-class RegionSource:
+@dataclass(eq=False)
+class RegionRows:
     """Rows of X-VLM region lines."""
 
     options: RegionLines
@@ -223,7 +323,7 @@ class RegionSource:
         return parse_regions(self.lines[index], path, number, self.options)
 
     @property
-    def runs(self) -> Runs | None:
+    def runs(self) -> "Runs | None":
         """What the loader goes by when lines are read file after file."""
         return _runs(self.options, self.lines)
 
@@ -231,17 +331,19 @@ class RegionSource:
         return _description(self.options, self.lines)
 
 
-def open_image_text_lines(options: ImageTextLines) -> ImageTextSource:
+def open_image_text_lines(options: ImageTextLines) -> ImageTextRows:
     """Index the files of the option."""
-    return ImageTextSource(options, open_line_files(options))
+    return ImageTextRows(options, open_line_files(options))
 
 
-def open_region_lines(options: RegionLines) -> RegionSource:
+def open_region_lines(options: RegionLines) -> RegionRows:
     """Index the files of the option."""
-    return RegionSource(options, open_line_files(options))
+    return RegionRows(options, open_line_files(options))
 
 
-def _runs(options: ImageTextLines | RegionLines, lines: LineFiles) -> Runs | None:
+def _runs(options: ImageTextLines | RegionLines, lines: LineFiles) -> "Runs | None":
+    from vlp_data.order import Runs
+
     return Runs(lines.lengths, options.buffer) if options.order == "files" else None
 
 

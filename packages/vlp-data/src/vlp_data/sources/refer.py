@@ -1,54 +1,62 @@
 """Referring expressions with their boxes: task lists joined with REFER's files.
 
-`refs(unc).p` is a pickle. It is read by an unpickler that builds plain Python values only (lists, tuples,
-dicts, sets, strings, bytes, numbers, booleans, None); a pickle that names any class or function is refused,
-so nothing in it can run.
+`refs(unc).p` is a pickle, read by `vlp_data.sources.plain_pickle`: nothing in it can run.
 Sources: X-VLM specification 5.5; lichengunc/refer (layout of its files); VLUE (lists with boxes).
 """
 
-import io
 import json
-import pickle
 import posixpath
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from vlp_data import files
 from vlp_data.errors import DataError
-from vlp_data.options import Refer
+from vlp_data.roots import FolderText, PathText
 from vlp_data.schema import Image, Region, Sample, Target, Text
 from vlp_data.sources.rows import Rows, concepts, field, read_json
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds no objects but Python's own plain values."""
+@dataclass(frozen=True, kw_only=True)
+class Refer:
+    """Referring expressions: a task list {image, text, ref_id} joined with the files of REFER, or VLUE's
+    list, which holds the boxes itself."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+    format: Literal["refer"] = "refer"
+    files: tuple[PathText, ...]
+    """Task lists, paths or fsspec URLs."""
+    refs: PathText = ""
+    """`refs(unc).p`, or that list as .json (`vlp-data convert refer` writes it); "" where every entry has its
+    box (VLUE)."""
+    instances: PathText = ""
+    """instances.json of REFER; needed with `refs`."""
+    detections: PathText = ""
+    """dets.json: boxes to choose from, by image id; "" for none."""
+    root: FolderText = ""
+    """Put before image paths."""
+    splits: tuple[str, ...] = ()
+    """Keep expressions of these splits of REFER (train, val, testA, testB); () keeps all."""
 
+    def __post_init__(self) -> None:
+        if bool(self.refs) != bool(self.instances):
+            raise ValueError(
+                "refs and instances belong together: give both, or neither for lists that hold the boxes"
+            )
+        if self.splits and not self.refs:
+            raise ValueError("splits needs refs: that is where the split of an expression stands")
 
-def read_plain_pickle(path: str) -> Any:
-    """The value in a pickle of plain values, of any protocol, those of Python 2 included. Raises
-    FileNotFoundError; DataError for a pickle that holds anything else (nothing of it is executed) or that is
-    damaged."""
-    try:
-        data = files.read(path)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} not found") from None
-    try:
-        return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
-    except pickle.UnpicklingError as error:
-        raise DataError(
-            f"{path} is no pickle of plain lists, dicts, strings and numbers: {error}; nothing of it was executed"
-        ) from error
-    except Exception as error:  # damaged pickles raise nearly anything
-        raise DataError(f"{path} is damaged: {type(error).__name__}: {error}"[:300]) from error
+    def open(self) -> "ReferSource":
+        return open_refer(self)
 
 
 def read_refs(path: str) -> list[dict[str, Any]]:
     """REFER's list of references from its pickle or from JSON. Raises FileNotFoundError, DataError."""
-    refs = read_json(path, list) if path.endswith(".json") else read_plain_pickle(path)
+    if path.endswith(".json"):
+        refs = read_json(path, list)
+    else:
+        from vlp_data.sources.plain_pickle import read_plain_pickle
+
+        refs = read_plain_pickle(path)
     if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
         raise DataError(
             f"{path}: expected a list of references, each a dict with ref_id, ann_id, image_id, split, sentences"
@@ -69,7 +77,7 @@ def write_refs_json(refs: str, out: str) -> int:
     return len(found)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ReferSource:
     """Rows of expressions, each with its box first and the detections of its image after it."""
 

@@ -8,8 +8,6 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from vlp_data import files
 from vlp_data.errors import DataError
 from vlp_data.schema import Text
@@ -19,6 +17,8 @@ class Rows:
     """An immutable list of JSON objects."""
 
     def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
+        import numpy as np
+
         parts = [json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() for row in rows]
         self._ends = np.cumsum([0, *(len(part) for part in parts)])
         self._bytes = np.frombuffer(b"".join(parts), dtype=np.uint8)

@@ -9,33 +9,60 @@ The fields of an entry say what it is:
 Source: data specification 1.3; X-VLM specification 5.5.
 """
 
+import dataclasses
 import posixpath
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from vlp_data import files
 from vlp_data.errors import BadSample, DataError
-from vlp_data.options import TaskJson
 from vlp_data.paths import rebase
+from vlp_data.roots import FolderText, PathText
 from vlp_data.schema import Image, Role, Sample, Target, Text
+from vlp_data.sources import Beginning
 from vlp_data.sources.rows import Rows, concepts, field, read_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NLVR_LABELS = {"False": 0, "True": 1}
 ENTAILMENT_LABELS = {"contradiction": 0, "neutral": 1, "entailment": 2}
 VISUAL_GENOME_WEIGHT = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class TaskJson:
+    """ALBEF-type lists in .json files; the fields of an entry tell what it is (caption, vqa, nlvr, ve,
+    refcoco)."""
+
+    format: Literal["task_json"] = "task_json"
+    files: tuple[PathText, ...]
+    """JSON files, each one list of objects; paths or fsspec URLs."""
+    root: FolderText = ""
+    """Put before image paths."""
+    dataset_roots: dict[str, FolderText] = dataclasses.field(default_factory=dict)
+    """Other roots by the entry's `dataset` field (VQA lists mix `vqa` and `vg`)."""
+    prefixes: dict[str, str] = dataclasses.field(default_factory=dict)
+    """{old: new} beginnings of image paths; where none fits, /data/USER/data/ of ViCHA's own lists gives way
+    to the root."""
+    group_captions: bool = False
+    """One row per image with all its captions, where a list has one entry per caption (references for
+    rewards)."""
+
+    def open(self) -> "TaskJsonSource":
+        return open_task_json(self)
+
+
+@dataclass(eq=False)
 class TaskJsonSource:
     """Rows of task lists."""
 
     options: TaskJson
     paths: tuple[str, ...]
     rows: tuple[Rows, ...]
-    first: np.ndarray
+    first: "np.ndarray"
+    """Number of the first row of each file, and of all rows: int64 [files + 1]."""
 
     def __len__(self) -> int:
         return int(self.first[-1])
@@ -43,7 +70,7 @@ class TaskJsonSource:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        number = int(np.searchsorted(self.first, index, side="right")) - 1
+        number = int(self.first.searchsorted(index, side="right")) - 1
         row = index - int(self.first[number])
         try:
             return parse_entry(self.rows[number][row], self.paths[number], row, self.options)
@@ -65,6 +92,8 @@ class TaskJsonSource:
 def open_task_json(options: TaskJson) -> TaskJsonSource:
     """Read the lists. Raises FileNotFoundError; DataError when a file is no list, an entry of unknown kind
     leads it, or all are empty."""
+    import numpy as np
+
     paths = files.expand(options.files)
     rows = tuple(Rows(_objects(read_json(path, list), path)) for path in paths)
     if not any(map(len, rows)):
@@ -98,6 +127,11 @@ def _objects(entries: list[Any], path: str) -> list[dict[str, Any]]:
         if not isinstance(entry, dict):
             raise DataError(f"{path}: entry {number} must be an object, found {type(entry).__name__}")
     return entries
+
+
+def is_task_list(beginning: Beginning) -> bool:
+    """Whether a file is a JSON list."""
+    return isinstance(beginning.value, list)
 
 
 def kind_of(entry: dict[str, Any], where: str) -> str:

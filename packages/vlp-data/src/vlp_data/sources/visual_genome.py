@@ -7,17 +7,35 @@ image_data.json); data specification 1.6 and pitfall 4.
 import posixpath
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 from vlp_data import files
 from vlp_data.errors import DataError
-from vlp_data.options import VisualGenome
+from vlp_data.roots import FolderText, PathText
 from vlp_data.schema import Image, Region, Sample, Text
 from vlp_data.sources.rows import Rows, field, read_json
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class VisualGenome:
+    """Visual Genome: one row per image with its objects (attributes before the name) or its regions."""
+
+    format: Literal["visual_genome"] = "visual_genome"
+    annotations: PathText
+    """objects.json, attributes.json or region_descriptions.json; the entries tell which."""
+    image_data: PathText
+    """image_data.json: sizes, and the ids the images have in COCO and Flickr."""
+    images: FolderText = ""
+    """Folder of the images."""
+    image_name: str = "image/{id}.jpg"
+    """File of an image below `images`: `{id}` its id, `{folder}` its folder in the release (VG_100K or
+    VG_100K_2)."""
+
+    def open(self) -> "VisualGenomeSource":
+        return open_visual_genome(self)
+
+
+@dataclass(eq=False)
 class VisualGenomeSource:
     """Rows of one annotation file, one per image that has a usable box."""
 
@@ -67,6 +85,8 @@ class VisualGenomeSource:
 def open_visual_genome(options: VisualGenome) -> VisualGenomeSource:
     """Read an annotation file. Boxes are cut to the image; those with nothing left in it, or without a name,
     are left out, and images without a box. Raises FileNotFoundError, DataError."""
+    from urllib.parse import urlsplit
+
     path = options.annotations
     known = {
         field(entry, "image_id", int, f"{options.image_data}: entry {n}"): entry

@@ -1,0 +1,68 @@
+"""Karpathy's files of splits.
+
+Source: data specification 1.6; Karpathy and Fei-Fei, arXiv 1412.2306.
+"""
+
+import posixpath
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vlp_data.roots import FolderText, PathText
+from vlp_data.sources import Beginning
+from vlp_data.sources.coco import CocoSource, source_of
+from vlp_data.sources.rows import field, read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Karpathy:
+    """Karpathy's dataset_*.json: one row per image of the split."""
+
+    format: Literal["karpathy"] = "karpathy"
+    annotations: PathText
+    """dataset_coco.json or dataset_flickr30k.json, path or fsspec URL."""
+    images: FolderText
+    """Folder that `filepath`/`filename` of an entry are relative to."""
+    split: Literal["train", "restval", "val", "test"]
+    """train includes restval unless `restval` is false."""
+    restval: bool = True
+    """Count restval as part of train, as every published COCO result does."""
+
+    def open(self) -> CocoSource:
+        return open_karpathy(self)
+
+
+def is_karpathy(beginning: Beginning) -> bool:
+    """Whether a file is Karpathy's dataset_*.json."""
+    value = beginning.value
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("images"), list)
+        and not {"annotations", "elems"} & value.keys()
+    )
+
+
+def open_karpathy(options: Karpathy) -> CocoSource:
+    """Read dataset_*.json; all images of the split. Raises FileNotFoundError, DataError."""
+    path = options.annotations
+    content = read_json(path, dict)
+    splits = {"train", "restval"} if options.split == "train" and options.restval else {options.split}
+    images: dict[Any, dict[str, Any]] = {}
+    name = content.get("dataset", posixpath.splitext(posixpath.basename(path))[0])
+    notes: Counter[str] = Counter()
+    for number, image in enumerate(field(content, "images", list, path)):
+        where = f"{path}: images.{number}"
+        if field(image, "split", str, where) not in splits:
+            notes[f"images of split {image['split']}"] += 1
+            continue
+        identifier = next((image[k] for k in ("cocoid", "imgid", "filename") if k in image), number)
+        sentences = field(image, "sentences", list, where)
+        images[number] = {
+            "key": f"{name}/{image['split']}/{identifier}",
+            "id": identifier,
+            "file": posixpath.join(image.get("filepath", ""), field(image, "filename", str, where)),
+            "size": None,
+            "captions": [(field(s, "raw", str, where), s.get("sentid")) for s in sentences],
+            "meta": {"split": image["split"]},
+        }
+    return source_of(options, images, "captions", notes)
