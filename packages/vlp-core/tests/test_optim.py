@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from vlp_core.optim import AdamW, ParameterRule, keep_connected, leave_out, parameter_groups
+from vlp_core.optim import AdamW, ParameterRule, parameter_groups
 from vlp_core.schedule import linear
 
 
@@ -157,25 +157,3 @@ def test_a_rule_without_effect_is_refused():
 def test_a_frozen_model_is_refused():
     with pytest.raises(ValueError, match="no parameter of the model is trainable"):
         parameter_groups(Toy().requires_grad_(False), lr=0.1, weight_decay=0.01, rules=[])
-
-
-def test_unused_parameters_get_zero_gradients_and_are_passed_over():
-    used, head = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    optimizer = AdamW([used, head], lr=0.1, weight_decay=0.5)
-    absent = True
-    leave_out(optimizer, [head], lambda: absent)
-
-    def step(loss: torch.Tensor) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    step((used * head).sum())
-    assert torch.equal(head.detach(), torch.ones(2))
-    loss = keep_connected(used.square().sum(), [head])
-    assert loss == used.square().sum()
-    loss.backward()
-    assert torch.equal(head.grad, torch.zeros(2))
-    absent = False
-    step((used * head).sum())
-    assert not torch.equal(head.detach(), torch.ones(2))

@@ -115,33 +115,6 @@ def in_memory_order_of(parameter: Tensor, x: Tensor) -> Tensor:
     return x if x.stride() == parameter.stride() else torch.empty_like(parameter).copy_(x)
 
 
-def keep_connected(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The same loss, with a gradient of zero for parameters that it does not depend on.
-
-    DDP waits for a gradient of every parameter; this serves it for the parts that a batch does not use,
-    without searching the graph. See `leave_out` for the optimizer's side.
-    """
-    return loss + 0.0 * sum(parameter.sum() for parameter in parameters)
-
-
-def leave_out(optimizer: Optimizer, parameters: Iterable[nn.Parameter], absent: Callable[[], bool]) -> None:
-    """Make every `optimizer.step()` for which `absent()` is true pass over `parameters`, as if they had no
-    gradient.
-
-    A gradient of zero is not the same as none: Adam's moments would still move the parameter and weight decay
-    would shrink it. X-VLM's box head has no gradient in batches of whole images, and its numbers depend on
-    that.
-    """
-    parameters = tuple(parameters)
-
-    def drop(*_: Any) -> None:
-        if absent():
-            for parameter in parameters:
-                parameter.grad = None
-
-    optimizer.register_step_pre_hook(drop)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ParameterRule:
     """What holds for parameters whose name contains a match of `pattern` (regular expression, searched

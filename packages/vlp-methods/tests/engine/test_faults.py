@@ -145,6 +145,18 @@ def test_crash_shows_its_traceback_and_exits_1(toy, tmp_path, capsys):
     assert "RuntimeError: a bug" in (tmp_path / "run/log.txt").read_text()
 
 
+def test_value_error_is_the_fault_of_the_recipe_while_building_and_of_the_code_later(toy, tmp_path, capsys):
+    assert toy.train("toy/tiny", "faults.bad_value=true", "--run", tmp_path / "a") == 2
+    assert capsys.readouterr().err == "vlp-train: width=7 must be even\n"
+    assert toy.train("toy/tiny", "faults.bad_value=true", "--dry-run") == 2
+    assert capsys.readouterr().err == "vlp-train: width=7 must be even\n"
+    assert toy.train("toy/tiny", "faults.wrong_step=images-5", "--run", tmp_path / "b") == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert "in forward\n" in error
+    assert "ValueError: shapes do not fit" in error
+
+
 def test_debug_shows_the_traceback_of_a_user_error(toy, tmp_path, capsys):
     try:
         assert toy.train("toy/tiny", "faults.missing_file=true", "--debug", "--run", tmp_path / "run") == 2

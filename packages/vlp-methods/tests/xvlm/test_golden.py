@@ -122,7 +122,8 @@ def test_pretraining(case, words, build, draws, check):
     draws(multinomial=negatives(inputs))
     names = ("itc", "itm", "mlm") + (("bbox", "giou") if "idx_to_group_img" in inputs else ())
     check(case, job.task, pretraining_batch(inputs), {name: f"loss_{name}" for name in names})
-    assert job.task.unused_boxes == ("idx_to_group_img" not in inputs)
+    assert list(job.unused) == ["images"]
+    assert list(map(id, job.unused["images"])) == list(map(id, job.task.model.bbox_head.parameters()))
 
 
 @pytest.mark.golden("xvlm", lambda case: "loss_itc_without_idx" in case.tensor_names("outputs"))

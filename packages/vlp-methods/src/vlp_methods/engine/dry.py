@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlp_methods.engine.build import open_streams
 from vlp_methods.engine.entry import Recipe
 from vlp_methods.engine.job import Job
 from vlp_methods.engine.options import Training
@@ -51,7 +52,7 @@ def run(recipe: Recipe, job: Job, ranks: Ranks) -> None:
         for group in job.optimizer.param_groups
     ]
 
-    streams = job.streams()
+    streams = open_streams(job)
     updater = Updater(job, settings, ranks)
     for name, stream in streams.items():
         feed = iter(stream)

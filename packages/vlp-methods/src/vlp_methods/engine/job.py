@@ -1,8 +1,8 @@
 """What a method hands to the engine: a task, its data streams, how they mix, an optimizer."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -79,8 +79,8 @@ class Job:
     """A task ready to train.
 
     `task(batch)` returns named scalar losses, already weighted; their sum is minimised. It runs under DDP:
-    every trainable parameter must take part in every forward (add a zero-weighted term where one does not),
-    and buffers are kept equal on all ranks by the task itself. A task may have `before_forward(step)` and
+    every trainable parameter takes part in every forward, or is named in `unused`, and buffers are kept equal
+    on all ranks by the task itself. A task may have `before_forward(step)` and
     `after_update(step)` (momentum copies, queues, clamps), called around each update with the step counted
     from 0; both run on the bare module. Everything that must survive a restart is a parameter or buffer.
     """
@@ -94,6 +94,9 @@ class Job:
     """With the peak learning rate of each group as its `lr`."""
     learning_rate: Callable[[int], float]
     """Factor on the peak learning rates at a step (counted from 0)."""
+    unused: Mapping[str, Sequence[nn.Parameter]] = field(default_factory=dict)
+    """Parameters that the batches of a stream have no part in: an update of that stream leaves them alone, as
+    if they had no gradient (no decay, no moments). Streams that use everything are left out."""
     evaluate: Callable[[nn.Module, int, Path], Mapping[str, float]] | None = None
     """`evaluate(task, step, folder)`: numbers by name. Called on every rank in eval mode without gradient;
     what rank 0 returns counts. May write into `folder`, which exists on rank 0."""
@@ -107,3 +110,6 @@ class Job:
 
     def __post_init__(self) -> None:
         assert self.test is None or self.export is not None, "a test measures an exported model"
+        streams = [name for name, _ in self.mixing.streams]
+        if strange := set(self.unused) - set(streams):
+            raise ValueError(f"unused: {sorted(strange)} are not streams; known: {', '.join(streams)}")

@@ -15,7 +15,8 @@ from vlp_core import recipe as recipes
 from vlp_core.distributed import barrier, broadcast_object
 
 from vlp_methods.engine import checkpoint, dry
-from vlp_methods.engine.entry import Recipe, UserError, attribute
+from vlp_methods.engine.build import USER_ERRORS, build, building, open_streams
+from vlp_methods.engine.entry import Recipe, UserError
 from vlp_methods.engine.folder import RunFolder, final_folder
 from vlp_methods.engine.job import Job
 from vlp_methods.engine.launch import STOPPED
@@ -27,16 +28,6 @@ from vlp_methods.engine.step import NotFiniteError, Updater
 from vlp_methods.engine.stop import StopSignals
 
 log = logging.getLogger(__name__)
-
-USER_ERRORS = (
-    UserError,
-    ValueError,
-    FileNotFoundError,
-    NotADirectoryError,
-    IsADirectoryError,
-    PermissionError,
-)
-"""What a user can cause (bad values, missing files); everything else is a crash and shows its traceback."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +52,6 @@ def configure(recipe: Training, *, debug: bool) -> None:
         torch.use_deterministic_algorithms(True)
     if debug:
         torch.autograd.set_detect_anomaly(True)
-
-
-def build(recipe: Recipe, ranks: Ranks) -> Job:
-    """The job of a recipe, on this rank's device."""
-    torch.manual_seed(recipe.settings.seed)
-    job: Job = attribute(recipe.entry.build)(recipe.settings)
-    settings: Training = recipe.settings
-    if job.evaluate is None and (settings.evaluate.every is not None or settings.evaluate.best is not None):
-        raise UserError("evaluate: this task has no evaluation; leave evaluate.every and evaluate.best null")
-    if job.export is None and settings.evaluate.best is not None:
-        raise UserError(
-            "evaluate.best: this task exports nothing, so there is no best model to keep; leave it null"
-        )
-    job.task.to(ranks.device)
-    return job
 
 
 def on_main(ranks: Ranks, action: Callable[[], Any]) -> Any:
@@ -147,14 +123,13 @@ def _train(recipe: Recipe, options: Options, ranks: Ranks, stop: StopSignals, lo
         if keeper:
             logging_.to_file(keeper.log)
         job = build(recipe, ranks)
-        streams = job.streams()
-        if set(streams) != {name for name, _ in job.mixing.streams}:
-            raise ValueError(f"streams {sorted(streams)} are not those of the mixing, {job.mixing.streams}")
+        streams = open_streams(job)
         updater = Updater(job, settings, ranks)
         state = TrainState(streams, updater)
         newest: Path | None = broadcast_object(checkpoint.newest(keeper.checkpoints) if keeper else None)
         if newest:
-            state.load_state_dict(checkpoint.load(newest, job.task, job.optimizer))
+            with building():
+                state.load_state_dict(checkpoint.load(newest, job.task, job.optimizer))
         if keeper:
             keeper.begin(
                 step=state.step, evaluated=state.evaluated, ranks=ranks.world, device=str(ranks.device)

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vlp_methods.engine.job import Job
 from vlp_methods.engine.options import Training
 from vlp_methods.engine.ranks import Ranks
+from vlp_methods.engine.wrap import connect, gradients_stay_here, wrap
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NORM = "grad_norm"
@@ -84,14 +84,10 @@ class Updater:
         self.after_update = _hook(job.task, "after_update")
         if recipe.compile:
             job.task.compile()  # in place: names in the state dict stay
-        self.module: nn.Module = job.task
-        if ranks.world > 1:
-            self.module = DistributedDataParallel(
-                job.task,
-                device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-                broadcast_buffers=False,  # tasks keep buffers equal; sending queues at every forward would cost more than the gradients
-                gradient_as_bucket_view=True,
-            )
+        self.module = wrap(job.task, ranks)
+        self.unused = {
+            name: [p for p in parameters if p.requires_grad] for name, parameters in job.unused.items()
+        }
         self.scaler = torch.amp.GradScaler(
             ranks.device.type,
             init_scale=recipe.loss_scale.initial,
@@ -106,6 +102,7 @@ class Updater:
     def __call__(self, stream: str, feed: Iterator[Any], step: int) -> Numbers:
         """One update from `accumulate` batches of `feed`. Gradients are means over batches and ranks."""
         recipe, device, count = self.recipe, self.ranks.device, self.recipe.accumulate
+        unused = self.unused.get(stream, [])
         torch.manual_seed(seed_for(recipe.seed, step, self.streams.index(stream), self.ranks.rank))
         self.before_forward(step)
         self.job.optimizer.zero_grad(set_to_none=True)
@@ -114,17 +111,14 @@ class Updater:
         for number in range(count):
             batch = next(feed).to(device)
             keys += batch.keys
-            more = number < count - 1  # gradients travel with the last batch only
-            apart = (
-                self.module.no_sync() if more and isinstance(self.module, DistributedDataParallel) else None
-            )
-            with apart or contextlib.nullcontext():
+            last = number == count - 1  # gradients travel with the last batch only
+            with contextlib.nullcontext() if last else gradients_stay_here(self.module):
                 with torch.autocast(
                     device.type, AUTOCAST.get(recipe.precision), recipe.precision in AUTOCAST
                 ):
                     terms = self.module(batch)
                 total = torch.stack([term.float() for term in terms.values()]).sum()
-                self.scaler.scale(total / count).backward()
+                self.scaler.scale(connect(total, unused) / count).backward()
             for name, term in {**terms, "loss": total}.items():
                 losses[name] = losses.get(name, 0) + term.detach().double() / count
         self.scaler.unscale_(self.job.optimizer)
@@ -132,6 +126,8 @@ class Updater:
         losses[NORM] = nn.utils.get_total_norm(gradients)
         if recipe.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, recipe.clip_norm, losses[NORM])
+        for parameter in unused:
+            parameter.grad = None
         self.scaler.step(self.job.optimizer)
         self.scaler.update()
         self.after_update(step)

@@ -14,7 +14,6 @@ from vlp_core import distributed, models
 from vlp_core.models.xvlm.losses import pretrain_losses
 from vlp_core.models.xvlm.model import Xvlm
 from vlp_core.models.xvlm.rules import parameter_rules
-from vlp_core.optim import keep_connected, leave_out
 from vlp_data.batch import ImageTextBatch, RegionBatch
 from vlp_data.examples import ImageTextExamples, RegionExamples
 from vlp_data.loader import Loader
@@ -29,17 +28,13 @@ from vlp_methods.xvlm.schema.pretrain import Data, Pretrain
 
 
 class PretrainTask(nn.Module):
-    """The objective: named losses of a batch of images or of regions, all with weight 1.
-
-    The box head has no part in a batch of images: `unused_boxes` tells the optimizer to pass over it.
-    """
+    """The objective: named losses of a batch of images or of regions, all with weight 1. The box head has no
+    part in a batch of images."""
 
     def __init__(self, model: Xvlm, *, gather_gradient: distributed.GatherGradient = "local") -> None:
         super().__init__()
         self.model = model
         self.gather_gradient: distributed.GatherGradient = gather_gradient
-        self.unused_boxes = False
-        """Whether the last batch had no boxes."""
 
     def forward(self, batch: ImageTextBatch | RegionBatch) -> dict[str, Tensor]:
         regions = batch if isinstance(batch, RegionBatch) else None
@@ -54,17 +49,13 @@ class PretrainTask(nn.Module):
             image_attention_mask_BL=regions.image_attention_mask if regions else None,
             concepts=concepts_of(batch),
         )
-        losses = pretrain_losses(
+        return pretrain_losses(
             pairs,
             self.model.temperature,
             target_boxes_B4=regions.target_boxes if regions else None,
             is_image_B=regions.is_image if regions else None,
             gather_gradient=self.gather_gradient,
         )
-        self.unused_boxes = regions is None
-        if self.unused_boxes:
-            losses["itm"] = keep_connected(losses["itm"], self.model.bbox_head.parameters())
-        return losses
 
 
 def build(recipe: Pretrain) -> Job:
@@ -83,13 +74,13 @@ def build(recipe: Pretrain) -> Job:
     rules = parameter_rules(model, fresh_lr_scale=recipe.optimizer.lr_scale)
     optimizer = adamw(model, recipe.optimizer, rules)
     task = PretrainTask(model, gather_gradient=recipe.gather_gradient)
-    leave_out(optimizer, model.bbox_head.parameters(), absent=lambda: task.unused_boxes)
     return Job(
         task=task,
         streams=partial(open_streams, recipe, data, tokenizer, model.vision.patch_size),
         mixing=mixing(data),
         optimizer=optimizer,
         learning_rate=learning_rate(recipe),
+        unused={"images": tuple(model.bbox_head.parameters())},
         evaluate=evaluation.retrieval_test(recipe, data, tokenizer, recipe.retrieval),
         export=exporter(model, name="xvlm", arguments=arguments, data=data),
     )

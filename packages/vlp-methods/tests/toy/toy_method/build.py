@@ -77,6 +77,7 @@ class Task(nn.Module):
         self.tied.weight = self.out.weight
         self.momentum = nn.Linear(WIDTH, 1).requires_grad_(False)
         self.momentum.load_state_dict(self.out.state_dict())
+        self.boxes = nn.Linear(WIDTH, 1) if recipe.boxes else None
         self.register_buffer("queue", torch.zeros(4))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
@@ -96,7 +97,12 @@ class Task(nn.Module):
             fit = fit * float("nan")
         if faults.nan_gradient_key in batch.keys:
             fit = fit + (hidden * 0).abs().sum().sqrt()  # 0, with an infinite slope times 0
-        return {"fit": fit, "agree": agree}
+        if faults.wrong_step in batch.keys:
+            raise ValueError("shapes do not fit")
+        losses = {"fit": fit, "agree": agree}
+        if self.boxes is not None and batch.keys[0].startswith("regions"):
+            losses["boxes"] = (self.boxes(hidden) - batch.y).abs().mean()
+        return losses
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:
@@ -116,6 +122,8 @@ def build(recipe: Fit) -> Job:
         raise FileNotFoundError("images.json not found; make it with `toy images`")
     if recipe.faults.crash:
         raise RuntimeError("a bug")
+    if recipe.faults.bad_value:
+        raise ValueError("width=7 must be even")
     task = Task(recipe)
     options = recipe.optimizer
     groups = optim.parameter_groups(
@@ -161,6 +169,7 @@ def build(recipe: Fit) -> Job:
         mixing=Mixing((("regions", recipe.regions), ("images", 1.0))),
         optimizer=optimizer,
         learning_rate=learning_rate,
+        unused={"images": tuple(task.boxes.parameters())} if task.boxes is not None else {},
         evaluate=evaluate,
         export=export,
         test=test if recipe.tested else None,

@@ -27,6 +27,10 @@ class Faults:
     """Building fails with FileNotFoundError."""
     crash: bool = False
     """Building fails with an error that is a bug."""
+    bad_value: bool = False
+    """Building fails with ValueError: the recipe is at fault."""
+    wrong_step: str | None = None
+    """The batch that holds this sample fails with ValueError: the code is at fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,8 @@ class Fit(Training):
     """Dropout."""
     regions: float = 0.5
     """Probability of a regions update."""
+    boxes: bool = False
+    """A head that batches of regions train and batches of images do not."""
     algorithm: Literal["vlp", "torch"] = "vlp"
     """Which AdamW."""
     tested: bool = False

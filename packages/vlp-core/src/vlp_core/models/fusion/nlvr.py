@@ -126,8 +126,7 @@ class NlvrModel(nn.Module):
         """Images in the shared space, [N, E], length one, fp32, without gradient: the domain stage does not
         train `vision_proj`.
 
-        Its parameters never get a gradient; where the wrapper of several ranks asks for one, see
-        `vlp_core.optim.leave_out`.
+        Its parameters never get a gradient.
         """
         with torch.no_grad():
             return F.normalize(self.vision_proj(embeds_NLD[:, 0]).float(), dim=-1)
