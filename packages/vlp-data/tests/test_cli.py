@@ -96,7 +96,8 @@ def test_progress_line_is_shown_on_a_terminal(
 def test_start_of_the_command_imports_nothing_heavy() -> None:
     code = (
         "import sys, vlp_data.cli; vlp_data.cli._parser();"
-        "print(sorted({'torch', 'numpy', 'cv2', 'PIL', 'tokenizers', 'pycocotools', 'fsspec'} & set(sys.modules)))"
+        "print(sorted({'torch', 'numpy', 'cv2', 'PIL', 'tokenizers', 'pycocotools', "
+        "'fsspec'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

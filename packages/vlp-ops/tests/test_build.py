@@ -193,8 +193,7 @@ def test_program_that_cannot_be_started(tmp_path):
         build.run(["sleep", "5"], timeout=0.1)
 
 
-# ---- what setup.py does
-# ----------------------------------------------------------------------------------------------------------
+# ---- what setup.py does ------------------------------------------------------------------------------------
 
 
 def refuse(reason: str):
@@ -303,7 +302,10 @@ def test_install_without_torch_or_compiler(monkeypatch, tmp_path):
     messages, made = install(monkeypatch, tmp_path)
     assert made == []
     assert messages == [
-        "vlp-ops: installing without compiled kernels: no torch was found; python -m vlp_ops.build compiles them later."
+        (
+            "vlp-ops: installing without compiled kernels: no torch was found; "
+            "python -m vlp_ops.build compiles them later."
+        )
     ]
     with pytest.raises(build.BuildError, match="no torch was found"):
         install(monkeypatch, tmp_path, VLP_OPS_NATIVE="1")

@@ -54,8 +54,7 @@ def compare(case, leaves, loss, close, tolerance=None):
             assert tensor.grad == 0 and grads[name].abs() < 1e-15
 
 
-# ---- golden
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- golden ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tile", [None, 1, 5])
@@ -211,8 +210,7 @@ def test_memclip_losses(case, device, close):
         )
 
 
-# ---- against the untiled definition
-# ----------------------------------------------------------------------------------------------
+# ---- against the untiled definition ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tile", [1, 2, 7, 20, 100])
@@ -380,8 +378,7 @@ def test_peak_memory_is_that_of_tiles(device):
     assert Largest.size <= 16 * 256
 
 
-# ---- PyTorch's contract
-# ----------------------------------------------------------------------------------------------------------
+# ---- PyTorch's contract ------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -437,8 +434,7 @@ def test_autocast_does_not_round_logits(device, close):
         assert torch.equal(loss, expected)
 
 
-# ---- messages
-# --------------------------------------------------------------------------------------------------------------------
+# ---- messages ----------------------------------------------------------------------------------------------
 
 
 def test_messages():

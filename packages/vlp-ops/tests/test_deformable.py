@@ -65,8 +65,7 @@ def call(value, shapes, location, weight, **options):
     return ms_deform_attn(value, shapes, location, weight, **options)
 
 
-# ---- golden
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- golden ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["list", "tensor", "device tensor"])
@@ -203,8 +202,7 @@ def test_public_parameter_names(case):
         assert {name: list(tensor.shape) for name, tensor in state.items()} == keys
 
 
-# ---- against the plain definition
-# ------------------------------------------------------------------------------------------------
+# ---- against the plain definition --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("softmax", [False, True])
@@ -389,8 +387,7 @@ def test_repeated_runs_are_equal(device):
         torch.use_deterministic_algorithms(False)
 
 
-# ---- PyTorch's contract
-# ----------------------------------------------------------------------------------------------------------
+# ---- PyTorch's contract ------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -464,8 +461,7 @@ def test_autocast_keeps_positions(device, close):
     close.forward(out, expected.detach(), tolerance=2e-2)
 
 
-# ---- messages
-# --------------------------------------------------------------------------------------------------------------------
+# ---- messages ----------------------------------------------------------------------------------------------
 
 
 def sized(
@@ -488,7 +484,10 @@ def sized(
         ),
         (
             {"location": (2, 300, 7, 4, 4, 2), "weight": (2, 300, 8, 4, 4)},
-            "ms_deform_attn: sampling_locations must have shape (N, Q, M, L, P, 2) with N=2, M=8, L=4, got (2, 300, 7, 4, 4, 2)",
+            (
+                "ms_deform_attn: sampling_locations must have shape (N, Q, M, L, P, 2) with N=2, M=8, L=4, "
+                "got (2, 300, 7, 4, 4, 2)"
+            ),
         ),
         (
             {"location": (2, 300, 8, 4, 4, 2), "weight": (2, 300, 8, 4, 3)},
@@ -496,7 +495,10 @@ def sized(
         ),
         (
             {"shapes": ((64, 64), (32, 32), (16, 16))},
-            "ms_deform_attn: spatial_shapes must hold (H, W) of L=4 levels, got [(64, 64), (32, 32), (16, 16)]",
+            (
+                "ms_deform_attn: spatial_shapes must hold (H, W) of L=4 levels, got [(64, 64), (32, 32), "
+                "(16, 16)]"
+            ),
         ),
     ],
 )
@@ -510,7 +512,8 @@ def test_wrong_dtypes_and_devices():
     with pytest.raises(
         TypeError,
         match=exactly(
-            "ms_deform_attn: unsupported dtype torch.int32 for value; use float32, float64, float16 or bfloat16"
+            "ms_deform_attn: unsupported dtype torch.int32 for value; use float32, float64, "
+            "float16 or bfloat16"
         ),
     ):
         ms_deform_attn(value.int(), shapes, location, weight)

@@ -233,8 +233,7 @@ def no_toolkit(tmp_path) -> tuple[list[str], dict[str, str]]:
     return before, variables
 
 
-# ---- what is built
-# ---------------------------------------------------------------------------------------------------------------
+# ---- what is built -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -337,7 +336,10 @@ def test_no_compiler(newest, source, tmp_path):
     assert done.code == 0, done.output
     missing = "no working C++ compiler: g++ is not there; c++ is not there; clang++ is not there"
     assert done.messages == [
-        f"vlp-ops: installing without compiled kernels: {missing}; python -m vlp_ops.build compiles them later."
+        (
+            f"vlp-ops: installing without compiled kernels: {missing}; "
+            "python -m vlp_ops.build compiles them later."
+        )
     ]
     assert "-py3-none-any.whl" in done.output and not newest.libraries
     info = newest.info()
@@ -351,7 +353,10 @@ def test_compiler_that_does_not_work(newest, source, tmp_path):
     done = newest.install(source, CXX=str(broken))
     assert done.code == 0, done.output
     assert done.messages == [
-        f"vlp-ops: installing without compiled kernels: no working C++ compiler: {broken} does not work: broken failed (1):"
+        (
+            f"vlp-ops: installing without compiled kernels: no working C++ compiler: {broken} does not work: "
+            "broken failed (1):"
+        )
     ]
     assert "cannot find -lstdc++; python -m vlp_ops.build compiles them later." in done.output
     assert not newest.libraries
@@ -363,8 +368,7 @@ def test_uv_hides_torch_from_the_build(newest, source):
     assert "(no torch was found)" in newest.info()["cpu"]["reason"]
 
 
-# ---- what is refused
-# -------------------------------------------------------------------------------------------------------------
+# ---- what is refused ---------------------------------------------------------------------------------------
 
 
 def refused(done: Done, message: str, where: Environment) -> None:
@@ -413,8 +417,7 @@ def test_forced_kernels_without_compiler(toolkit, newest, source, tmp_path, name
     refused(done, f"vlp-ops: no working C++ compiler: {absent} is not there", newest)
 
 
-# ---- one wheel for all
-# -----------------------------------------------------------------------------------------------------------
+# ---- one wheel for all -------------------------------------------------------------------------------------
 
 
 def test_wheel_uses_the_stable_interface_alone(wheel, tmp_path):

@@ -40,8 +40,7 @@ def assert_same(actual, expected, kind, what):
         assert error <= limit, f"{what}: {error:.1e}"
 
 
-# ---- top-k
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- top-k -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,8 +120,7 @@ def test_topk_gradient(kind, rows, n1, n2, k, device):
     assert all(torch.equal(one, two) for one, two in zip(found, again, strict=True))
 
 
-# ---- tokens
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- tokens ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -159,8 +157,7 @@ def test_tokens_of_views(device):
         assert torch.equal(OPS.take_tokens(part, chosen), tokens._take(part, chosen))
 
 
-# ---- tiles of the contrastive losses
-# ---------------------------------------------------------------------------------------------
+# ---- tiles of the contrastive losses -----------------------------------------------------------------------
 
 
 SHAPES = [(1, 1), (3, 5), (33, 128), (40, 130), (70, 260), (32, 7)]
@@ -262,8 +259,7 @@ def test_sigmoid_tile(kind, output, rows, width, device):
             assert_same(sums[1:], expected[1:], kind, "sum of the gradient")
 
 
-# ---- all
-# -------------------------------------------------------------------------------------------------------------------------
+# ---- all ---------------------------------------------------------------------------------------------------
 
 
 def test_runs_do_not_differ(device):

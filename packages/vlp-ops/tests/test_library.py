@@ -36,7 +36,8 @@ def test_native_kernels_can_be_switched_off():
 def test_importing_adds_nothing_heavy_to_torch():
     code = (
         "import sys, torch; before = set(sys.modules); import vlp_ops; "
-        "print(*sorted({name.split('.')[0] + '.' + name.split('.')[1] if name.startswith('torch.') else name.split('.')[0]"
+        "print(*sorted({name.split('.')[0] + '.' + name.split('.')[1] if name.startswith('torch.') else "
+        "name.split('.')[0]"
         " for name in set(sys.modules) - before}))"
     )
     added = set(python(code).split())

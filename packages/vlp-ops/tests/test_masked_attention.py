@@ -171,8 +171,7 @@ def test_messages():
         attention(query, key, value, mask=torch.ones(2, 7, dtype=torch.bool, device="meta"))
 
 
-# ---- FlexAttention
-# ---------------------------------------------------------------------------------------------------------------
+# ---- FlexAttention -----------------------------------------------------------------------------------------
 
 # On the CPU FlexAttention computes without its kernels, and says so.
 unfused = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -419,12 +418,14 @@ def test_a_backend_that_cannot_serve_is_refused():
         attention_backend(query, key, value, backend="xformers")
 
 
-# ---- xformers
-# --------------------------------------------------------------------------------------------------------------------
+# ---- xformers ----------------------------------------------------------------------------------------------
 
 
 def test_xformers_is_not_imported_for_plain_masks():
-    code = "import sys, torch, vlp_ops; x = torch.ones(1, 1, 2, 4); vlp_ops.attention(x, x, x); assert 'xformers' not in sys.modules"
+    code = (
+        "import sys, torch, vlp_ops; x = torch.ones(1, 1, 2, 4); vlp_ops.attention(x, x, x); "
+        "assert 'xformers' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], env=os.environ.copy(), check=True)
 
 

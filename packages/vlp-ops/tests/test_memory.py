@@ -39,8 +39,7 @@ def key_arguments(dtype=torch.float64, *, device="cpu", tokens=6, heads=3, n_key
     return query.to(device, dtype).requires_grad_(), keys.to(device, dtype).requires_grad_()
 
 
-# ---- golden
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- golden ------------------------------------------------------------------------------------------------
 
 
 # torch 2.11 says once, of any sparse tensor, that it does not check it.
@@ -147,8 +146,7 @@ def test_memory_layer(case, device, close):
         close.gradient(tensor.grad, grads[name], name, 1e-2 if half else 5e-5)
 
 
-# ---- against the plain definition
-# ------------------------------------------------------------------------------------------------
+# ---- against the plain definition --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("n_keys", "k"), [(1, 1), (10, 1), (10, 7), (10, 10), (33, 32), (70, 64)])
@@ -279,8 +277,7 @@ def test_topk_gradcheck(device):
     assert torch.autograd.gradcheck(lambda q, k, v: product_key_lookup(q, k, v, 3), (query, keys, values))
 
 
-# ---- PyTorch's contract
-# ----------------------------------------------------------------------------------------------------------
+# ---- PyTorch's contract ------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -327,8 +324,7 @@ def test_autocast_keeps_the_softmax_precise(device):
     torch.testing.assert_close(out, product_key_lookup(query, keys, values, 4), rtol=0.05, atol=0.05)
 
 
-# ---- messages
-# --------------------------------------------------------------------------------------------------------------------
+# ---- messages ----------------------------------------------------------------------------------------------
 
 
 def test_messages_of_topk():

@@ -172,12 +172,8 @@ def test_bag_backward_checks_indices():
     ("batch", "length", "count", "width"),
     [
         (3, 19, 7, 45),  # rows that end inside a line of the cache
-        (
-            9,
-            196,
-            49,
-            768,
-        ),  # in float32 enough to be written past the caches, and 9 * 49 rows are no multiple of 4
+        # In float32 enough to be written past the caches, and 9 * 49 rows are no multiple of 4.
+        (9, 196, 49, 768),
         (40, 197, 49, 1000),
         (2, 5, 1, 1),
         (1, 3, 3, 64),

@@ -160,7 +160,10 @@ def _add_conversions(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]
             nargs="+",
             default=[],
             metavar="FILE",
-            help="annotation files whose COCO images are left out: all of a list or a COCO file, val and test of Karpathy's file",
+            help=(
+                "annotation files whose COCO images are left out: all of a list or a COCO file, "
+                "val and test of Karpathy's file"
+            ),
         )
         parser.add_argument(
             "--files",
@@ -194,7 +197,8 @@ def _shapes(options: argparse.Namespace) -> int:
         progress=_progress("scenes"),
     )
     print(
-        f"{options.out}: {options.images} scenes of {options.size} x {options.size} pixels in {time.monotonic() - start:.1f} s"
+        f"{options.out}: {options.images} scenes of {options.size} x {options.size} pixels in "
+        f"{time.monotonic() - start:.1f} s"
     )
     return 0
 
@@ -214,7 +218,8 @@ def _verify(options: argparse.Namespace) -> int:
     for problem in problems[:20]:
         print(problem)
     print(
-        f"{options.out}: {f'{len(problems)} files are not as written' if problems else 'all files are as written'}"
+        f"{options.out}: "
+        f"{f'{len(problems)} files are not as written' if problems else 'all files are as written'}"
     )
     return 1 if problems else 0
 

@@ -44,10 +44,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
     try:
         return fsspec.core.url_to_fs(url)
-    except (
-        ImportError,
-        ValueError,
-    ) as error:  # the package for the protocol is not installed, or there is no such protocol
+    except (ImportError, ValueError) as error:
+        # The package for the protocol is not installed, or there is no such protocol.
         raise DataError(f"{url} cannot be reached: {error}") from error
 
 

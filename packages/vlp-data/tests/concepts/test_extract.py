@@ -210,7 +210,8 @@ def test_parses_of_a_file(tmp_path) -> None:
 def test_importing_the_package_and_its_command_loads_nothing_heavy() -> None:
     code = (
         "import sys, vlp_data, vlp_data.concepts, vlp_data.cli\n"
-        "heavy = {'torch', 'pyarrow', 'ray', 'spacy', 'open_clip', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "heavy = {'torch', 'pyarrow', 'ray', 'spacy', 'open_clip', 'transformers', "
+        "'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

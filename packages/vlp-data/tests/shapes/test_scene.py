@@ -50,7 +50,8 @@ DIGESTS = {
 def test_scenes_do_not_depend_on_processor_features_or_hash_seed(settings: dict[str, str]) -> None:
     code = (
         "import hashlib; from vlp_data import shapes; s = [shapes.draw(5, k) for k in range(6)];"
-        "print(hashlib.sha256(b''.join(x.image.tobytes() + repr(shapes.annotate(x)).encode() for x in s)).hexdigest())"
+        "print(hashlib.sha256(b''.join(x.image.tobytes() + repr(shapes.annotate(x)).encode() for x in "
+        "s)).hexdigest())"
     )
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

@@ -32,8 +32,8 @@ GROUND = (
 )
 RELATION = "(?:to the left of|to the right of|above|below)"
 PLACE = (
-    "(?:in the top left corner|at the top|in the top right corner|on the left side|in the center|on the right side"
-    "|in the bottom left corner|at the bottom|in the bottom right corner)"
+    "(?:in the top left corner|at the top|in the top right corner|on the left side|in the center"
+    "|on the right side|in the bottom left corner|at the bottom|in the bottom right corner)"
 )
 
 
@@ -96,13 +96,15 @@ class Judge:
 
     def background(self, text: str) -> bool:
         colors = tuple(re.findall(rf"\b{COLOR}\b", text))
-        kind = next(
-            kind
-            for kind, mark in {
-                "noisy": "nois", "gradient": "fad", "striped": "strip", "checkered": "check", "dotted": "dots", "plain": "plain"
-            }.items()
-            if mark in text
-        )  # fmt: skip
+        kinds = {
+            "nois": "noisy",
+            "fad": "gradient",
+            "strip": "striped",
+            "check": "checkered",
+            "dots": "dotted",
+            "plain": "plain",
+        }
+        kind = next(kind for mark, kind in kinds.items() if mark in text)
         return kind == self.ground.kind and colors == self.ground.colors
 
     def stands(self, first: int, relation: str, second: int) -> bool:
@@ -159,21 +161,36 @@ FORMS: dict[str, Callable[..., bool]] = {
     rf"({NUM}) shapes on an? ({GROUND}): ({LIST})": lambda j, n, g, x: (
         NUMBER[n] == len(j.things) and j.background(g) and j.exact(x)
     ),
-    rf"there are exactly ({NUM}) shapes on an? ({GROUND}), and ({NUM}) of the ({NUM}) shapes (?:is|are) (\w+)": (
+    rf"there are exactly ({NUM}) shapes on an? ({GROUND}), "
+    rf"and ({NUM}) of the ({NUM}) shapes (?:is|are) (\w+)": (
         lambda j, n, g, k, m, w: NUMBER[n] == len(j.things) and j.background(g) and j.share(k, m, w)
     ),
-    rf"({LIST}), where ({NUM}) of the ({NUM}) shapes (?:is|are) (\w+)": lambda j, x, k, m, w: j.exact(x) and j.share(k, m, w),
-    rf"(the background .*), and ({LIST}) can be seen in front of it": lambda j, g, x: j.background(g) and j.exists(x),
+    rf"({LIST}), where ({NUM}) of the ({NUM}) shapes (?:is|are) (\w+)": (
+        lambda j, x, k, m, w: j.exact(x) and j.share(k, m, w)
+    ),
+    rf"(the background .*), and ({LIST}) can be seen in front of it": (
+        lambda j, g, x: j.background(g) and j.exists(x)
+    ),
     rf"an? ({GROUND}) (?:can be seen )?behind ({LIST})": lambda j, g, x: j.background(g) and j.exists(x),
-    rf"(?:a picture with )?({NP})(?: ({PLACE})(?: of the picture)?)? (?:and|together with) ({NP})(?: ({PLACE})(?: of the picture)?)?": (
+    rf"(?:a picture with )?({NP})(?: ({PLACE})(?: of the picture)?)? (?:and|together with) "
+    rf"({NP})(?: ({PLACE})(?: of the picture)?)?": (
         lambda j, x, p, y, q: (
             (p is None and q is not None and j.placed(x, q) and j.placed(y, q))
-            or ((p is None or j.placed(x, p)) and (q is None or j.placed(y, q)) and j.exists(x) and j.exists(y))
+            or (
+                (p is None or j.placed(x, p))
+                and (q is None or j.placed(y, q))
+                and j.exists(x)
+                and j.exists(y)
+            )
         )
     ),
     # Long captions
-    rf"the picture shows ({NUM}) shapes on an? ({GROUND})": lambda j, n, g: NUMBER[n] == len(j.things) and j.background(g),
-    r"the stripes of the background are (\w+)": lambda j, d: j.ground.kind == "striped" and j.ground.direction == d,
+    rf"the picture shows ({NUM}) shapes on an? ({GROUND})": (
+        lambda j, n, g: NUMBER[n] == len(j.things) and j.background(g)
+    ),
+    r"the stripes of the background are (\w+)": (
+        lambda j, d: j.ground.kind == "striped" and j.ground.direction == d
+    ),
     rf"the background changes from ({COLOR}) to ({COLOR}) (.*)": lambda j, a, b, way: (
         j.ground.kind == "gradient"
         and (a, b) == j.ground.colors

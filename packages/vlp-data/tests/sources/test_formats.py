@@ -65,7 +65,12 @@ def is_pairs(beginning):
     return beginning.value is None and beginning.line.count(b"\\t") == 1
 
 
-PAIRS = Format(name="pairs", options="pairs_package:Pairs", holds=("captions",), detect="pairs_package:is_pairs")
+PAIRS = Format(
+    name="pairs",
+    options="pairs_package:Pairs",
+    holds=("captions",),
+    detect="pairs_package:is_pairs",
+)
 '''
 
 PROGRAM = """

@@ -25,8 +25,8 @@ _DEFINITIONS = """
     ms_deform_attn(Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations, Tensor attention_weights,
         bool softmax=False, bool deterministic=False) -> Tensor
 
-    ms_deform_attn.tensor(Tensor value, Tensor spatial_shapes, Tensor level_start_index, Tensor sampling_locations,
-        Tensor attention_weights, bool softmax=False, bool deterministic=False) -> Tensor
+    ms_deform_attn.tensor(Tensor value, Tensor spatial_shapes, Tensor level_start_index, Tensor
+        sampling_locations, Tensor attention_weights, bool softmax=False, bool deterministic=False) -> Tensor
 
     ms_deform_attn_backward(Tensor grad, Tensor value, SymInt[] spatial_shapes, Tensor sampling_locations,
         Tensor attention_weights, bool softmax, bool deterministic, bool[3] mask) -> (Tensor, Tensor, Tensor)
@@ -41,27 +41,30 @@ _DEFINITIONS = """
 
     embedding_bag(Tensor indices, Tensor weight, Tensor per_sample_weights) -> Tensor
 
-    embedding_bag_backward(Tensor grad, Tensor indices, Tensor weight, Tensor per_sample_weights, bool[2] mask)
-        -> (Tensor, Tensor)
+    embedding_bag_backward(Tensor grad, Tensor indices, Tensor weight, Tensor per_sample_weights, bool[2]
+        mask) -> (Tensor, Tensor)
 
-    contrastive_loss(Tensor a, Tensor b, Tensor scale, Tensor? labels, Tensor? ids_a, Tensor? ids_b, Tensor? soft,
-        bool columns, SymInt tile) -> (Tensor loss_row, Tensor loss_col, Tensor row_stats, Tensor col_stats)
+    contrastive_loss(Tensor a, Tensor b, Tensor scale, Tensor? labels, Tensor? ids_a, Tensor? ids_b, Tensor?
+        soft, bool columns, SymInt tile) -> (Tensor loss_row, Tensor loss_col, Tensor row_stats, Tensor
+        col_stats)
 
-    contrastive_loss_backward(Tensor grad_row, Tensor grad_col, Tensor a, Tensor b, Tensor scale, Tensor? labels,
-        Tensor? ids_a, Tensor? ids_b, Tensor? soft, Tensor row_stats, Tensor col_stats, bool columns, SymInt tile,
-        bool[3] mask) -> (Tensor, Tensor, Tensor)
+    contrastive_loss_backward(Tensor grad_row, Tensor grad_col, Tensor a, Tensor b, Tensor scale, Tensor?
+        labels, Tensor? ids_a, Tensor? ids_b, Tensor? soft, Tensor row_stats, Tensor col_stats, bool columns,
+        SymInt tile, bool[3] mask) -> (Tensor, Tensor, Tensor)
 
-    sigmoid_loss(Tensor a, Tensor b, Tensor scale, Tensor bias, SymInt offset, bool negative_only, bool with_grad,
-        SymInt tile) -> (Tensor loss, Tensor grad_a, Tensor grad_b, Tensor grad_scale, Tensor grad_bias)
+    sigmoid_loss(Tensor a, Tensor b, Tensor scale, Tensor bias, SymInt offset, bool negative_only, bool
+        with_grad, SymInt tile) -> (Tensor loss, Tensor grad_a, Tensor grad_b, Tensor grad_scale, Tensor
+        grad_bias)
 
-    contrastive_tile(Tensor(a!) products, Tensor scale, Tensor? labels, Tensor? ids_a, Tensor? ids_b, Tensor? soft,
-        bool columns) -> (Tensor, Tensor)
+    contrastive_tile(Tensor(a!) products, Tensor scale, Tensor? labels, Tensor? ids_a, Tensor? ids_b, Tensor?
+        soft, bool columns) -> (Tensor, Tensor)
 
     contrastive_tile_gradient(Tensor(a!) products, Tensor scale, Tensor? labels, Tensor? ids_a, Tensor? ids_b,
-        Tensor? soft, Tensor grad_row, Tensor row, Tensor lse_row, Tensor? grad_col, Tensor? col, Tensor? lse_col,
-        Tensor(b!) out) -> ()
+        Tensor? soft, Tensor grad_row, Tensor row, Tensor lse_row, Tensor? grad_col, Tensor? col, Tensor?
+        lse_col, Tensor(b!) out) -> ()
 
-    sigmoid_tile(Tensor(a!) products, Tensor scale, Tensor bias, SymInt diagonal, bool paired, Tensor(b!)? out) -> Tensor
+    sigmoid_tile(Tensor(a!) products, Tensor scale, Tensor bias, SymInt diagonal, bool paired, Tensor(b!)?
+        out) -> Tensor
 
     take_tokens(Tensor x, Tensor ids) -> Tensor
 
@@ -184,7 +187,8 @@ def register(
 
         def backward(ctx: Any, *grads: Any) -> Any:
             raise RuntimeError(
-                f"vlp_ops::{name} cannot be differentiated: the operators of vlp_ops have first derivatives only; "
+                f"vlp_ops::{name} cannot be differentiated: "
+                "the operators of vlp_ops have first derivatives only; "
                 "vlp_ops.reference has functions that are differentiable twice"
             )
 

@@ -77,8 +77,7 @@ def ratios_of(found: dict[str, float] | dict[str, int]) -> dict[str, float]:
     return {peer: value / max(found["ours"], 1e-12) for peer, value in found.items() if peer != "ours"}
 
 
-# ---- CPU
-# -------------------------------------------------------------------------------------------------------------------------
+# ---- CPU ---------------------------------------------------------------------------------------------------
 
 
 def measure(runs: dict[str, Run], repeat: int, clock: Callable[[], float]) -> dict[str, float]:
@@ -139,8 +138,7 @@ def memory_results(ops: Sequence[str], rows: int | None = None) -> Iterator[tupl
             yield f"{op}/{n} x {d}/peak memory", found
 
 
-# ---- GPU
-# -------------------------------------------------------------------------------------------------------------------------
+# ---- GPU ---------------------------------------------------------------------------------------------------
 
 
 def do_bench(run: Run) -> float:
@@ -202,8 +200,7 @@ def measure_on_gpu(
             )
 
 
-# ---- the run
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- the run -----------------------------------------------------------------------------------------------
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
@@ -264,12 +261,18 @@ def head(device: str, threads: int) -> list[str]:
     info = vlp_ops.backend_info()
     native, reason = info[device]["native"], info[device]["reason"]
     lines = [
-        f"vlp_ops {vlp_ops.__version__} {revision or '(no revision)'}, torch {torch.__version__}, Python {platform.python_version()}"
+        (
+            f"vlp_ops {vlp_ops.__version__} {revision or '(no revision)'}, torch {torch.__version__}, "
+            f"Python {platform.python_version()}"
+        )
     ]
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         lines += [
-            f"{properties.name}, {properties.total_memory >> 30} GiB, L2 {properties.L2_cache_size >> 20} MiB, CUDA {torch.version.cuda}",
+            (
+                f"{properties.name}, {properties.total_memory >> 30} GiB, "
+                f"L2 {properties.L2_cache_size >> 20} MiB, CUDA {torch.version.cuda}"
+            ),
             "driver, clocks (SM, memory, highest SM): "
             + output_of(
                 "nvidia-smi",
@@ -380,7 +383,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--repeat",
         type=int,
         default=7,
-        help="CPU: turns at least, of which the fastest counts (default 7); short ones go on for 4 s, unless it is 1",
+        help=(
+            "CPU: turns at least, of which the fastest counts (default 7); short ones go on for 4 s, "
+            "unless it is 1"
+        ),
     )
     parser.add_argument(
         "--losses", type=int, metavar="N", help="rows of the losses, instead of the usual ones"
@@ -402,7 +408,8 @@ def run_all(options: argparse.Namespace) -> int:
     limits = ceilings(options.device, options.repeat, clock)
     product = "float32" if options.device == "cpu" else "bfloat16"
     print(
-        f"ceilings of this run: copy {limits['copy']:.1f} GB/s, {product} product {limits['gemm']:.0f} GFLOP/s\n"
+        f"ceilings of this run: copy {limits['copy']:.1f} GB/s, "
+        f"{product} product {limits['gemm']:.0f} GFLOP/s\n"
     )
     notes: dict[str, str] = {}
     results: list[Result] = []

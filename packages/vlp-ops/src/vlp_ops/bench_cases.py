@@ -100,8 +100,7 @@ def bytes_of(*tensors: Tensor) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) * 1e-9
 
 
-# ---- optional peers
-# --------------------------------------------------------------------------------------------------------------
+# ---- optional peers ----------------------------------------------------------------------------------------
 
 
 def optional(notes: dict[str, str], peers: dict[str, Callable[[], Function]]) -> dict[str, Function]:
@@ -243,8 +242,7 @@ def compiled(function: Function) -> Function:
     return torch.compile(function, dynamic=False)
 
 
-# ---- ms_deform_attn
-# --------------------------------------------------------------------------------------------------------------
+# ---- ms_deform_attn ----------------------------------------------------------------------------------------
 
 
 def grid_sample_attention(
@@ -342,8 +340,7 @@ def deformable_cases(device: str, dtype: torch.dtype, notes: dict[str, str]) -> 
             )
 
 
-# ---- memory
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- memory ------------------------------------------------------------------------------------------------
 
 
 def torch_bag(indices: Tensor, weight: Tensor, shares: Tensor) -> Tensor:
@@ -471,8 +468,7 @@ def lookup_cases(device: str, dtype: torch.dtype, notes: dict[str, str]) -> Iter
     )
 
 
-# ---- contrastive
-# -----------------------------------------------------------------------------------------------------------------
+# ---- contrastive -------------------------------------------------------------------------------------------
 
 
 def plain_clip(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
@@ -546,8 +542,7 @@ def loss_cases(
         )
 
 
-# ---- tokens and attention
-# --------------------------------------------------------------------------------------------------------
+# ---- tokens and attention ----------------------------------------------------------------------------------
 
 
 def repeated_gather(x: Tensor, ids: Tensor) -> Tensor:

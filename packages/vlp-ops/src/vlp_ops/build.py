@@ -2,17 +2,17 @@
 
 The kernels use the stable ABI of LibTorch, so a plain compiler call with torch's headers is all there is to
 it: no torch is imported, none is downloaded, and the result serves every torch from 2.11 on (for CUDA: of the
-    same CUDA major version).
+same CUDA major version).
 
-    python -m vlp_ops.build                 # the CPU library, and the CUDA library where nvcc and a CUDA build of torch are there
+    python -m vlp_ops.build                 # the CPU library, and the CUDA one with nvcc and a CUDA torch
     python -m vlp_ops.build --cpu           # only the CPU library
-    python -m vlp_ops.build --check-cuda    # compile every .cu for sm_80, sm_90 and sm_100 and fail on register spills; installs nothing
+    python -m vlp_ops.build --check-cuda    # installs nothing: every .cu for sm_80, sm_90 and sm_100; fails
+                                            # on register spills
 
 Environment: CXX, CUDA_HOME (when set, no other toolkit is looked for), MAX_JOBS; VLP_OPS_CUDA_ARCH or
-    TORCH_CUDA_ARCH_LIST ("8.0;9.0;12.0+PTX",
-default: the GPUs of this machine, or a list from sm_80 to sm_120 where there is none); for setup.py also
-VLP_OPS_NATIVE (0: pure Python, 1: native or fail) and VLP_OPS_CUDA or FORCE_CUDA (0: CPU kernels only, 1:
-CUDA or fail).
+TORCH_CUDA_ARCH_LIST ("8.0;9.0;12.0+PTX", default: the GPUs of this machine, or a list from sm_80 to sm_120
+where there is none); for setup.py also VLP_OPS_NATIVE (0: pure Python, 1: native or fail) and VLP_OPS_CUDA or
+FORCE_CUDA (0: CPU kernels only, 1: CUDA or fail).
 """
 
 import argparse

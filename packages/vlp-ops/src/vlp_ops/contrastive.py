@@ -217,8 +217,7 @@ def siglip_loss(
     )[0]
 
 
-# ---- checks and small parts
-# ------------------------------------------------------------------------------------------------------
+# ---- checks and small parts --------------------------------------------------------------------------------
 
 
 def _check_features(op: str, **features: Tensor) -> None:
@@ -305,8 +304,7 @@ def _both(a, b, scale, labels, ids_a, ids_b, tile) -> tuple[Tensor, Tensor]:
     return loss_row, loss_col
 
 
-# ---- softmax losses
-# --------------------------------------------------------------------------------------------------------------
+# ---- softmax losses ----------------------------------------------------------------------------------------
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -548,8 +546,7 @@ for _name, _function in (("contrastive_tile", _tile), ("contrastive_tile_gradien
     _library.LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
 
 
-# ---- sigmoid loss
-# ----------------------------------------------------------------------------------------------------------------
+# ---- sigmoid loss ------------------------------------------------------------------------------------------
 
 
 def _softplus(x: Tensor) -> Tensor:

@@ -94,7 +94,8 @@ def _check_tensors(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[T
     if locations.dim() != 6 or tuple(locations.shape[i] for i in (0, 2, 3, 5)) != (batch, heads, levels, 2):
         expected = f"N={batch}, M={heads}" + (f", L={levels}" if levels is not None else "")
         raise ValueError(
-            f"{OP}: sampling_locations must have shape (N, Q, M, L, P, 2) with {expected}, got {tuple(locations.shape)}"
+            f"{OP}: sampling_locations must have shape (N, Q, M, L, P, 2) with {expected}, "
+            f"got {tuple(locations.shape)}"
         )
     check_shape(OP, "attention_weights", weights, tuple(locations.shape[:5]))
     check_device(OP, "value", value, sampling_locations=locations, attention_weights=weights)
@@ -122,7 +123,10 @@ def _check_tensors(value: Tensor, locations: Tensor, weights: Tensor) -> tuple[T
 def _warn_half_locations() -> None:
     if not torch.compiler.is_compiling():
         warnings.warn(
-            f"{OP}: sampling_locations in a half type place points only to a fraction of a pixel; keep them float32",
+            (
+                f"{OP}: sampling_locations in a half type place points only to a fraction of a pixel; "
+                "keep them float32"
+            ),
             stacklevel=5,
         )
 
@@ -234,7 +238,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if deterministic and value.is_cuda and mask[0]:
         raise RuntimeError(
-            f"{OP}_backward does not have a deterministic implementation without the CUDA kernels of vlp_ops, but "
+            f"{OP}_backward does not have a deterministic implementation without the CUDA kernels of "
+            "vlp_ops, but "
             "deterministic=True or torch.use_deterministic_algorithms(True) was asked for"
         )
     batch, _, heads, channels = value.shape
@@ -299,8 +304,7 @@ def _backward_tensor(grad, value, spatial_shapes, starts, locations, weights, so
     return _backward(grad, value, levels, locations, weights, softmax, deterministic, mask)
 
 
-# ---- registration
-# ----------------------------------------------------------------------------------------------------------------
+# ---- registration ------------------------------------------------------------------------------------------
 
 
 def _fake(value, shapes, locations, weights, softmax=False, deterministic=False):
@@ -352,8 +356,7 @@ _library.register("ms_deform_attn_backward", _backward_list, _fake_backward)
 _library.register("ms_deform_attn_backward.tensor", _backward_tensor, _fake_backward_tensor)
 
 
-# ---- module
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- module ------------------------------------------------------------------------------------------------
 
 
 class MSDeformAttn(nn.Module):
@@ -426,7 +429,8 @@ class MSDeformAttn(nn.Module):
             locations = reference[..., :2] + offsets / self.n_points * reference[..., 2:] * 0.5
         else:
             raise ValueError(
-                f"MSDeformAttn: reference_points must end in 2 or 4 numbers, got shape {tuple(reference_points.shape)}"
+                "MSDeformAttn: reference_points must end in 2 or 4 numbers, "
+                f"got shape {tuple(reference_points.shape)}"
             )
         attended = ms_deform_attn(
             value,

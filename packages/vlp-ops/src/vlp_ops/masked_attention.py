@@ -119,8 +119,7 @@ def attention_backend(
     return f"sdpa:{SDPBackend(number).name.lower()}"
 
 
-# ---- arguments
-# -------------------------------------------------------------------------------------------------------------------
+# ---- arguments ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +164,8 @@ def _checked(
     if _is_of_xformers(mask):
         if bias is not None or key_lengths is not None or cu_seqlens is not None or empty_rows == "all":
             raise ValueError(
-                f"{OP}: a {type(mask).__name__} of xformers does not combine with bias, key_lengths, cu_seqlens or empty_rows='all'"
+                f"{OP}: a {type(mask).__name__} of xformers does not combine with bias, key_lengths, "
+                "cu_seqlens or empty_rows='all'"
             )
         mask, foreign = None, mask
     check_device(
@@ -189,7 +189,8 @@ def _checked(
         check_integer(OP, "cu_seqlens", cu_seqlens)
         if cu_seqlens.dim() != 1 or batch != 1 or queries != keys:
             raise ValueError(
-                f"{OP}: cu_seqlens (S+1,) needs packed tokens with B=1 and Q=K, got cu_seqlens {tuple(cu_seqlens.shape)}, "
+                f"{OP}: cu_seqlens (S+1,) needs packed tokens with B=1 and Q=K, "
+                f"got cu_seqlens {tuple(cu_seqlens.shape)}, "
                 f"B={batch}, Q={queries}, K={keys}"
             )
     return _Call(
@@ -222,7 +223,8 @@ def _four_axes_of_mask(mask: Tensor | None, full: tuple[int, ...]) -> Tensor | N
     if mask.dim() != 4 or any(have not in (1, want) for have, want in zip(mask.shape, full, strict=True)):
         batch, heads, queries, keys = full
         raise ValueError(
-            f"{OP}: mask must have shape (B, K), (B, Q, K) or (B, H, Q, K) with B={batch}, H={heads}, Q={queries}, "
+            f"{OP}: mask must have shape (B, K), (B, Q, K) or (B, H, Q, K) with B={batch}, H={heads}, "
+            f"Q={queries}, "
             f"K={keys}, got {shape}"
         )
     return mask
@@ -241,8 +243,7 @@ def _four_axes_of_bias(bias: Tensor | None, full: tuple[int, ...]) -> Tensor | N
     return bias
 
 
-# ---- choice
-# ----------------------------------------------------------------------------------------------------------------------
+# ---- choice ------------------------------------------------------------------------------------------------
 
 
 def _route(call: _Call, backend: str | None) -> str:
@@ -333,8 +334,7 @@ def flex_pays(
     return (packed and pairs >= FLEX_PAIRS) or expanded
 
 
-# ---- SDPA
-# ------------------------------------------------------------------------------------------------------------------------
+# ---- SDPA --------------------------------------------------------------------------------------------------
 
 
 def _sdpa(call: _Call) -> Tensor:
@@ -395,8 +395,7 @@ def _segments(call: _Call) -> tuple[Tensor, Tensor]:
     return segment, (segment > 0) & (segment < starts.shape[0])
 
 
-# ---- FlexAttention
-# ---------------------------------------------------------------------------------------------------------------
+# ---- FlexAttention -----------------------------------------------------------------------------------------
 
 
 def _flex(call: _Call) -> Tensor:
@@ -483,8 +482,7 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(-1, dtype=torch.int32), order.to(torch.int32)
 
 
-# ---- xformers
-# --------------------------------------------------------------------------------------------------------------------
+# ---- xformers ----------------------------------------------------------------------------------------------
 
 
 def _is_of_xformers(mask: Any) -> bool:

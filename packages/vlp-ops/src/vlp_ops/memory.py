@@ -29,8 +29,7 @@ from vlp_ops._checks import (
 CHUNK = 1 << 22
 
 
-# ---- top-k
-# -----------------------------------------------------------------------------------------------------------------------
+# ---- top-k -------------------------------------------------------------------------------------------------
 
 
 def product_key_topk(
@@ -85,14 +84,16 @@ def _check_query(op: str, query: Tensor, keys: Tensor, n_heads: int | None) -> t
         )
     if query.dim() != 3 or query.shape[1] != n_heads or query.shape[2] % 2:
         raise ValueError(
-            f"{op}: query must have shape (T, H, K) or (T*H, K) with H={n_heads} and an even K, got {tuple(query.shape)}"
+            f"{op}: query must have shape (T, H, K) or (T*H, K) with H={n_heads} and an even K, "
+            f"got {tuple(query.shape)}"
         )
     half = query.shape[2] // 2
     if keys.dim() == 2 and keys.shape[1] == half and n_heads > 0 and keys.shape[0] % (2 * n_heads) == 0:
         keys = keys.reshape(n_heads, 2, -1, half)
     if keys.dim() != 4 or keys.shape[0] != n_heads or keys.shape[1] != 2 or keys.shape[3] != half:
         raise ValueError(
-            f"{op}: keys must have shape (2*H*n, K/2) or (H, 2, n, K/2) with H={n_heads}, K={2 * half}, got {tuple(keys.shape)}"
+            f"{op}: keys must have shape (2*H*n, K/2) or (H, 2, n, K/2) with H={n_heads}, K={2 * half}, "
+            f"got {tuple(keys.shape)}"
         )
     return query, keys
 
@@ -150,8 +151,7 @@ _library.register("product_key_topk", _topk, _fake_topk, backward=_gradient_topk
 _library.register("product_key_topk_backward", _topk_backward, _fake_topk_backward)
 
 
-# ---- bag
-# -------------------------------------------------------------------------------------------------------------------------
+# ---- bag ---------------------------------------------------------------------------------------------------
 
 
 def embedding_bag(
@@ -213,7 +213,8 @@ def product_key_lookup(
     check_dim("product_key_lookup", "values", values, "n*n, V")
     if values.shape[0] != n_keys * n_keys:
         raise ValueError(
-            f"product_key_lookup: values must have n*n={n_keys * n_keys} rows for n={n_keys} keys per half, got {values.shape[0]}"
+            f"product_key_lookup: values must have n*n={n_keys * n_keys} rows for n={n_keys} keys per half, "
+            f"got {values.shape[0]}"
         )
     weights = scores.softmax(-1, dtype=accumulate_dtype(scores.dtype)).to(scores.dtype).reshape(tokens, slots)
     if weights.dtype not in (values.dtype, accumulate_dtype(values.dtype)):

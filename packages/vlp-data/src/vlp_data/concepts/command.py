@@ -34,7 +34,10 @@ def _add_build(kinds: Subparsers) -> None:
         "what",
         choices=("coco", "flickr30k", "vg", "sbu", "cc3m"),
         metavar="WHAT",
-        help="coco, flickr30k (Karpathy's file), vg (region_descriptions.json), sbu (annot.json), cc3m (img2dataset's folder)",
+        help=(
+            "coco, flickr30k (Karpathy's file), vg (region_descriptions.json), sbu (annot.json), "
+            "cc3m (img2dataset's folder)"
+        ),
     )
     build.add_argument("source", metavar="SOURCE", help="the file or folder named above")
     build.add_argument("out", metavar="OUT", help="list to write, .json or .parquet")
@@ -266,7 +269,10 @@ def _add_prefixes(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OLD=NEW",
-        help="replace the beginning of paths (where none fits, and with --root, /data/USER/data/ of ViCHA's own lists is dropped)",
+        help=(
+            "replace the beginning of paths (where none fits, and with --root, "
+            "/data/USER/data/ of ViCHA's own lists is dropped)"
+        ),
     )
 
 

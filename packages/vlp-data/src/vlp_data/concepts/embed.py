@@ -108,9 +108,8 @@ def encode_images(
         try:
             return encoder.prepare(open_image(Image(path=path)))
         except BadSample as error:
-            if (
-                error.cause == "unreadable file"
-            ):  # the storage may be back tomorrow; a part that says otherwise stays
+            # The storage may be back tomorrow; a part that says otherwise stays.
+            if error.cause == "unreadable file":
                 raise OSError(str(error)) from error
             return str(error)
 
@@ -125,7 +124,8 @@ def encode_images(
                 rows.append(encoder.images(views))
     if not rows:
         raise DataError(
-            f"none of the {len(keys)} images can be read, the first is {problems[0]}; do root, prefixes and suffix fit the list?"
+            f"none of the {len(keys)} images can be read, the first is {problems[0]}; do root, "
+            "prefixes and suffix fit the list?"
         )
     good = np.array([problem is None for problem in problems])
     found = np.concatenate(rows)

@@ -31,7 +31,8 @@ def spacy_parser(model: str = SPACY_MODEL, *, processes: int = 1, batch: int = 2
         import spacy
     except ImportError as error:
         raise DataError(
-            f"parsing captions needs spaCy ({error}); `pip install 'vlp-data[spacy]'`, then `python -m spacy download {model}`"
+            f"parsing captions needs spaCy ({error}); `pip install 'vlp-data[spacy]'`, "
+            f"then `python -m spacy download {model}`"
         ) from error
     try:
         # The grammar uses parts of speech and dependencies alone.

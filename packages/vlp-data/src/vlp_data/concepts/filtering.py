@@ -18,7 +18,8 @@ def score(
     a vector."""
     if images.values.shape[1] != captions.values.shape[1]:
         raise DataError(
-            f"the images have vectors of {images.values.shape[1]} numbers, the captions of {captions.values.shape[1]}; "
+            f"the images have vectors of {images.values.shape[1]} numbers, "
+            f"the captions of {captions.values.shape[1]}; "
             "embed both with the same model"
         )
     pairs = []

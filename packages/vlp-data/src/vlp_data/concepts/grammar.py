@@ -50,7 +50,8 @@ class Parse:
         count = len(self.words)
         if not len(self.pos) == len(self.heads) == len(self.deps) == count:
             raise DataError(
-                f"a parse needs as many pos, heads and deps as words; found {count} words, {len(self.pos)} pos, "
+                f"a parse needs as many pos, heads and deps as words; found {count} words, "
+                f"{len(self.pos)} pos, "
                 f"{len(self.heads)} heads, {len(self.deps)} deps"
             )
         if any(not 0 <= head < count for head in self.heads):

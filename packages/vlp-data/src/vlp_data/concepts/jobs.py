@@ -4,7 +4,7 @@ that are finished.
 A job is a folder (local or an fsspec URL that all machines reach):
 
   job.json                       what the job is; another job cannot go on in the same folder
-  items-00000.parquet            what it works on, one row group per shard, unless other files hold that already
+  items-00000.parquet            what it works on, one row group per shard, unless other files hold that
   part-00007-of-00120.parquet    result of shard 7, complete under this name or absent
 
 `engine="local"` does one shard after the other, each with all cores and one device. `engine="ray"` is Ray
@@ -148,7 +148,8 @@ def _claim(job: Job) -> bool:
                 f"{k}: {_short(there.get(k))} there, {_short(here.get(k))} now" for k in different
             )
             raise DataError(
-                f"{job.folder} holds the parts of another job ({listed}); choose another folder, or delete this one"
+                f"{job.folder} holds the parts of another job ({listed}); choose another folder, "
+                "or delete this one"
             )
         return False
     if set(present) - {ITEMS}:
@@ -249,9 +250,8 @@ class _Actor:
     def __init__(self, job: Job, work: Work, attempts: int, token: str, folder: str) -> None:
         self.job, self.attempts, self.token = job, attempts, token
         self.problem = ""
-        if Path(
-            folder
-        ).is_dir():  # else the paths are absolute, or the message of the first one missing says enough
+        # Without the folder, paths are absolute, or the message about the first missing one says enough.
+        if Path(folder).is_dir():
             os.chdir(folder)
         try:
             self.worker = _Worker(job, work)
@@ -266,8 +266,8 @@ class _Actor:
         begun = [name for name in _entries(self.job.folder) if name.startswith(mark)]
         if len(begun) == self.attempts:
             return (
-                f"shard {number} was begun {self.attempts} times and its process died each time (of memory?); "
-                "what is finished is kept"
+                f"shard {number} was begun {self.attempts} times and its process died each time "
+                "(of memory?); what is finished is kept"
             )
         begun.append(f"{mark}{len(begun)}")
         write_bytes(posixpath.join(self.job.folder, begun[-1]), b"")

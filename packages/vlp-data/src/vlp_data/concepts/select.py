@@ -95,7 +95,8 @@ def choose(
     concepts)."""
     if embeds.shape[1] != concepts.embeds.shape[1]:
         raise DataError(
-            f"the images have vectors of {embeds.shape[1]} numbers, the concepts of {concepts.embeds.shape[1]}; "
+            f"the images have vectors of {embeds.shape[1]} numbers, "
+            f"the concepts of {concepts.embeds.shape[1]}; "
             "embed both with the same model"
         )
     problems = problems or {}

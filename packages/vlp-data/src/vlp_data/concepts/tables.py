@@ -5,7 +5,8 @@ finished job (`jobs`).
 
   lists         [{image, caption, kwords?, ...}]         one column per field; null: the row has no such field
   vocabularies  [concept] or {concept: count}            concept: string, count: int64?
-  vectors       {key: [[D numbers]]}                     key: string, embedding: list of D float16 or float32, problem: string?
+  vectors       {key: [[D numbers]]}                     key: string, embedding: list of D float16 or float32,
+                                                         problem: string?
 
 Source: data specification 5.4 and 5.5 of ViCHA.
 """

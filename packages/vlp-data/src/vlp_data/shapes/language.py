@@ -134,8 +134,12 @@ def inventory(things: Sequence[Thing], *names: str) -> list[str]:
 def captions(scene: Scene, dice: Dice) -> tuple[str, str, str, str, str]:
     """Five captions: everything by name, a relation, counts, the background, and objects that stand out."""
     return (
-        _everything(scene, dice), _relation(scene, dice), _counts(scene, dice), _background(scene, dice), _salient(scene, dice)
-    )  # fmt: skip
+        _everything(scene, dice),
+        _relation(scene, dice),
+        _counts(scene, dice),
+        _background(scene, dice),
+        _salient(scene, dice),
+    )
 
 
 def _everything(scene: Scene, dice: Dice) -> str:
@@ -259,7 +263,8 @@ def long_caption(scene: Scene, dice: Dice) -> str:
         lines.append(f"the stripes of the background are {direction[ground.direction][0]}")
     if ground.kind == "gradient":
         lines.append(
-            f"the background changes from {ground.colors[0]} to {ground.colors[1]} {direction[ground.direction][1]}"
+            f"the background changes from {ground.colors[0]} to {ground.colors[1]} "
+            f"{direction[ground.direction][1]}"
         )
     told: list[int] = []
     relations = {(first, second): RELATIONS[side] for first, second, side in facts.related_pairs(scene)}

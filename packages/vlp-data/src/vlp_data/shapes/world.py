@@ -46,7 +46,8 @@ def split_ranges(images: int, *, val: int | None = None, test: int | None = None
     train = images - val - test
     if min(train, val, test) < 1:
         raise ValueError(
-            f"images={images} leaves train={train}, val={val}, test={test}; each split needs at least one scene"
+            f"images={images} leaves train={train}, val={val}, test={test}; "
+            "each split needs at least one scene"
         )
     return {"train": range(train), "val": range(train, train + val), "test": range(train + val, images)}
 
@@ -137,8 +138,9 @@ def ensure(
                 names = (file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
                 if foreign := sorted(set(names) - own):
                     raise ValueError(
-                        f"{folder} was written by version {found['parameters']['version']} and must be drawn again, but holds "
-                        f"{len(foreign)} files of somebody else, first {foreign[0]}; move them away"
+                        f"{folder} was written by version {found['parameters']['version']} and must be drawn "
+                        f"again, but holds {len(foreign)} files of somebody else, first {foreign[0]}; "
+                        "move them away"
                     )
                 _write(path, parameters, workers, progress)
     found = _manifest(path)
@@ -154,7 +156,8 @@ def ensure(
     missing = [name for name in found["files"] if not (path / name).is_file()]
     if missing:
         raise ValueError(
-            f"{folder} lacks {len(missing)} of its files, first {missing[0]}; delete the folder, it will be made again"
+            f"{folder} lacks {len(missing)} of its files, first {missing[0]}; delete the folder, "
+            "it will be made again"
         )
     return path
 

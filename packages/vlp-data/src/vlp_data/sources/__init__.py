@@ -138,9 +138,16 @@ UNIONS = {
     "ExpressionSource": "expressions",
     "ExpressionBoxSource": "expression_boxes",
 }
-"""Types of this module -> what rows of their formats have: captions of an image; boxes with texts; questions
-about an image (VQA); sentences about two images, with a label (NLVR2); hypotheses about an image, with a label
-(SNLI-VE); referring expressions; referring expressions with the box each of them means."""
+"""Types of this module, by what the rows of their formats have.
+
+- captions: images with captions
+- regions: images with boxes and their texts
+- questions: questions about an image (VQA)
+- sentences: sentences about two images, with a label (NLVR2)
+- hypotheses: sentences about one image, with a label (SNLI-VE)
+- expressions: referring expressions
+- expression_boxes: referring expressions with the box that each of them means
+"""
 
 if TYPE_CHECKING:
     # The formats of other packages are not known to a type checker: to it, a source has a format and opens.

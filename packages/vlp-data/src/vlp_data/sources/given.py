@@ -62,11 +62,11 @@ def source_options(
 ) -> SourceOptions:
     """Options of a source for files of a format (None: `detect` it), images below `root`.
 
-    The first required field of the format that names paths takes the files, the first other field of the type
-    `FolderText` takes `root`, and a required field `split` takes `split`. `given`: values of further fields as
-    text; those that are no text are written as JSON, lists of words also as WORD,WORD. Raises
-    FileNotFoundError; DataError, naming format and field, for a format or field that does not exist, a value
-    of a wrong type, and a required field without a value.
+    The first required field of the format that names paths takes the files, the first other field of type
+    `FolderText` takes `root`, and a required field `split` takes `split`. `given`: values of further fields
+    as text; what is no text is written as JSON, lists of words also as WORD,WORD. Raises FileNotFoundError;
+    DataError, naming format and field, for a format or field that does not exist, a value of a wrong type,
+    and a required field without a value.
     """
     name = format or detect(paths)
     if name not in formats():

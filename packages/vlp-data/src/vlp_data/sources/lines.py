@@ -276,7 +276,8 @@ def open_line_files(options: ImageTextLines | RegionLines) -> LineFiles:
     packed = next((path for path in found if files.is_compressed(path)), None)
     if packed is not None and (not forward or options.buffer):
         raise DataError(
-            f"{packed} is compressed: its lines cannot be reached one by one; decompress it, or read it from front to back "
+            f"{packed} is compressed: its lines cannot be reached one by one; decompress it, "
+            "or read it from front to back "
             '(order="files", buffer=0)'
         )
     lines = LineFiles(found, [line_offsets(path, options.index) for path in found], forward=forward)

@@ -31,7 +31,8 @@ def read_plain_pickle(path: str) -> Any:
         return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{path} is no pickle of plain lists, dicts, strings and numbers: {error}; nothing of it was executed"
+            f"{path} is no pickle of plain lists, dicts, strings and numbers: {error}; "
+            "nothing of it was executed"
         ) from error
     except Exception as error:  # damaged pickles raise nearly anything
         raise DataError(f"{path} is damaged: {type(error).__name__}: {error}"[:300]) from error

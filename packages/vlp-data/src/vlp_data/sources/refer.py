@@ -59,7 +59,8 @@ def read_refs(path: str) -> list[dict[str, Any]]:
         refs = read_plain_pickle(path)
     if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
         raise DataError(
-            f"{path}: expected a list of references, each a dict with ref_id, ann_id, image_id, split, sentences"
+            f"{path}: expected a list of references, each a dict with ref_id, ann_id, image_id, split, "
+            "sentences"
         )
     return refs
 
@@ -179,7 +180,8 @@ class _References:
         ref = self.refs[number]
         if ref["ann_id"] not in self.annotations or ref["image_id"] not in self.images:
             raise DataError(
-                f"{self.options.refs}: annotation {ref['ann_id']} of image {ref['image_id']} (ref_id {number}) is not in {self.options.instances}"
+                f"{self.options.refs}: annotation {ref['ann_id']} of image {ref['image_id']} (ref_id "
+                f"{number}) is not in {self.options.instances}"
             )
         annotation, image = self.annotations[ref["ann_id"]], self.images[ref["image_id"]]
         return {
