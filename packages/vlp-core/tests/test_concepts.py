@@ -88,6 +88,7 @@ def test_xvlm_trains_on_images_and_regions_with_concepts(kind):
     }[kind]
     model = models.create(
         "xvlm",
+        "pretrain",
         vision=vision,
         text={**TEXT, "layers": 2, "fusion_layer": 1},
         embed_width=4,

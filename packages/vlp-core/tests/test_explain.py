@@ -21,7 +21,7 @@ TEXT = {
 
 def make() -> nn.Module:
     torch.manual_seed(0)
-    model = models.create("xvlm", vision=VISION, text=TEXT, embed_width=6, heads=["contrast", "match"]).eval()
+    model = models.create("xvlm", "retrieval", vision=VISION, text=TEXT, embed_width=6).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model
@@ -116,11 +116,11 @@ def concept_model(visible_padding: bool = True) -> nn.Module:
     torch.manual_seed(0)
     model = models.create(
         "vicha",
+        "retrieval",
         vision=VISION | {"depth": 3},
         text=TEXT,
         concepts=WITH_CONCEPTS | {"visible_padding": visible_padding},
         embed_width=6,
-        heads=["contrast", "match"],
     ).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -235,7 +235,7 @@ def test_heat_of_similarity_needs_a_vit_and_a_block_of_it():
     with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
         similarity_heat(model.train(), images, ids, mask, block=1)
     swin = {"kind": "swin", "image_size": 64, "window": 2, "width": 8, "depths": [1, 1], "heads": [1, 2]}
-    other = models.create("xvlm", vision=swin, text=TEXT, embed_width=6, heads=["contrast", "match"]).eval()
+    other = models.create("xvlm", "retrieval", vision=swin, text=TEXT, embed_width=6).eval()
     with pytest.raises(ValueError, match="SwinTransformer has no class token that attends to all patches"):
         similarity_heat(other, Images(torch.zeros(1, 3, 64, 64)), ids[:1], mask[:1], block=0)
 
@@ -267,11 +267,11 @@ def reference_model(case):
     }
     model = models.create(
         "vicha",
+        "retrieval",
         vision=vision,
         text=text,
         concepts={"layers": config["num_hidden_layers_kw"]},
         embed_width=config["embed_dim"],
-        heads=["contrast", "match"],
     )
     own = vicha.split(case.tensors("weights")).model
     model.load_state_dict(vicha.vicha_adapter(model).to_ours(own))

@@ -8,11 +8,15 @@ from torch import nn
 from vlp_core import models
 from vlp_core.models.xvlm import checkpoints as xvlm
 
-HEADS = {
-    "model_pretrain.XVLM": ["contrast", "match", "masked_language", "boxes"],
-    "model_retrieval.XVLM": ["contrast", "match"],
-    "model_bbox.XVLM": ["boxes"],
-    "model_bbox_pretrain.XVLM": ["boxes"],
+STAGES = {
+    "model_pretrain.XVLM": "pretrain",
+    "model_retrieval.XVLM": "retrieval",
+    "model_bbox.XVLM": "boxes",
+    "model_bbox_pretrain.XVLM": "boxes",
+    "model_nlvr.XVLM": "nlvr",
+    "model_nlvr_pretrain.XVLM": "nlvr_domain",
+    "model_vqa.XVLM": "vqa",
+    "model_captioning.XVLM": "captioning",
 }
 
 
@@ -25,8 +29,6 @@ def arguments(config) -> dict:
         "text": xvlm.text_arguments(config["text_config"]),
     }
     kind = config["model"]
-    if kind in HEADS:
-        found["heads"] = HEADS[kind]
     if "embed_dim" in config:
         found["embed_width"] = config["embed_dim"]
     if "text_layers_built" in config:
@@ -34,22 +36,19 @@ def arguments(config) -> dict:
     if kind.startswith("model_nlvr"):
         plain = config["text_config"]
         found["text"]["layers"] = 2 * plain["num_hidden_layers"] - plain["fusion_layer"]
-        found["stage"] = "domain" if "pretrain" in kind else "fine_tune"
     if "num_dec_layers" in config:
         found["decoder"] = {**found["text"], "layers": config["num_dec_layers"]}
         del found["decoder"]["fusion_layer"]
     return found
 
 
-def name(config) -> str:
-    return next(
-        (task for task in ("nlvr", "vqa", "captioning") if f"model_{task}" in config["model"]), "xvlm"
-    )
+def stage(config) -> str:
+    return STAGES[config["model"]]
 
 
 @pytest.fixture(scope="session")
 def golden_arguments() -> Callable[..., tuple[str, dict]]:
-    return lambda config: (name(config), arguments(config))
+    return lambda config: (stage(config), arguments(config))
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +56,8 @@ def golden_model() -> Callable[..., nn.Module]:
     """The model of a case with its weights, in evaluation mode as the reference ran it."""
 
     def build(case) -> nn.Module:
-        model = models.create(name(case.config), **arguments(case.config))
-        xvlm.load(model, case.tensors("weights"))
+        model = models.create("xvlm", stage(case.config), **arguments(case.config))
+        xvlm.FILES.load(model, case.tensors("weights"), stage=stage(case.config))
         return model.eval()
 
     return build

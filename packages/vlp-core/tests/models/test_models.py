@@ -33,7 +33,7 @@ ARGUMENTS = {"vision": VISION, "text": TEXT, "embed_width": 6}
 
 def make(**changes) -> nn.Module:
     torch.manual_seed(0)
-    return models.create("xvlm", **{**ARGUMENTS, **changes}).eval()
+    return models.create("xvlm", "pretrain", **{**ARGUMENTS, **changes}).eval()
 
 
 def batch(texts: int, images: int) -> dict[str, torch.Tensor]:
@@ -67,22 +67,30 @@ def test_export_folder_gives_the_same_model(vision, tmp_path):
     model = make(vision=vision)
     vocabulary = tmp_path / "words.txt"
     vocabulary.write_text("[PAD]\n")
-    settings = {"image_size": 32, "text": {"kind": "bert", "files": ["words.txt"], "max_tokens": 7}}
+    view = {"kind": "squash", "size": 32}
+    reading = {"tokenizer": {"kind": "wordpiece", "files": [str(vocabulary)]}, "max_tokens": 7}
     folder = tmp_path / "export"
     models.save(
         folder,
         model,
-        name="xvlm",
+        family="xvlm",
+        stage="pretrain",
         arguments={**ARGUMENTS, "vision": vision},
-        settings=settings,
+        view=view,
+        reading=reading,
+        settings={"prompt": "a "},
         text_files=[vocabulary],
     )
     loaded = models.load(folder)
     assert isinstance(loaded.model, Xvlm)
     assert not loaded.model.training
-    assert loaded.name == "xvlm"
-    assert loaded.settings["image_size"] == 32
-    assert loaded.settings["text"]["files"] == [str(folder / "words.txt")]
+    assert (loaded.family, loaded.stage) == ("xvlm", "pretrain")
+    assert loaded.view == view
+    assert loaded.settings == {"prompt": "a "}
+    tokenizer = {"kind": "wordpiece", "files": [str(folder / "words.txt")]}
+    assert loaded.reading == {"tokenizer": tokenizer, "max_tokens": 7}
+    assert json.loads((folder / "config.json").read_text())["reading"]["tokenizer"]["files"] == ["words.txt"]
+    assert models.describe(folder) == models.Description(*loaded[1:])
     assert (folder / "words.txt").read_text() == "[PAD]\n"
     state = model.state_dict()
     assert state.keys() == loaded.model.state_dict().keys()
@@ -92,16 +100,28 @@ def test_export_folder_gives_the_same_model(vision, tmp_path):
 def test_export_folder_without_config_or_with_a_broken_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json not found; an export folder holds"):
         models.load(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model": "xvlm"}))
-    with pytest.raises(CheckpointError, match=r"config\.json must be a JSON object with model and arguments"):
-        models.load(tmp_path)
+    for text, message in (
+        ("{", r"config\.json is not JSON"),
+        ("[]", r"config\.json must be a JSON object, not a list"),
+        ("{}", r"config\.json lacks family, stage, arguments, view, reading; it must hold family"),
+        ('{"model": "xvlm"}', r"config\.json lacks arguments"),
+        ('{"model": "blip", "arguments": {}}', "its model 'blip' belongs to no installed family"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            models.load(tmp_path)
     with pytest.raises(ValueError, match="arguments cannot change that"):
         models.load(tmp_path, arguments=ARGUMENTS)
 
 
 def test_unknown_names_and_sizes_are_refused():
-    with pytest.raises(ValueError, match="model 'blip' is not known; choose among xvlm"):
-        models.create("blip")
+    with pytest.raises(ValueError, match="family 'blip' is not known; choose among vicha, xvlm"):
+        models.create("blip", "pretrain")
+    with pytest.raises(
+        ValueError,
+        match="stage 'chess' is not known; the stages of vicha are pretrain, retrieval, nlvr_domain",
+    ):
+        models.create("vicha", "chess")
     with pytest.raises(ValueError, match="vision kind 'resnet' is not known; choose swin, clip or vit"):
         make(vision={"kind": "resnet"})
     with pytest.raises(ValueError, match="unknown heads maths; choose among contrast"):

@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from vlp_core import models
-from vlp_core.models import method_of, model_name, stage_of, task_arguments
 from vlp_core.models.vicha import checkpoints as vicha
 from vlp_core.models.vicha.model import NOT_TAUGHT
 from vlp_core.momentum import FeatureQueue, teacher_of
@@ -43,8 +42,7 @@ TASKS = ("retrieval", "nlvr", "nlvr_domain", "entailment", "vqa", "captioning")
 def make(stage: str = "pretrain", seed: int = 0, **changes):
     """Model, teacher and queue; every tensor has values of its own."""
     torch.manual_seed(seed)
-    arguments = task_arguments({**PRETRAINED, **changes}, stage, "vicha")
-    model = models.create(model_name(stage, "vicha"), **arguments)
+    model = models.create("vicha", stage, **models.derive("vicha", stage, {**PRETRAINED, **changes}))
     teacher = teacher_of(model, without=NOT_TAUGHT)
     for part in (model, teacher):
         for parameter in part.parameters():
@@ -53,19 +51,27 @@ def make(stage: str = "pretrain", seed: int = 0, **changes):
 
 
 def export(
-    folder, model: nn.Module, teacher: nn.Module | None = None, queue: FeatureQueue | None = None
+    folder,
+    model: nn.Module,
+    teacher: nn.Module | None = None,
+    queue: FeatureQueue | None = None,
+    stage: str = "pretrain",
 ) -> str:
-    stage = stage_of(model)
     given = {"teacher": teacher, "queue": queue}
     models.save(
         folder,
         model,
-        name=model_name(stage, "vicha"),
-        arguments=task_arguments(PRETRAINED, stage, "vicha"),
-        settings={"image_size": 32, "concepts": {"max_tokens": 7}},
+        family="vicha",
+        stage=stage,
+        arguments=models.derive("vicha", stage, PRETRAINED),
+        settings={"concepts": {"max_tokens": 7}},
         momentum={part: module for part, module in given.items() if module is not None},
     )
     return str(folder)
+
+
+def start(model: nn.Module, stage: str, path, **beside):
+    return models.start_from(model, path, family="vicha", stage=stage, **beside)
 
 
 def assert_same(first: nn.Module, second: nn.Module) -> None:
@@ -79,11 +85,11 @@ def test_an_export_folder_and_an_official_file_start_a_task_alike(stage, size, t
     pretrained = make()
     pretrained[2].pointer.fill_(5)
     folder = export(tmp_path / "export", *pretrained)
-    vicha.write(tmp_path / "official.pth", pretrained[0], teacher=pretrained[1], queue=pretrained[2])
+    vicha.FILES.write(tmp_path / "official.pth", pretrained[0], teacher=pretrained[1], queue=pretrained[2])
     vision = {**PRETRAINED["vision"], "image_size": size}
     mine, theirs = make(stage, 1, vision=vision), make(stage, 1, vision=vision)
     reports = [
-        models.start_from(model, path, teacher=teacher, queue=queue if stage == "retrieval" else None)
+        start(model, stage, path, teacher=teacher, queue=queue if stage == "retrieval" else None)
         for path, (model, teacher, queue) in ((folder, mine), (tmp_path / "official.pth", theirs))
     ]
     for field in ("loaded", "missing", "resized"):
@@ -101,7 +107,7 @@ def test_an_export_folder_and_an_official_file_start_a_task_alike(stage, size, t
 
 def test_teacher_and_queue_that_nobody_asks_for_are_reported_as_unused(tmp_path):
     pretrained = make()
-    result = models.start_from(make("retrieval", 1)[0], export(tmp_path / "a", *pretrained))
+    result = start(make("retrieval", 1)[0], "retrieval", export(tmp_path / "a", *pretrained))
     beside = {f"teacher.{key}" for key in pretrained[1].state_dict()}
     beside |= {f"queue.{key}" for key in pretrained[2].state_dict()}
     assert beside == {key for key in result.unexpected if key.startswith(("teacher.", "queue."))}
@@ -111,7 +117,7 @@ def test_without_a_teacher_in_the_folder_it_is_copied_and_the_queue_stays(tmp_pa
     pretrained = make()[0]
     model, teacher, queue = make("retrieval", 1)
     before = queue.image.clone()
-    models.start_from(model, export(tmp_path / "a", pretrained), teacher=teacher, queue=queue)
+    start(model, "retrieval", export(tmp_path / "a", pretrained), teacher=teacher, queue=queue)
     assert_same(teacher, model)
     assert torch.equal(queue.image, before)
     assert not (tmp_path / "a" / "momentum.safetensors").exists()
@@ -127,7 +133,7 @@ def test_an_export_without_momentum_takes_away_that_of_an_earlier_one(tmp_path):
 
 def test_the_model_is_read_without_what_stands_beside_it(tmp_path):
     model, teacher, queue = make("retrieval")
-    loaded = models.load(export(tmp_path, model, teacher, queue), task="retrieval")
+    loaded = models.load(export(tmp_path, model, teacher, queue, "retrieval"), ability="retrieval")
     assert_same(model, loaded.model)
     assert loaded.settings["concepts"] == {"max_tokens": 7}
 
@@ -135,60 +141,61 @@ def test_the_model_is_read_without_what_stands_beside_it(tmp_path):
 def test_foreign_parts_are_refused(tmp_path):
     model, teacher, _ = make("entailment")
     with pytest.raises(ValueError, match="momentum holds optimizer; it takes teacher and queue"):
-        models.save(tmp_path, model, name="entailment", arguments={}, momentum={"optimizer": teacher})
-    folder = export(tmp_path, model)
+        models.save(
+            tmp_path,
+            model,
+            family="vicha",
+            stage="entailment",
+            arguments={},
+            momentum={"optimizer": teacher},
+        )
+    folder = export(tmp_path, model, stage="entailment")
     save_file({"pupil.weight": torch.ones(1)}, tmp_path / "momentum.safetensors")
     with pytest.raises(
         CheckpointError, match=r"holds pupil\.weight .*only teacher and queue can stand there"
     ):
-        models.start_from(model, folder)
+        start(model, "entailment", folder)
 
 
 @pytest.mark.parametrize("official", [False, True])
-@pytest.mark.parametrize("task", ["vqa", "nlvr", "entailment"])
-def test_a_pretraining_checkpoint_is_refused_where_a_task_model_is_needed(official, task, tmp_path):
+@pytest.mark.parametrize("ability", ["vqa", "nlvr", "entailment"])
+def test_a_pretraining_checkpoint_is_refused_where_a_task_model_is_needed(official, ability, tmp_path):
     path = tmp_path / ("pretrain.pth" if official else "pretrain")
     model = make()[0]
-    vicha.write(path, model) if official else export(path, model)
+    vicha.FILES.write(path, model) if official else export(path, model)
     message = (
-        rf"{path} is a pretrain checkpoint, in which what {task} needs was never trained; "
-        rf"train it first, `vlp-train vicha/{task} model\.weights\.model={path}`"
+        rf"{path} is a pretrain checkpoint, in which what {ability} needs was never trained; "
+        rf"train a {ability} model from it \(`vlp-train ls vicha` lists recipes\)"
     )
     with pytest.raises(CheckpointError, match=message):
-        models.load(path, task=task)
-    with pytest.raises(CheckpointError, match="give a captioning checkpoint"):
-        models.load(path, task="captioning")
+        models.load(path, ability=ability)
+    with pytest.raises(CheckpointError, match="checkpoint of vicha, which cannot be evaluated on 'boxes'"):
+        models.load(path, ability="boxes")
 
 
 @pytest.mark.parametrize("stage", ["pretrain", *TASKS])
-def test_a_folder_tells_stage_and_method(stage, tmp_path):
-    found = models.describe(export(tmp_path, make(stage)[0]))
-    assert found.stage == stage
-    assert found.arguments == task_arguments(PRETRAINED, stage, "vicha")
-    if stage not in ("vqa", "captioning"):  # nothing in these tells one method from the other
-        assert found.method == "vicha"
-    torch.manual_seed(0)
-    assert stage_of(models.create(found.name, **found.arguments)) == stage
-
-
-def test_methods_are_told_by_name_or_class_head():
-    assert method_of("vicha", {}) == "vicha"
-    assert method_of("xvlm", {"head": "relu"}) == "xvlm"
-    assert method_of("nlvr", {"head": "relu"}) == "vicha"
-    assert method_of("nlvr", {}) == "xvlm"
+def test_a_folder_tells_family_and_stage(stage, tmp_path):
+    found = models.describe(export(tmp_path, make(stage)[0], stage=stage))
+    assert (found.family, found.stage) == ("vicha", stage)
+    assert found.arguments == models.derive("vicha", stage, PRETRAINED)
+    assert (found.view, found.reading) == (None, None)
+    models.create(found.family, found.stage, **found.arguments)
 
 
 def test_vicha_has_no_box_stage():
     with pytest.raises(
-        ValueError, match=r"stage 'boxes' is not known; choose among pretrain, retrieval, nlvr"
+        ValueError, match=r"stage 'boxes' is not known; the stages of vicha are pretrain, retrieval, nlvr"
     ):
-        task_arguments(PRETRAINED, "boxes", "vicha")
+        models.derive("vicha", "boxes", PRETRAINED)
 
 
 def test_foreign_files_are_named(tmp_path):
     save_file({"encoder.weight": torch.ones(1)}, tmp_path / "a.safetensors")
-    message = r"a\.safetensors is no checkpoint of X-VLM, ViCHA or ALBEF; it holds encoder\.weight"
-    for action in (models.load, lambda path: models.start_from(make("vqa")[0], path)):
+    message = (
+        r"a\.safetensors is no official checkpoint of an installed family \(vicha, xvlm\); "
+        r"it holds encoder\.weight"
+    )
+    for action in (models.load, models.describe, lambda path: start(make("vqa")[0], "vqa", path)):
         with pytest.raises(CheckpointError, match=message):
             action(tmp_path / "a.safetensors")
 
@@ -198,8 +205,9 @@ def test_a_file_of_xvlm_gives_a_teacher_its_copy(tmp_path):
 
     shape = {"vision": PRETRAINED["vision"], "text": PRETRAINED["text"]}
     torch.manual_seed(0)
-    first, second = (models.create("captioning", **task_arguments(shape, "captioning")) for _ in range(2))
-    xvlm.write(tmp_path / "a.pth", first)
+    arguments = models.derive("xvlm", "captioning", shape)
+    first, second = (models.create("xvlm", "captioning", **arguments) for _ in range(2))
+    xvlm.FILES.write(tmp_path / "a.pth", first)
     teacher = teacher_of(second)
-    models.start_from(second, tmp_path / "a.pth", teacher=teacher)
+    models.start_from(second, tmp_path / "a.pth", family="xvlm", stage="captioning", teacher=teacher)
     assert_same(teacher, first)

@@ -23,7 +23,7 @@ START, END = 2, 3
 
 def make(name: str, std: float = 0.4, **arguments) -> nn.Module:
     torch.manual_seed(0)
-    model = models.create(name, vision=VISION, text=TEXT, **arguments).eval()
+    model = models.create("xvlm", name, vision=VISION, text=TEXT, **arguments).eval()
     for parameter in model.parameters():  # initial values of 0.02 would hide mistakes
         nn.init.normal_(parameter, std=std)
     return model
@@ -154,7 +154,7 @@ def test_greedy_captions_are_samples_without_chance():
 
 def test_assignment_of_the_domain_stage():
     """Shares of the labels, own images where they belong, no image of the text among the others."""
-    model = make("nlvr", stage="domain", embed_width=6)
+    model = make("nlvr_domain", embed_width=6)
     embeds = model.vision(torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(3)))
     own = torch.arange(5)
     generator, counts = torch.Generator().manual_seed(5), torch.zeros(3)
@@ -209,7 +209,9 @@ def test_order_of_the_two_images_matters_and_rows_stay_apart():
 
 
 def test_arguments_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="stage 'pretrain' is not known; choose domain or fine_tune"):
-        make("nlvr", stage="pretrain")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'stage'"):
+        make("nlvr", stage="domain")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'embed_width'"):
+        make("nlvr", embed_width=6)
     with pytest.raises(ValueError, match="image_width=5 does not fit the image encoder's width 16"):
         make("vqa", decoder={**TEXT, "layers": 2, "fusion_layer": 0, "image_width": 5})

@@ -37,7 +37,7 @@ def make(name: str, **arguments) -> nn.Module:
     }
     if name == "vqa":
         arguments["decoder"] = {**text, "layers": 2, "fusion_layer": 0}
-    model = models.create(name, vision=vision, text=text, **arguments).eval()
+    model = models.create("xvlm", name, vision=vision, text=text, **arguments).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.6)

@@ -53,8 +53,8 @@ def train(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     found = {}
     for way, only_contrast in (("local", False), ("local", True), ("sum", True)):
-        model = models.create(work["name"], **work["arguments"])
-        xvlm.load(model, work["weights"])
+        model = models.create("xvlm", work["stage"], **work["arguments"])
+        xvlm.FILES.load(model, work["weights"], stage=work["stage"])
         task = DistributedDataParallel(Training(model.eval(), way, only_contrast=only_contrast))
         losses = task(work["inputs"][rank])
         sum(losses.values()).backward()
@@ -75,7 +75,7 @@ def train(rank: int, folder: str) -> None:
 def test_losses_and_averaged_gradients_equal_the_reference(case, golden_arguments, tmp_path):
     config, inputs = case.config, case.tensors("inputs")
     ranks, rows = config["world_size"], config["batch_per_rank"]
-    name, arguments = golden_arguments(config)
+    stage, arguments = golden_arguments(config)
     per_rank = [
         {
             key: x[rank] if key.startswith("neg_") else x[rank * rows : (rank + 1) * rows]
@@ -84,7 +84,7 @@ def test_losses_and_averaged_gradients_equal_the_reference(case, golden_argument
         for rank in range(ranks)
     ]
     work = {
-        "name": name,
+        "stage": stage,
         "arguments": arguments,
         "weights": case.tensors("weights"),
         "inputs": per_rank,

@@ -7,6 +7,7 @@ import torch
 from vlp_core import models
 from vlp_core.images import Concepts, Images
 from vlp_core.losses import Negatives, momentum_targets, negative_weights
+from vlp_core.models.fusion.official import Contents
 from vlp_core.models.vicha import checkpoints as vicha
 from vlp_core.models.vicha.losses import (
     hidden_loss,
@@ -23,6 +24,12 @@ TIED = (
     "text_encoder.cls.predictions.decoder.bias",
 )
 """Second names in the reference, whose gradients it states twice."""
+
+
+def stage(case) -> str:
+    found = vicha.FILES.stage(vicha.split(case.tensors("weights")).model)
+    assert found in ("pretrain", "retrieval")
+    return found
 
 
 def arguments(case) -> dict:
@@ -74,7 +81,7 @@ def arguments(case) -> dict:
 def golden_parts(case):
     """Model, teacher and queue of a case, in evaluation mode as the reference ran them; the teacher has
     followed once, as its forward begins."""
-    model = models.create("vicha", **arguments(case))
+    model = models.create("vicha", stage(case), **arguments(case))
     state = vicha.split(case.tensors("weights"))
     loading.load(model, state.model, vicha.vicha_adapter(model))
     teacher = teacher_of(model, without=NOT_TAUGHT)
@@ -209,7 +216,7 @@ def test_pretraining_and_its_gradients_equal_the_reference(case, assert_equal):
     if "hidden" in losses:
         found["loss_ita_hidden_weighted_sum"] = losses["hidden"] / config["ita_hidden_weight"]
     after = vicha.join(
-        vicha.Parts({}, vicha.vicha_adapter(teacher).to_source(teacher.state_dict()), queue.state_dict())
+        Contents({}, vicha.vicha_adapter(teacher).to_source(teacher.state_dict()), queue.state_dict())
     )
     found |= {key: after[key.removeprefix("after.")] for key in expected if key.startswith("after.")}
     assert_equal(found, expected)
@@ -307,7 +314,7 @@ def test_retrieval_and_its_gradients_equal_the_reference(case, assert_equal):
         pairs, taught, model.temperature, queue, identities_B=identities, alpha=config["alpha"]
     )
     total = losses["itc"] + losses["itm"]
-    after = vicha.join(vicha.Parts({}, {}, queue.state_dict()))
+    after = vicha.join(Contents({}, {}, queue.state_dict()))
     found |= {"loss_ita": losses["itc"], "loss_itm": losses["itm"], "loss_total": total}
     found |= {
         f"{name}_after": after[name] for name in ("image_queue", "text_queue", "idx_queue", "queue_ptr")
@@ -372,7 +379,7 @@ def test_hierarchy_of_two_ranks_equals_the_reference(case):
 @pytest.mark.golden("vicha", lambda case: {"score_i2t", "sims_i2t"} <= case.tensor_names("outputs"))
 def test_scores_of_retrieval_equal_the_reference(case, assert_equal):
     inputs, expected, config = case.tensors("inputs"), case.tensors("outputs"), case.config
-    model = models.create("vicha", **arguments(case))
+    model = models.create("vicha", stage(case), **arguments(case))
     loading.load(model, case.tensors("weights"), vicha.vicha_adapter(model))
     model.eval()
     image = model.encode_image(images_of(case, inputs))
@@ -428,7 +435,7 @@ def tiny(**changes):
         "levels": 2,
         "masked_image": {"width": 16, "depth": 1, "heads": 2},
     }
-    return models.create("vicha", **{**found, **changes})
+    return models.create("vicha", "pretrain", **{**found, **changes})
 
 
 def batch(rows: int = 4, *, length: int = 7) -> dict[str, torch.Tensor]:

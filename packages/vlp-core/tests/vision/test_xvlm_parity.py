@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch.testing import assert_close
+from vlp_core.models.xvlm.checkpoints import xvlm_vision_adapter
 from vlp_core.vision import ClipVisionTransformer, SwinTransformer, VisionTransformer
 from vlp_core.vision.positions import resize_position_table, resize_swin_table
-from vlp_core.weights import load, xvlm_vision_adapter
+from vlp_core.weights import load
 
 PREFIX = "vision_encoder."
 
@@ -56,7 +57,7 @@ def loaded(case) -> torch.nn.Module:
     state = case.tensors("weights")
     model = encoder(case.config, state)
     official = {name: tensor for name, tensor in state.items() if name.startswith(PREFIX)}
-    load(model, official, xvlm_vision_adapter(model, source_prefix=PREFIX), resize=False)
+    load(model, official, xvlm_vision_adapter(model, source_prefix=PREFIX, prefix=""), resize=False)
     return model.eval()
 
 
@@ -114,7 +115,7 @@ def test_tables_resized_at_loading_equal_the_reference(case):
         "image_res": config["target_image_res"],
     }
     model = encoder({"vision_config": vision}, state)
-    adapter = xvlm_vision_adapter(model, source_prefix=PREFIX)
+    adapter = xvlm_vision_adapter(model, source_prefix=PREFIX, prefix="")
     report = load(model, state, adapter)
     expected = adapter.to_ours(case.tensors("outputs"))
     assert expected

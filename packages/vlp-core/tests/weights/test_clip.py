@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 from torch.testing import assert_close
+from vlp_core.models.xvlm.checkpoints import clip_adapter
 from vlp_core.vision import ClipVisionTransformer
 from vlp_core.vision.positions import resize_position_table
 from vlp_core.weights import CheckpointError
-from vlp_core.weights.clip import clip_adapter, hf_clip_adapter, load_clip
+from vlp_core.weights.clip import hf_clip_adapter, load_clip
 
 PREFIX = "vision_encoder."
 SIZE = {"image_size": 32, "patch": 8, "width": 24, "depth": 2, "heads": 3, "hidden": 40, "local_depth": 1}

@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 from vlp_core.vision import VisionTransformer
 from vlp_core.vision.positions import resize_position_table
-from vlp_core.weights import CheckpointError, load_vision, xvlm_vision_adapter
+from vlp_core.weights import CheckpointError, load_vision, vision_adapter
 from vlp_core.weights.deit import deit_adapter, load_deit
 
 PREFIX = "vision_encoder."
@@ -59,9 +59,9 @@ def test_a_distilled_model_is_refused():
 
 def test_encoder_decides_the_adapter_and_other_modules_are_refused():
     model = make(seed=1)
-    load_vision(model, xvlm_vision_adapter(model).to_source(make().state_dict()))
+    load_vision(model, vision_adapter(model).to_source(make().state_dict()))
     assert all(torch.equal(a, b) for a, b in zip(make().parameters(), model.parameters(), strict=True))
-    for function in (xvlm_vision_adapter, lambda module: load_vision(module, {})):
+    for function in (vision_adapter, lambda module: load_vision(module, {})):
         with pytest.raises(TypeError, match="Linear"):
             function(torch.nn.Linear(1, 1))
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from vlp_core import models
 from vlp_core.heads import MaskedLanguageHead
-from vlp_core.models import model_name, stage_of, task_arguments
 from vlp_core.models.vicha import checkpoints as vicha
 from vlp_core.models.vicha.model import NOT_TAUGHT
 from vlp_core.models.vicha.rules import parameter_rules
@@ -26,9 +25,8 @@ IDLE = ("temp", "text_proj.weight", "text_proj.bias")
 """Stored in the domain stage of NLVR2, used by nothing there, and absent from our model."""
 
 
-def parts_of(model: nn.Module, *, queue_size: int = 8, width: int = 6):
-    """The teacher of a model, None where its task has none, and its queue, likewise."""
-    stage = stage_of(model)
+def beside(model: nn.Module, stage: str, *, queue_size: int = 8, width: int = 6):
+    """The teacher of a model, None where its stage has none, and its queue, likewise."""
     teacher = None if stage in NO_TEACHER else teacher_of(model, without=NOT_TAUGHT)
     if stage not in ("pretrain", "retrieval"):
         return teacher, None
@@ -36,13 +34,7 @@ def parts_of(model: nn.Module, *, queue_size: int = 8, width: int = 6):
 
 
 def official(model: nn.Module, teacher: nn.Module | None, queue: FeatureQueue | None) -> dict[str, Tensor]:
-    return vicha.join(
-        vicha.Parts(
-            vicha.vicha_adapter(model).to_source(model.state_dict()),
-            {} if teacher is None else vicha.vicha_adapter(teacher).to_source(teacher.state_dict()),
-            {} if queue is None else queue.state_dict(),
-        )
-    )
+    return vicha.FILES.to_source(model, teacher=teacher, queue=queue)
 
 
 def is_key_list(case) -> bool:
@@ -54,13 +46,12 @@ def test_released_layouts_load_at_full_size_and_are_written_back(case):
     for name, shapes in json.loads(case.path.read_text()).items():
         state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
         arguments = vicha.infer_arguments(Checkpoint(state, {}))
-        found = vicha.layout(state)
+        found = vicha.FILES.stage(state)
         with torch.device("meta"):
-            model = models.create(model_name(found, "vicha"), **arguments)
+            model = models.create("vicha", found, **arguments)
             size, width = state["image_queue"].shape[::-1] if "image_queue" in state else (1, 1)
-            teacher, queue = parts_of(model, queue_size=size, width=width)
-        assert stage_of(model) == found
-        result = vicha.load(model, state, teacher=teacher, queue=queue)
+            teacher, queue = beside(model, found, queue_size=size, width=width)
+        result = vicha.FILES.load(model, state, stage=found, teacher=teacher, queue=queue)
         assert result.missing == result.unexpected == result.resized == (), name
         idle = IDLE if found == "nlvr_domain" else ()
         written = {key: list(x.shape) for key, x in official(model, teacher, queue).items()}
@@ -71,7 +62,7 @@ def test_released_layouts_load_at_full_size_and_are_written_back(case):
 def test_every_parameter_of_pretraining_decays_as_in_the_reference(case):
     expected = json.loads(case.path.read_text())["pretrain"]
     names = [*expected["weight_decay_in_order"], *expected["no_weight_decay_in_order"]]
-    model = models.create("vicha", **full_depth(names))
+    model = models.create("vicha", "pretrain", **full_depth(names))
     groups = parameter_groups(model, lr=1.0, weight_decay=0.02, rules=parameter_rules())
     found = {}
     for group in groups:
@@ -148,9 +139,9 @@ def test_each_task_takes_each_tensor_from_where_the_reference_does(case):
         expected, unused = maps[name], maps[f"{name} (unused source keys)"]
         first, wanted = (STAGES.get(stage, stage) for stage in name.split("->"))
         pretrained = full_depth(expected)
-        begun = models.create(model_name(first, "vicha"), **task_arguments(pretrained, first, "vicha"))
+        begun = models.create("vicha", first, **models.derive("vicha", first, pretrained))
         numbered(begun, 0)
-        teacher, queue = parts_of(begun)
+        teacher, queue = beside(begun, first)
         if teacher is not None:
             numbered(teacher, 1)
         if queue is not None:
@@ -158,16 +149,15 @@ def test_each_task_takes_each_tensor_from_where_the_reference_does(case):
         source = official(begun, teacher, queue)
 
         vision = {**pretrained["vision"], "image_size": 52}
-        model = models.create(
-            model_name(wanted, "vicha"), **task_arguments({**pretrained, "vision": vision}, wanted, "vicha")
-        )
+        arguments = models.derive("vicha", wanted, {**pretrained, "vision": vision})
+        model = models.create("vicha", wanted, **arguments)
         numbered(model, 2)
-        own_teacher, own_queue = parts_of(model)
+        own_teacher, own_queue = beside(model, wanted)
         before = {key: x.clone() for key, x in official(model, own_teacher, own_queue).items()}
         # Where nothing of the checkpoint reaches the teacher, the reference leaves it as it was made.
         reached = any(key.split(".")[0].endswith("_m") and origin for key, origin in expected.items())
-        result = vicha.load_pretrained(
-            model, source, teacher=own_teacher if reached else None, queue=own_queue
+        result = vicha.FILES.start(
+            model, source, stage=wanted, teacher=own_teacher if reached else None, queue=own_queue
         )
         after = official(model, own_teacher, own_queue)
 
@@ -195,8 +185,8 @@ def test_each_task_takes_each_tensor_from_where_the_reference_does(case):
 @pytest.mark.golden("vicha", lambda case: case.path.is_file() and case.path.stem == "load_maps")
 def test_shared_projections_of_nlvr_are_those_of_the_reference(case):
     maps = json.loads(case.path.read_text())
-    arguments = task_arguments(full_depth(maps["nlvr_ta_pretrain->nlvr"]), "nlvr", "vicha")
-    model = models.create("nlvr", **arguments)
+    arguments = models.derive("vicha", "nlvr", full_depth(maps["nlvr_ta_pretrain->nlvr"]))
+    model = models.create("vicha", "nlvr", **arguments)
     written = vicha.vicha_adapter(model).to_source(model.state_dict())
     found = {
         frozenset((first, second))
@@ -241,10 +231,9 @@ TASKS = ("pretrain", "retrieval", "nlvr", "nlvr_domain", "entailment", "vqa")
 
 def tiny(stage: str = "pretrain", seed: int = 0, **changes):
     torch.manual_seed(seed)
-    arguments = task_arguments({**TINY, **changes}, stage, "vicha")
-    model = models.create(model_name(stage, "vicha"), **arguments)
+    model = models.create("vicha", stage, **models.derive("vicha", stage, {**TINY, **changes}))
     numbered(model, seed)
-    teacher, queue = parts_of(model)
+    teacher, queue = beside(model, stage)
     if teacher is not None:
         numbered(teacher, seed + 100)
     return model, teacher, queue
@@ -260,9 +249,11 @@ def assert_same(first: nn.Module | None, second: nn.Module | None) -> None:
 @pytest.mark.parametrize("stage", TASKS)
 def test_files_are_written_and_read_back_with_teacher_and_queue(stage, suffix, tmp_path):
     model, teacher, queue = tiny(stage)
-    vicha.write(tmp_path / f"a.{suffix}", model, teacher=teacher, queue=queue)
+    vicha.FILES.write(tmp_path / f"a.{suffix}", model, teacher=teacher, queue=queue)
     others = tiny(stage, 1)
-    result = vicha.load(others[0], tmp_path / f"a.{suffix}", teacher=others[1], queue=others[2])
+    result = vicha.FILES.load(
+        others[0], tmp_path / f"a.{suffix}", stage=stage, teacher=others[1], queue=others[2]
+    )
     assert result.missing == result.unexpected == ()
     for mine, theirs in zip((model, teacher, queue), others, strict=True):
         assert_same(mine, theirs)
@@ -276,14 +267,12 @@ def test_official_files_open_without_being_told_what_they_are(stage, tmp_path):
     if stage == "pretrain":  # patches to predict must be whole ones
         torch.save({"model": state, "config": {"image_res": 64, "mask_ratio": 0.5}}, tmp_path / "a.pth")
     found = models.describe(tmp_path / "a.pth")
-    assert (found.stage, found.method) == (stage, "vicha")
-    assert found.settings == {
-        "image_size": 64 if stage == "pretrain" else 70,
-        "text": {"kind": "bert", "files": []},
-        "concepts": {"max_tokens": 55, "pad": "max", "separator": False},
-    }
+    assert (found.family, found.stage) == ("vicha", stage)
+    assert found.view == {"kind": "squash", "size": 64 if stage == "pretrain" else 70}
+    assert found.reading == {"tokenizer": {"kind": "wordpiece", "files": []}}
+    assert found.settings == {"concepts": {"max_tokens": 55, "pad": "max", "separator": False}}
     loaded = models.load(tmp_path / "a.pth")
-    assert loaded.name == model_name(stage, "vicha")
+    assert models.Description(*loaded[1:]) == found
     assert not loaded.model.training
     assert_same(model, loaded.model)
     if stage == "pretrain":
@@ -313,22 +302,22 @@ def albef(stage: str, seed: int = 0):
 @pytest.mark.parametrize("stage", TASKS)
 def test_files_of_albef_open_as_models_without_concepts(stage, tmp_path):
     model, teacher, queue = albef(stage)
-    vicha.write(tmp_path / "a.pth", model, teacher=teacher, queue=queue)
+    vicha.FILES.write(tmp_path / "a.pth", model, teacher=teacher, queue=queue)
     loaded = models.load(tmp_path / "a.pth")
     assert_same(model, loaded.model)
     assert "concepts" not in loaded.settings
     if stage != "pretrain":
-        vicha.write(tmp_path / "b.pth", *albef("pretrain")[:1])
-        models.start_from(albef(stage, 1)[0], tmp_path / "b.pth")
+        vicha.FILES.write(tmp_path / "b.pth", *albef("pretrain")[:1])
+        models.start_from(albef(stage, 1)[0], tmp_path / "b.pth", family="vicha", stage=stage)
 
 
 def test_a_model_with_concepts_does_not_start_from_a_file_without():
     plain, teacher, queue = albef("pretrain")
     with pytest.raises(CheckpointError, match=r"missing: vision\.concepts"):
-        vicha.load_pretrained(tiny("retrieval")[0], official(plain, teacher, queue))
+        vicha.FILES.start(tiny("retrieval")[0], official(plain, teacher, queue), stage="retrieval")
     model, teacher, queue = tiny()
     with pytest.raises(CheckpointError, match=r"unknown tensors: kw_encoder"):
-        vicha.load_pretrained(albef("retrieval")[0], official(model, teacher, queue))
+        vicha.FILES.start(albef("retrieval")[0], official(model, teacher, queue), stage="retrieval")
 
 
 def test_retrieval_takes_the_queue_and_knows_no_identity_in_it():
@@ -336,8 +325,12 @@ def test_retrieval_takes_the_queue_and_knows_no_identity_in_it():
     queue.put(torch.ones(3, 6), torch.ones(3, 6))
     model, own_teacher, own_queue = tiny("retrieval", 1)
     own_queue.ids.fill_(NO_ID)
-    result = vicha.load_pretrained(
-        model, official(pretrained, teacher, queue), teacher=own_teacher, queue=own_queue
+    result = vicha.FILES.start(
+        model,
+        official(pretrained, teacher, queue),
+        stage="retrieval",
+        teacher=own_teacher,
+        queue=own_queue,
     )
     assert own_queue.pointer == 3
     assert torch.equal(own_queue.image, queue.image)
@@ -345,15 +338,18 @@ def test_retrieval_takes_the_queue_and_knows_no_identity_in_it():
     assert result.missing == ("queue.ids",)
     assert torch.equal(model.temperature, pretrained.temperature)
     with pytest.raises(CheckpointError, match=r"holds 8 x 6 numbers, that of this run 5 x 6"):
-        vicha.load_pretrained(
-            model, official(pretrained, teacher, queue), queue=FeatureQueue(5, 6, identities=True)
+        vicha.FILES.start(
+            model,
+            official(pretrained, teacher, queue),
+            stage="retrieval",
+            queue=FeatureQueue(5, 6, identities=True),
         )
 
 
 def test_a_teacher_that_the_file_lacks_is_copied_from_the_started_model():
     domain = tiny("nlvr_domain")[0]
     model, teacher, _ = tiny("nlvr", 1)
-    vicha.load_pretrained(model, official(domain, None, None), teacher=teacher)
+    vicha.FILES.start(model, official(domain, None, None), stage="nlvr", teacher=teacher)
     assert_same(teacher, model)
     assert torch.equal(teacher.text.layers[0].expand.weight, domain.text.layers[0].expand.weight)
 
@@ -361,9 +357,9 @@ def test_a_teacher_that_the_file_lacks_is_copied_from_the_started_model():
 def test_a_fresh_head_is_the_same_for_model_and_teacher():
     pretrained = official(*tiny())
     torch.manual_seed(3)
-    model = models.create("entailment", **task_arguments(TINY, "entailment", "vicha"))
+    model = models.create("vicha", "entailment", **models.derive("vicha", "entailment", TINY))
     teacher = teacher_of(model)
-    result = vicha.load_pretrained(model, pretrained, teacher=teacher)
+    result = vicha.FILES.start(model, pretrained, stage="entailment", teacher=teacher)
     fresh = [key for key in model.state_dict() if key.startswith("cls_head.")]
     assert set(result.missing) == {*fresh, *(f"teacher.{key}" for key in fresh)}
     assert_same(teacher.cls_head, model.cls_head)
@@ -373,29 +369,29 @@ def test_a_fresh_head_is_the_same_for_model_and_teacher():
 def test_what_a_file_lacks_is_named():
     model = tiny("entailment")[0]
     state = official(model, None, None)
-    with pytest.raises(CheckpointError, match="holds no teacher; leave teacher out, or use load_pretrained"):
-        vicha.load(model, state, teacher=teacher_of(model))
+    with pytest.raises(CheckpointError, match="holds no teacher; leave teacher out, or use start"):
+        vicha.FILES.load(model, state, stage="entailment", teacher=teacher_of(model))
     retrieval, teacher, queue = tiny("retrieval")
     state = official(retrieval, teacher, None)
     with pytest.raises(CheckpointError, match="holds no queue; leave queue out"):
-        vicha.load(retrieval, state, teacher=teacher, queue=queue)
+        vicha.FILES.load(retrieval, state, stage="retrieval", teacher=teacher, queue=queue)
 
 
 def test_files_of_another_stage_are_refused():
     state = official(*tiny())
     with pytest.raises(
-        CheckpointError, match=r"is a pretrain checkpoint of ViCHA where a vqa one is .*start_from"
+        CheckpointError, match=r"is a pretrain checkpoint of ViCHA or ALBEF where a vqa one is .*start_from"
     ):
-        vicha.load(tiny("vqa")[0], state)
+        vicha.FILES.load(tiny("vqa")[0], state, stage="vqa")
     answers = official(*tiny("vqa"))
     with pytest.raises(CheckpointError, match="nothing can be converted"):
-        vicha.load(tiny("retrieval")[0], answers)
+        vicha.FILES.load(tiny("retrieval")[0], answers, stage="retrieval")
     with pytest.raises(CheckpointError, match="vqa checkpoint; a entailment model starts from pretrain or"):
-        vicha.load_pretrained(tiny("entailment")[0], answers)
+        vicha.FILES.start(tiny("entailment")[0], answers, stage="entailment")
     with pytest.raises(CheckpointError, match="no checkpoint of ViCHA or ALBEF; it holds encoder"):
-        vicha.load(tiny()[0], {"encoder.weight": torch.ones(1)})
+        vicha.FILES.load(tiny()[0], {"encoder.weight": torch.ones(1)}, stage="pretrain")
     with pytest.raises(CheckpointError, match="1 unknown tensors: extra"):
-        vicha.load_pretrained(tiny("retrieval")[0], {**state, "extra.weight": torch.ones(1)})
+        vicha.FILES.start(tiny("retrieval")[0], {**state, "extra.weight": torch.ones(1)}, stage="retrieval")
 
 
 def test_vectors_decay_only_where_the_reference_has_a_table():

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from vlp_core import models
-from vlp_core.models import model_name, stage_of, task_arguments
 from vlp_core.models.xvlm import checkpoints as xvlm
 from vlp_core.models.xvlm.rules import parameter_rules
 from vlp_core.optim import parameter_groups
@@ -20,7 +19,7 @@ def meta_model(state: dict[str, torch.Tensor]) -> torch.nn.Module:
     shapes."""
     arguments = xvlm.infer_arguments(Checkpoint(state, {}), head_width=1)
     with torch.device("meta"):
-        return models.create(model_name(xvlm.layout(state)), **arguments)
+        return models.create("xvlm", xvlm.FILES.stage(state), **arguments)
 
 
 def is_key_list(case) -> bool:
@@ -65,7 +64,7 @@ def small_arguments(names) -> dict:
         depth = count(names, r"vision_encoder\.(?:encoder\.layers|blocks)\.(\d+)\.")
         vision = {"image_size": 4, "patch": 4, "width": 4, "depth": depth, "heads": 1, "local_depth": 0}
         vision |= {"kind": "clip", "hidden": 4} if clip else {"kind": "vit"}
-    found = xvlm.layout(dict.fromkeys(names, torch.empty(0)))
+    found = xvlm.FILES.stage(dict.fromkeys(names, torch.empty(0)))
     roberta = any(".roberta." in n for n in names)
 
     def text(prefix: str) -> dict:
@@ -85,9 +84,7 @@ def small_arguments(names) -> dict:
     arguments = {"vision": vision, "text": text("text_decoder" if found == "captioning" else "text_encoder")}
     if found == "vqa":
         arguments["decoder"] = text("text_decoder")
-    if found.startswith("nlvr"):
-        arguments["stage"] = "domain" if found == "nlvr_domain" else "fine_tune"
-    if model_name(found) == "xvlm":
+    if found in ("pretrain", "retrieval", "boxes"):
         heads = {"contrast": "temp", "match": "itm_head.0.weight", "boxes": "bbox_head.0.weight"}
         arguments["heads"] = [head for head, key in heads.items() if key in names]
         arguments["heads"] += ["masked_language"] if found == "pretrain" else []
@@ -101,7 +98,7 @@ def test_every_parameter_is_in_the_group_of_the_reference(case):
     for name, recipe in case.json("param_groups").items():
         expected = {key: recipe["groups"][group] for key, group in recipe["params"].items()}
         small = small_arguments(set(expected))
-        model = models.create(model_name(small["found"]), **small["arguments"])
+        model = models.create("xvlm", small["found"], **small["arguments"])
         optimizer = recipe["optimizer"]
         groups = parameter_groups(
             model,
@@ -153,21 +150,21 @@ def test_conversion_to_every_task_takes_each_tensor_from_where_the_reference_doe
             for key, source in expected["loaded"].items()
         }
         changed = {key for key, source in expected["loaded"].items() if not isinstance(source, str)}
-        wanted = xvlm.layout(dict.fromkeys([*loaded, *expected["newly_initialised"]], torch.empty(0)))
-        start = xvlm.layout(
+        wanted = xvlm.FILES.stage(dict.fromkeys([*loaded, *expected["newly_initialised"]], torch.empty(0)))
+        start = xvlm.FILES.stage(
             dict.fromkeys([*loaded.values(), *expected["unused_in_checkpoint"]], torch.empty(0))
         )
         source = weights
         if start != "pretrain":  # a domain stage: any checkpoint of its layout will do
-            stage = models.create(model_name(start), **task_arguments(pretrained, start))
-            xvlm.load_pretrained(stage, weights)
-            source = xvlm.xvlm_adapter(stage).to_source(stage.state_dict())
+            earlier = models.create("xvlm", start, **models.derive("xvlm", start, pretrained))
+            xvlm.FILES.start(earlier, weights, stage=start)
+            source = xvlm.FILES.to_source(earlier)
 
-        arguments = task_arguments(pretrained, wanted) | {"vision": larger if changed else vision}
-        model = models.create(model_name(wanted), **arguments)
+        arguments = models.derive("xvlm", wanted, pretrained) | {"vision": larger if changed else vision}
+        model = models.create("xvlm", wanted, **arguments)
         adapter = xvlm.xvlm_adapter(model)
         before = {key: x.clone() for key, x in adapter.to_source(model.state_dict()).items()}
-        result = xvlm.load_pretrained(model, source)
+        result = xvlm.FILES.start(model, source, stage=wanted)
         after = adapter.to_source(model.state_dict())
 
         missing = {key: model.state_dict()[key] for key in result.missing}
@@ -207,40 +204,41 @@ TINY = {
     },
     "embed_width": 6,
 }
-TASKS = ("pretrain", "retrieval", "boxes", "nlvr", "nlvr_domain", "vqa", "captioning")
+STAGES = ("pretrain", "retrieval", "boxes", "nlvr", "nlvr_domain", "vqa", "captioning")
 
 
-def tiny(task: str = "pretrain", **changes) -> torch.nn.Module:
+def tiny(stage: str = "pretrain", **changes) -> torch.nn.Module:
     torch.manual_seed(0)
-    arguments = task_arguments({**TINY, **changes}, task)
-    return models.create(model_name(task), **arguments)
+    return models.create("xvlm", stage, **models.derive("xvlm", stage, {**TINY, **changes}))
 
 
 def official(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return xvlm.xvlm_adapter(model).to_source(model.state_dict())
+    return xvlm.FILES.to_source(model)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_round_trip_through_the_official_layout_is_the_identity(task, kind):
-    model = tiny(task, text={**TINY["text"], "kind": kind})
-    other = tiny(task, text={**TINY["text"], "kind": kind})
+def test_round_trip_through_the_official_layout_is_the_identity(stage, kind):
+    model = tiny(stage, text={**TINY["text"], "kind": kind})
+    other = tiny(stage, text={**TINY["text"], "kind": kind})
     for parameter in other.parameters():
         torch.nn.init.zeros_(parameter)
     state = official(model)
-    assert xvlm.layout(state) == stage_of(model) == task
-    xvlm.load(other, state)
+    assert xvlm.FILES.stage(state) == stage
+    xvlm.FILES.load(other, state, stage=stage)
     assert all(torch.equal(x, other.state_dict()[key]) for key, x in model.state_dict().items())
     assert all(torch.equal(x, state[key]) for key, x in official(other).items())
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_official_files_open_without_being_told_what_they_are(task, tmp_path):
-    model = tiny(task).eval()
+@pytest.mark.parametrize("stage", STAGES)
+def test_official_files_open_without_being_told_what_they_are(stage, tmp_path):
+    model = tiny(stage).eval()
     torch.save({"model": official(model), "config": {"image_res": 64}}, tmp_path / "best.th")
     loaded = models.load(tmp_path / "best.th")
-    assert loaded.name == model_name(task)
-    assert loaded.settings == {"image_size": 64, "text": {"kind": "bert", "files": []}}
+    assert (loaded.family, loaded.stage) == ("xvlm", stage)
+    assert loaded.view == {"kind": "squash", "size": 64}
+    assert loaded.reading == {"tokenizer": {"kind": "wordpiece", "files": []}}
+    assert loaded.settings == {}
     assert not loaded.model.training
     assert all(torch.equal(x, loaded.model.state_dict()[key]) for key, x in model.state_dict().items())
 
@@ -265,49 +263,49 @@ def test_a_pretraining_file_is_refused_where_a_fine_tuned_one_is_expected(tmp_pa
     save_file(
         {key: x.clone().contiguous() for key, x in official(tiny()).items()}, tmp_path / "a.safetensors"
     )
-    for task in ("retrieval", "vqa"):
+    for stage in ("retrieval", "vqa"):
         message = (
-            rf"a\.safetensors is a pretrain checkpoint of X-VLM where a {task} one is expected; .*start_from"
+            rf"a\.safetensors is a pretrain checkpoint of X-VLM where a {stage} one is expected; .*start_from"
         )
         with pytest.raises(CheckpointError, match=message):
-            xvlm.load(tiny(task), tmp_path / "a.safetensors")
+            xvlm.FILES.load(tiny(stage), tmp_path / "a.safetensors", stage=stage)
 
 
 def test_a_file_of_an_unrelated_task_is_refused():
     state = official(tiny("vqa"))
     with pytest.raises(CheckpointError, match="nothing can be converted"):
-        xvlm.load(tiny("retrieval"), state)
+        xvlm.FILES.load(tiny("retrieval"), state, stage="retrieval")
     with pytest.raises(
         CheckpointError, match="is a vqa checkpoint; a nlvr model starts from pretrain or nlvr_domain"
     ):
-        xvlm.load_pretrained(tiny("nlvr"), state)
+        xvlm.FILES.start(tiny("nlvr"), state, stage="nlvr")
 
 
 def test_foreign_files_are_refused():
-    with pytest.raises(CheckpointError, match="no X-VLM checkpoint; it holds encoder"):
-        xvlm.load(tiny(), {"encoder.weight": torch.ones(1)})
+    with pytest.raises(CheckpointError, match="no checkpoint of X-VLM; it holds encoder"):
+        xvlm.FILES.load(tiny(), {"encoder.weight": torch.ones(1)}, stage="pretrain")
 
 
 def test_conversion_names_what_is_missing_or_unknown():
     state = official(tiny())
     short = {key: x for key, x in state.items() if not key.startswith("itm_head.")}
     with pytest.raises(CheckpointError, match="6 missing: itm_head"):
-        xvlm.load_pretrained(tiny("retrieval"), short)
+        xvlm.FILES.start(tiny("retrieval"), short, stage="retrieval")
     with pytest.raises(CheckpointError, match="1 unknown tensors: extra"):
-        xvlm.load_pretrained(tiny("retrieval"), {**state, "extra": torch.ones(1)})
+        xvlm.FILES.start(tiny("retrieval"), {**state, "extra": torch.ones(1)}, stage="retrieval")
 
 
 def test_conversion_needs_the_same_kind_of_text_encoder():
     model = tiny("retrieval", text={**TINY["text"], "kind": "roberta"})
     with pytest.raises(CheckpointError, match="was not pre-trained with roberta"):
-        xvlm.load_pretrained(model, official(tiny()))
+        xvlm.FILES.start(model, official(tiny()), stage="retrieval")
 
 
 def test_vqa_decoder_copies_keys_and_values_when_widths_agree():
     pretrained = tiny()
     assert pretrained.vision.width == pretrained.text.width
     model = tiny("vqa")
-    result = xvlm.load_pretrained(model, official(pretrained))
+    result = xvlm.FILES.start(model, official(pretrained), stage="vqa")
     assert result.missing == ()
     torch.testing.assert_close(
         model.decoder.layers[1].cross.key_value.weight, pretrained.text.layers[3].cross.key_value.weight

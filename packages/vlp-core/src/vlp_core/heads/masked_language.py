@@ -5,7 +5,7 @@ import torch.nn.functional as F
 import vlp_ops
 from torch import Tensor, nn
 
-from vlp_core.text.bert import initialise
+from vlp_core.text.bert import Bert, initialise
 
 
 class MaskedLanguageHead(nn.Module):
@@ -27,3 +27,13 @@ class MaskedLanguageHead(nn.Module):
     def forward(self, x: Tensor, word_embedding_VW: Tensor) -> Tensor:
         """Logits [..., V] of states [..., W]."""
         return vlp_ops.linear(self.norm(F.gelu(self.dense(x))), word_embedding_VW, self.bias)
+
+
+def language_head(text: Bert) -> MaskedLanguageHead:
+    """A head whose output projection is the word embedding of `text`."""
+    return MaskedLanguageHead(
+        width=text.width,
+        vocabulary=text.word_embedding.num_embeddings,
+        norm_eps=text.embedding_norm.eps,
+        initializer_range=text.initializer_range,
+    )

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import nn
 
 ClassHead = Literal["mlp", "relu"]
-"""Which small classifier a task has: that of X-VLM, or that of ALBEF and ViCHA."""
+"""Which small classifier a model has: `mlp_head` or `relu_head`."""
 
 
 def mlp_head(width: int, classes: int) -> nn.Sequential:
@@ -32,4 +32,4 @@ def class_head(kind: ClassHead, width: int, classes: int) -> nn.Sequential:
             return mlp_head(width, classes)
         case "relu":
             return relu_head(width, classes)
-    raise ValueError(f"head={kind!r} is not known; choose mlp (X-VLM) or relu (ALBEF, ViCHA)")
+    raise ValueError(f"head={kind!r} is not known; choose mlp or relu")

@@ -12,8 +12,8 @@ from vlp_core.weights.adapter import (
     Translation,
 )
 from vlp_core.weights.files import Checkpoint, read, read_checkpoint, write
-from vlp_core.weights.loading import HasPositionTables, Loaded, load
-from vlp_core.weights.vision import load_vision, xvlm_vision_adapter
+from vlp_core.weights.loading import HasPositionTables, LoadReport, load
+from vlp_core.weights.vision import load_vision, vision_adapter
 
 __all__ = [
     "Adapter",
@@ -23,7 +23,7 @@ __all__ = [
     "Drop",
     "Fuse",
     "HasPositionTables",
-    "Loaded",
+    "LoadReport",
     "Rename",
     "Rule",
     "Tied",
@@ -32,6 +32,6 @@ __all__ = [
     "load_vision",
     "read",
     "read_checkpoint",
+    "vision_adapter",
     "write",
-    "xvlm_vision_adapter",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vlp_core.text.bert import Bert
 from vlp_core.weights.adapter import Adapter, Buffer, Drop, Fuse, Rename, Rule, Tied
 from vlp_core.weights.files import read
-from vlp_core.weights.loading import Loaded, load
+from vlp_core.weights.loading import LoadReport, load
 
 Kind = Literal["bert", "roberta"]
 
@@ -97,7 +97,7 @@ def language_model_adapter(
 
 def load_published_layers(
     text: Bert, state: Mapping[str, Tensor] | str | Path, *, head: nn.Module | None = None
-) -> Loaded:
+) -> LoadReport:
     """Start an encoder from the embedding and as many lower layers of published BERT or RoBERTa weights as it
     has.
 
@@ -131,7 +131,7 @@ def load_published_layers(
     )
 
 
-def load_published(model: nn.Module, state: dict[str, Tensor] | str | Path) -> Loaded:
+def load_published(model: nn.Module, state: dict[str, Tensor] | str | Path) -> LoadReport:
     """Start `model.text` and `model.mlm_head` from published BERT or RoBERTa weights.
 
     Cross-attention is not in such a file and keeps its initial values. The pooler, the next-sentence head and

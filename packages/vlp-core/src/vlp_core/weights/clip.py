@@ -1,19 +1,18 @@
-"""Names of CLIP's vision tower: Hugging Face's layout, and X-VLM's (`vision_encoder.`)."""
+"""Names of CLIP's vision tower in Hugging Face's layout."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from vlp_core.vision.clip import ClipVisionTransformer
-from vlp_core.weights.adapter import Adapter, Buffer, Drop, Fuse, Rename, Rule
+from vlp_core.weights.adapter import Adapter, Drop, Fuse, Rename, Rule
 from vlp_core.weights.files import read
-from vlp_core.weights.loading import Loaded, load
+from vlp_core.weights.loading import LoadReport, load
 
-_SHARED: tuple[Rule, ...] = (
-    Rename("pre_layrnorm.{p}", "pre_norm.{p}"),  # the source's spelling
+BLOCK_RULES: tuple[Rule, ...] = (
+    # The source's spelling.
+    Rename("pre_layrnorm.{p}", "pre_norm.{p}"),
     Rename("encoder.layers.{i}.layer_norm1.{p}", "blocks.{i}.attention_norm.{p}"),
     Fuse(
         (
@@ -29,17 +28,7 @@ _SHARED: tuple[Rule, ...] = (
     Rename("encoder.layers.{i}.mlp.fc2.{p}", "blocks.{i}.mlp.down.{p}"),
     Rename("post_layernorm.{p}", "norm.{p}"),
 )
-
-
-def clip_adapter(*, tokens: int, source_prefix: str = "", prefix: str = "") -> Adapter:
-    """X-VLM's layout. `tokens`: 1+L of the model, the length of the buffer `position_ids`."""
-    rules = (
-        Rename("class_embedding", "class_token"),
-        Rename("patch_embed.weight", "patch.weight"),
-        Rename("pos_embed.weight", "positions"),
-        Buffer("position_ids", partial(_position_ids, tokens)),
-    )
-    return Adapter((*rules, *_SHARED)).prefixed(source=source_prefix, ours=prefix)
+"""Names of the blocks and the norms around them; layouts differ in those of the embedding."""
 
 
 def hf_clip_adapter(*, source_prefix: str = "", prefix: str = "") -> Adapter:
@@ -51,10 +40,10 @@ def hf_clip_adapter(*, source_prefix: str = "", prefix: str = "") -> Adapter:
         Rename("embeddings.position_embedding.weight", "positions"),
         Drop("embeddings.position_ids"),  # older versions stored this buffer
     )
-    return Adapter((*rules, *_SHARED)).prefixed(source=source_prefix, ours=prefix)
+    return Adapter((*rules, *BLOCK_RULES)).prefixed(source=source_prefix, ours=prefix)
 
 
-def load_clip(model: ClipVisionTransformer, state: Mapping[str, Tensor] | str | Path) -> Loaded:
+def load_clip(model: ClipVisionTransformer, state: Mapping[str, Tensor] | str | Path) -> LoadReport:
     """Fill the encoder from a Hugging Face file (whole CLIP or vision tower); text tower and projections are
     left out.
 
@@ -66,7 +55,3 @@ def load_clip(model: ClipVisionTransformer, state: Mapping[str, Tensor] | str | 
     name = str(state) if isinstance(state, str | Path) else None
     adapter = hf_clip_adapter(source_prefix="vision_model." if whole else "")
     return load(model, tensors, adapter, allow_unexpected=rest, name=name)
-
-
-def _position_ids(tokens: int) -> Tensor:
-    return torch.arange(tokens)[None]

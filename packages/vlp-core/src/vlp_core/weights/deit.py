@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vlp_core.vision.vit import VisionTransformer
 from vlp_core.weights.adapter import Adapter, Rename
-from vlp_core.weights.loading import Loaded, load
+from vlp_core.weights.loading import LoadReport, load
 
 
 def deit_adapter(*, source_prefix: str = "", prefix: str = "") -> Adapter:
@@ -28,7 +28,7 @@ def deit_adapter(*, source_prefix: str = "", prefix: str = "") -> Adapter:
     ).prefixed(source=source_prefix, ours=prefix)
 
 
-def load_deit(model: VisionTransformer, state: Mapping[str, Tensor] | str | Path) -> Loaded:
+def load_deit(model: VisionTransformer, state: Mapping[str, Tensor] | str | Path) -> LoadReport:
     """Fill the encoder from a DeiT or timm ViT file; the classifier (`head`) is left out.
 
     Raises `CheckpointError` as `vlp_core.weights.load` does. Positions for another grid are resized.

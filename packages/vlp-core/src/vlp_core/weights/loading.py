@@ -26,13 +26,22 @@ class HasPositionTables(Protocol):
         ...
 
 
-class Loaded(NamedTuple):
+class LoadReport(NamedTuple):
     """Names of what happened: `loaded`, `missing`, `resized` are ours; `unexpected` are the source's."""
 
     loaded: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     resized: tuple[str, ...]
+
+    def joined(self, **others: "LoadReport") -> "LoadReport":
+        """The report of a model with those of what goes with it; our names of the others begin with their
+        keyword."""
+        found = {field: list(names) for field, names in self._asdict().items()}
+        for part, other in others.items():
+            for field, names in other._asdict().items():
+                found[field] += names if field == "unexpected" else [f"{part}.{name}" for name in names]
+        return LoadReport(**{field: tuple(names) for field, names in found.items()})
 
 
 def load(
@@ -44,19 +53,24 @@ def load(
     allow_unexpected: Iterable[str] = (),
     resize: bool = True,
     name: str | None = None,
-) -> Loaded:
+) -> LoadReport:
     """Load a state dict or a file into `model`; all or nothing.
 
-    `adapter`: maps the source's names to those of `model`; None when they are ours already.
-    `allow_missing`: groups of our names that may be absent and keep their values; a group is a prefix
-        (`"itm_head"`) and may hold `*` (`"text.layers.*.cross_attention"`).
-    `allow_unexpected`: groups of the source's names that may be left over, in the same form.
-    `resize`: position tables made for another image size are resized to the model's (said once in the log);
-        with False that is an error.
-    `name`: what messages call the state dict; the path when one is given.
+    Args:
+        model: Module to fill.
+        state: Tensors by name, or a file of them.
+        adapter: Maps the source's names to those of `model`; None when they are ours already.
+        allow_missing: Groups of our names that may be absent and keep their values; a group is a prefix
+            (`"itm_head"`) and may hold `*` (`"text.layers.*.cross_attention"`).
+        allow_unexpected: Groups of the source's names that may be left over, in the same form.
+        resize: Position tables made for another image size are resized to the model's (said once in the
+            log); with False that is an error.
+        name: What messages call the state dict; by default the path when one is given.
 
-    Raises `CheckpointError` that lists missing and unexpected names by group, every tensor of a wrong shape,
-    and refuses a checkpoint of which nothing fits.
+    Raises:
+        CheckpointError: Lists missing and unexpected names by group, and tensors of a wrong shape; also for
+            a checkpoint of which nothing fits.
+        FileNotFoundError: No such file.
     """
     name = name or (str(state) if isinstance(state, str | Path) else "the state dict")
     source = read(state) if isinstance(state, str | Path) else state
@@ -105,7 +119,7 @@ def load(
     model.load_state_dict(loaded, strict=False)
     if resized:
         log.info("%s: resized %s", name, _changes(resized))
-    return Loaded(tuple(loaded), missing, unexpected, tuple(resized))
+    return LoadReport(tuple(loaded), missing, unexpected, tuple(resized))
 
 
 def _outside(names: Iterable[str], allowed: Iterable[str]) -> list[str]:

@@ -18,8 +18,8 @@ def heads_of(width: int, head_width: int, what: str) -> int:
     """
     if width % head_width:
         raise CheckpointError(
-            f"the {what} is {width} wide, no multiple of {head_width}, so its number of attention heads cannot be told from the "
-            "checkpoint; give `arguments`"
+            f"the {what} is {width} wide, no multiple of {head_width}, so its number of attention heads cannot "
+            "be told from the checkpoint; give `arguments`"
         )
     return width // head_width
 
@@ -31,28 +31,31 @@ def count(state: Iterable[str], pattern: str) -> int:
 
 
 def infer_vit(state: Mapping[str, Tensor], base: str, head_width: int) -> dict[str, Any]:
-    """`vision` of `vlp_core.models.create` for a ViT or CLIP-ViT below the prefix `base`; the image size is
-    that of whole patches."""
-    clip = f"{base}class_embedding" in state
-    patch = state[f"{base}patch_embed.weight" if clip else f"{base}patch_embed.proj.weight"]
-    table = state[f"{base}pos_embed.weight"] if clip else state[f"{base}pos_embed"][0]
-    width = len(patch)
-    layers = "encoder.layers" if clip else "blocks"
-    hidden = len(state[f"{base}{layers}.0.mlp.fc1.weight"])
-    depth = count(state, rf"{re.escape(base + layers)}\.(\d+)\.")
+    """Arguments of a `VisionTransformer` from DeiT's names below the prefix `base`, with `kind`; the image
+    size is that of whole patches.
+
+    Raises:
+        CheckpointError: See `heads_of`.
+    """
+    patch = state[f"{base}patch_embed.proj.weight"]
+    width, side = len(patch), patch.shape[-1]
     return {
-        "kind": "clip" if clip else "vit",
-        "image_size": patch.shape[-1] * math.isqrt(len(table) - 1),
-        "patch": patch.shape[-1],
+        "kind": "vit",
+        "image_size": side * math.isqrt(state[f"{base}pos_embed"].shape[1] - 1),
+        "patch": side,
         "width": width,
-        "depth": depth,
+        "depth": count(state, rf"{re.escape(base)}blocks\.(\d+)\."),
         "heads": heads_of(width, head_width, "image encoder"),
-        **({"hidden": hidden} if clip else {"mlp_ratio": hidden / width}),
+        "mlp_ratio": len(state[f"{base}blocks.0.mlp.fc1.weight"]) / width,
     }
 
 
 def infer_text(state: Mapping[str, Tensor], base: str, head_width: int) -> dict[str, Any]:
-    """`text` of `vlp_core.models.create` for a BERT or RoBERTa with fusion layers below the prefix `base`."""
+    """Arguments of a `Bert` with fusion layers from the names of BERT or RoBERTa below the prefix `base`.
+
+    Raises:
+        CheckpointError: See `heads_of`.
+    """
     kind = "roberta" if f"{base}lm_head.bias" in state else "bert"
     for inner in ("bert.", "roberta."):
         if f"{base}{inner}embeddings.word_embeddings.weight" in state:
@@ -60,7 +63,8 @@ def infer_text(state: Mapping[str, Tensor], base: str, head_width: int) -> dict[
             break
     words = state[f"{base}embeddings.word_embeddings.weight"]
     types = len(state[f"{base}embeddings.token_type_embeddings.weight"])
-    if types == 1:  # a retrieval file of RoBERTa does not say its kind; BERT has two token types
+    # Some files of RoBERTa do not say their kind; BERT has two token types.
+    if types == 1:
         kind = "roberta"
     prefix = re.escape(base)
     layers = count(state, rf"{prefix}encoder\.layer\.(\d+)\.")

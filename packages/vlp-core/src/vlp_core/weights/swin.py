@@ -11,7 +11,7 @@ from torch import Tensor
 from vlp_core.vision.swin import PATCH, SwinTransformer, shift_mask
 from vlp_core.weights.adapter import Adapter, Buffer, Drop, Rename, Rule
 from vlp_core.weights.files import read
-from vlp_core.weights.loading import Loaded, load
+from vlp_core.weights.loading import LoadReport, load
 
 _SHARED: tuple[Rule, ...] = (
     Rename("patch_embed.proj.{p}", "patch.{p}"),
@@ -77,7 +77,7 @@ def timm_swin_adapter(*, stages: int, source_prefix: str = "", prefix: str = "")
     )
 
 
-def load_swin(model: SwinTransformer, state: Mapping[str, Tensor] | str | Path) -> Loaded:
+def load_swin(model: SwinTransformer, state: Mapping[str, Tensor] | str | Path) -> LoadReport:
     """Fill a Swin from Microsoft's or timm's layout, told apart by the place of merging; the classifier
     (`head`) is left out.
 

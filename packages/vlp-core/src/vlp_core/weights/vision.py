@@ -1,4 +1,4 @@
-"""Adapter and loader of a vision encoder, by its class."""
+"""Published weights of an image encoder, by its class."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,16 +9,25 @@ from vlp_core.vision.clip import ClipVisionTransformer
 from vlp_core.vision.swin import SwinTransformer
 from vlp_core.vision.vit import VisionTransformer
 from vlp_core.weights.adapter import Adapter
-from vlp_core.weights.clip import clip_adapter, load_clip
+from vlp_core.weights.clip import hf_clip_adapter, load_clip
 from vlp_core.weights.deit import deit_adapter, load_deit
-from vlp_core.weights.loading import Loaded
+from vlp_core.weights.loading import LoadReport
 from vlp_core.weights.swin import load_swin, swin_adapter
 
 VisionEncoder = SwinTransformer | ClipVisionTransformer | VisionTransformer
 
 
-def xvlm_vision_adapter(encoder: VisionEncoder, *, source_prefix: str = "", prefix: str = "") -> Adapter:
-    """The adapter between this encoder's names and those X-VLM's checkpoints use below "vision_encoder."."""
+def vision_adapter(encoder: VisionEncoder, *, source_prefix: str = "", prefix: str = "") -> Adapter:
+    """Between the names of an encoder and those of its published weights: Microsoft's Swin, the vision tower
+    of Hugging Face's CLIP, DeiT.
+
+    Args:
+        encoder: Encoder.
+        source_prefix, prefix: Before every name of the source and of ours.
+
+    Raises:
+        TypeError: An encoder without such a layout.
+    """
     match encoder:
         case SwinTransformer():
             return swin_adapter(
@@ -29,17 +38,20 @@ def xvlm_vision_adapter(encoder: VisionEncoder, *, source_prefix: str = "", pref
                 prefix=prefix,
             )
         case ClipVisionTransformer():
-            return clip_adapter(tokens=encoder.tokens, source_prefix=source_prefix, prefix=prefix)
+            return hf_clip_adapter(source_prefix=source_prefix, prefix=prefix)
         case VisionTransformer():
             return deit_adapter(source_prefix=source_prefix, prefix=prefix)
-    raise TypeError(f"X-VLM has no vision encoder {type(encoder).__name__}")
+    raise TypeError(f"no layout of published weights is known for {type(encoder).__name__}")
 
 
-def load_vision(encoder: VisionEncoder, state: Mapping[str, Tensor] | str | Path) -> Loaded:
-    """Fill an encoder from its pre-trained weights: Microsoft's or timm's Swin, Hugging Face's CLIP, DeiT.
+def load_vision(encoder: VisionEncoder, state: Mapping[str, Tensor] | str | Path) -> LoadReport:
+    """Fill an encoder from its published weights: Microsoft's or timm's Swin, Hugging Face's CLIP, DeiT.
 
-    Classifiers, text towers and projections are left out; position tables are resized. Raises
-    `CheckpointError`.
+    Classifiers, text towers and projections are left out; position tables are resized.
+
+    Raises:
+        CheckpointError: See `vlp_core.weights.load`.
+        TypeError: An encoder without such a layout.
     """
     match encoder:
         case SwinTransformer():
@@ -48,4 +60,4 @@ def load_vision(encoder: VisionEncoder, state: Mapping[str, Tensor] | str | Path
             return load_clip(encoder, state)
         case VisionTransformer():
             return load_deit(encoder, state)
-    raise TypeError(f"no layout of pre-trained weights is known for {type(encoder).__name__}")
+    raise TypeError(f"no layout of published weights is known for {type(encoder).__name__}")

@@ -9,8 +9,9 @@ prompt tokens, V vocabulary.
 import torch
 from torch import Tensor, nn
 
+from vlp_core.heads import language_head
 from vlp_core.images import Images
-from vlp_core.models.fusion.parts import language_head, require_fit
+from vlp_core.models.fusion.encoders import require_fit
 from vlp_core.text import decoding, generation
 from vlp_core.text.bert import Bert
 from vlp_core.text.generation import Generated, Sampled

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vlp_core.heads import ClassHead, class_head
 from vlp_core.images import Images
-from vlp_core.models.fusion.parts import require_fit
+from vlp_core.models.fusion.encoders import require_fit
 from vlp_core.text.bert import Bert
 from vlp_core.vision.encoder import ImageEncoder
 

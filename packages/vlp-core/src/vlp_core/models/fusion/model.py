@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vlp_core.images import Images
 from vlp_core.losses.masked_language import IGNORED
 from vlp_core.losses.matching import Negatives
-from vlp_core.models.fusion.parts import require_fit
+from vlp_core.models.fusion.encoders import require_fit
 from vlp_core.text.bert import Bert
 from vlp_core.text.packing import Packing, pack
 from vlp_core.vision.encoder import ImageEncoder

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vlp_core.heads import language_head
 from vlp_core.images import Images
-from vlp_core.models.fusion.parts import language_head, require_fit
+from vlp_core.models.fusion.encoders import require_fit
 from vlp_core.text import decoding, generation
 from vlp_core.text.bert import Bert
 from vlp_core.text.generation import Generated

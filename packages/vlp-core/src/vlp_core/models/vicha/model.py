@@ -28,12 +28,11 @@ import vlp_ops
 from torch import Tensor, nn
 
 from vlp_core.concepts import image_encoder
-from vlp_core.heads import MaskedImageDecoder
+from vlp_core.heads import MaskedImageDecoder, language_head
 from vlp_core.images import Images
 from vlp_core.losses.masked_image import patch_targets
 from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
 from vlp_core.models.fusion.model import FusionModel, fuse_pairs_and_masked, project
-from vlp_core.models.fusion.parts import language_head
 from vlp_core.text.bert import Bert
 from vlp_core.vision.encoder import ImageEncoder
 

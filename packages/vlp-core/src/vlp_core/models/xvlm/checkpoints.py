@@ -1,178 +1,123 @@
 """Official X-VLM checkpoints of all tasks, in and out.
 
-Seven layouts exist, one for each stage of training, told apart by their names (`layout`). `load` fills a
-model from a checkpoint of its own stage; `load_pretrained` starts a model from an earlier stage, as the
-functions of that name in the reference do (`vlp_core.models.fusion.stages`); `write` makes an official file.
+Seven layouts exist, one for each stage of training, told apart by their names. `FILES` reads and writes them:
+`FILES.load` fills a model from a file of its own stage; `FILES.start` starts it from an earlier one, as the
+functions `load_pretrained` of the reference do; `FILES.write` makes an official file.
 
 Source: arXiv 2111.08276; X-VLM `models/model_*.py`.
 """
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from vlp_core.models.fusion.captioning import CaptionModel
 from vlp_core.models.fusion.nlvr import NlvrModel
-from vlp_core.models.fusion.stages import STARTS, Stage, require_start, stage_of, start_official
+from vlp_core.models.fusion.official import (
+    DECODER,
+    EarlierNames,
+    OfficialFiles,
+    earlier_text,
+    head_names,
+    infer_shared,
+    text_adapter,
+)
 from vlp_core.models.fusion.vqa import VqaModel
 from vlp_core.models.xvlm.model import Xvlm
-from vlp_core.weights import files, loading
-from vlp_core.weights.adapter import Adapter, CheckpointError, Drop, Rename, Tied, groups
-from vlp_core.weights.bert import encoder_adapter, head_adapter, language_model_adapter
+from vlp_core.vision import ClipVisionTransformer
+from vlp_core.weights.adapter import Adapter, Buffer, CheckpointError, Drop, Rename
+from vlp_core.weights.bert import language_model_adapter
+from vlp_core.weights.clip import BLOCK_RULES
 from vlp_core.weights.files import Checkpoint
-from vlp_core.weights.loading import Loaded
-from vlp_core.weights.shapes import count, infer_text, infer_vit
-from vlp_core.weights.vision import xvlm_vision_adapter
+from vlp_core.weights.shapes import count, heads_of, infer_vit
+from vlp_core.weights.vision import VisionEncoder, vision_adapter
+
+VISION = "vision_encoder."
 
 # Stored by the source and computed here; also for another image size, where their number and shape differ.
 _BUFFERS = Adapter(
     (
-        Drop("vision_encoder.layers.{i}.blocks.{j}.attn.relative_position_index"),
-        Drop("vision_encoder.layers.{i}.blocks.{j}.attn_mask"),
-        Drop("vision_encoder.position_ids"),
+        Drop(f"{VISION}layers.{{i}}.blocks.{{j}}.attn.relative_position_index"),
+        Drop(f"{VISION}layers.{{i}}.blocks.{{j}}.attn_mask"),
+        Drop(f"{VISION}position_ids"),
     )
 )
-_BUFFER_NAMES = ("relative_position_index", "attn_mask", "position_ids")
 
-_HEADS = {
-    "temperature": Rename("temp", "temperature"),
-    **{name: Rename(f"{name}.{{p}}", f"{name}.{{p}}") for name in ("vision_proj", "text_proj", "ta_head")},
-    **{
-        name: Rename(f"{name}.{{i}}.{{p}}", f"{name}.{{i}}.{{p}}")
-        for name in ("itm_head", "bbox_head", "cls_head")
-    },
-}
+_HEADS = head_names(
+    linear=("vision_proj", "text_proj", "ta_head"), stacked=("itm_head", "bbox_head", "cls_head")
+)
 
 
-def recognises(state: Mapping[str, Tensor]) -> bool:
-    """Whether names look like those of X-VLM, whatever the stage."""
-    return any(name.startswith("vision_encoder.") for name in state)
+def _stage(state: Mapping[str, Tensor], parts: set[str]) -> str | None:
+    if "text_decoder" in parts:
+        return "vqa" if "text_encoder" in parts else "captioning"
+    if "cls_head" in parts:
+        return "nlvr"
+    if "ta_head" in parts:
+        return "nlvr_domain"
+    if {"text_encoder.bert", "text_encoder.roberta"} & parts:
+        return "pretrain"
+    if "itm_head" in parts:
+        return "retrieval"
+    return "boxes" if "bbox_head" in parts else None
 
 
-def layout(state: Mapping[str, Tensor]) -> Stage:
-    """Which stage of training an official checkpoint belongs to.
+def clip_adapter(*, tokens: int, source_prefix: str = "", prefix: str = "") -> Adapter:
+    """X-VLM's names of CLIP's vision tower.
 
-    Raises:
-        CheckpointError: It is no X-VLM checkpoint.
+    Args:
+        tokens: 1+L of the model, the length of the buffer `position_ids`.
+        source_prefix, prefix: Before every name of the source and of ours.
     """
-    has = {".".join(name.split(".")[:2]) for name in state} | {name.split(".")[0] for name in state}
-    if recognises(state):
-        if "text_decoder" in has:
-            return "vqa" if "text_encoder" in has else "captioning"
-        if "cls_head" in has:
-            return "nlvr"
-        if "ta_head" in has:
-            return "nlvr_domain"
-        if {"text_encoder.bert", "text_encoder.roberta"} & has:
-            return "pretrain"
-        if "itm_head" in has:
-            return "retrieval"
-        if "bbox_head" in has:
-            return "boxes"
-    raise CheckpointError(f"this is no X-VLM checkpoint; it holds {groups(state)}")
+    rules = (
+        Rename("class_embedding", "class_token"),
+        Rename("patch_embed.weight", "patch.weight"),
+        Rename("pos_embed.weight", "positions"),
+        Buffer("position_ids", partial(_position_ids, tokens)),
+    )
+    return Adapter((*rules, *BLOCK_RULES)).prefixed(source=source_prefix, ours=prefix)
+
+
+def _position_ids(tokens: int) -> Tensor:
+    return torch.arange(tokens)[None]
+
+
+def xvlm_vision_adapter(
+    encoder: VisionEncoder, *, source_prefix: str = VISION, prefix: str = "vision."
+) -> Adapter:
+    """Between the names of an image encoder and those of X-VLM's files, which are its own for CLIP only."""
+    if isinstance(encoder, ClipVisionTransformer):
+        return clip_adapter(tokens=encoder.tokens, source_prefix=source_prefix, prefix=prefix)
+    return vision_adapter(encoder, source_prefix=source_prefix, prefix=prefix)
 
 
 def xvlm_adapter(model: nn.Module) -> Adapter:
     """Between a model's names and those of the official checkpoints of its task, buffers and tied names
-    included."""
-    vision = xvlm_vision_adapter(model.vision, source_prefix="vision_encoder.", prefix="vision.")
+    included.
+
+    Raises:
+        TypeError: A model that X-VLM has no files of.
+    """
     match model:
-        case Xvlm() if "masked_language" in model.heads:
-            text = language_model_adapter(model.text, source_prefix="text_encoder.")
-        case Xvlm() | NlvrModel():
-            text = encoder_adapter(model.text, source_prefix="text_encoder.", prefix="text.")
-        case VqaModel():
-            text = encoder_adapter(
-                model.text, source_prefix="text_encoder.", prefix="text."
-            ) + language_model_adapter(
-                model.decoder, source_prefix="text_decoder.", prefix="decoder.", head_prefix="lm_head."
-            )
+        case Xvlm() | NlvrModel() | VqaModel():
+            text = text_adapter(model)
         case CaptionModel():
-            text = language_model_adapter(model.text, source_prefix="text_decoder.", head_prefix="lm_head.")
+            text = language_model_adapter(model.text, source_prefix=DECODER, head_prefix="lm_head.")
         case _:
             raise TypeError(f"X-VLM has no layout for {type(model).__name__}")
     heads = Adapter(tuple(rule for name, rule in _HEADS.items() if hasattr(model, name)))
-    return vision + text + heads + _BUFFERS
+    return xvlm_vision_adapter(model.vision) + text + heads + _BUFFERS
 
 
-def load(model: nn.Module, source: Mapping[str, Tensor] | str | Path) -> Loaded:
-    """Fill a model from an official checkpoint of the same task; position tables for another image size are
-    resized.
-
-    Raises:
-        CheckpointError: A checkpoint of another stage, with the way out; see also `vlp_core.weights.load`.
-    """
-    state, name = _open(source)
-    found, wanted = layout(state), stage_of(model)
-    if found != wanted:
-        way = (
-            "start training from it with vlp_core.models.start_from, then use the result"
-            if found in STARTS[wanted]
-            else "nothing can be converted from one to the other"
-        )
-        raise CheckpointError(
-            f"{name} is a {found} checkpoint of X-VLM where a {wanted} one is expected; {way}"
-        )
-    return loading.load(model, state, xvlm_adapter(model), name=name)
-
-
-def load_pretrained(
-    model: nn.Module, source: Mapping[str, Tensor] | str | Path, *, name: str | None = None
-) -> Loaded:
-    """Start a task's model from an official checkpoint of the same or an earlier stage;
-    `vlp_core.models.fusion.stages` says what becomes of what.
-
-    `name`: what messages call the checkpoint; by default its path.
-
-    Returns:
-        What was loaded, what stays fresh (`missing`, our names), and what of the checkpoint is not used
-        (`unexpected`, its names).
-
-    Raises:
-        CheckpointError: The task cannot start from this checkpoint, or names beyond the table's are missing
-            or left over.
-    """
-    state, opened = _open(source)
-    name = name or opened
-    found, wanted = layout(state), stage_of(model)
-    require_start(found, model, name)
-    if found == wanted:
-        return loading.load(model, state, xvlm_adapter(model), name=name)
-    if found == "pretrain" and not any(key.startswith(f"text_encoder.{model.text.kind}.") for key in state):
-        raise CheckpointError(
-            f"{name} was not pre-trained with {model.text.kind}, the text encoder of this model"
-        )
-    head, body = _earlier_stage(model, found)
-    return start_official(model, found, state, head, body, buffers=_BUFFER_NAMES, name=name)
-
-
-def _earlier_stage(model: nn.Module, found: Stage) -> tuple[Adapter, Adapter]:
-    """Names of the language head and of all else in a checkpoint of another stage, for encoders like those of
-    `model`."""
-    kind = model.text.kind
-    if found == "pretrain":
-        prefix = f"text_encoder.{kind}."
-        text = encoder_adapter(model.text, source_prefix=prefix, prefix="text.")
-        # Pre-training shares no projections, whatever the model does.
-        text = Adapter(tuple(rule for rule in text.rules if not isinstance(rule, Tied)))
-        head = head_adapter(kind, source_prefix="text_encoder.")
-    else:
-        text, head = encoder_adapter(model.text, source_prefix="text_encoder.", prefix="text."), Adapter(())
-    vision = xvlm_vision_adapter(model.vision, source_prefix="vision_encoder.", prefix="vision.")
-    return head, vision + text + Adapter(tuple(_HEADS.values())) + _BUFFERS
-
-
-def write(path: str | Path, model: nn.Module) -> None:
-    """Write a model under the official names of its task, buffers and tied names included; `.safetensors`, or
-    {"model": ...} by torch."""
-    files.write(path, xvlm_adapter(model).to_source(model.state_dict()))
-
-
-def _open(source: Mapping[str, Tensor] | str | Path) -> tuple[Mapping[str, Tensor], str]:
-    return (files.read(source), str(source)) if isinstance(source, str | Path) else (source, "the state dict")
+def _earlier(model: nn.Module, found: str) -> EarlierNames:
+    head, text = earlier_text(model.text, found)
+    return EarlierNames(
+        head, xvlm_vision_adapter(model.vision) + text + Adapter(tuple(_HEADS.values())) + _BUFFERS
+    )
 
 
 # Sizes
@@ -250,50 +195,77 @@ def infer_arguments(checkpoint: Checkpoint, *, head_width: int = 64) -> dict[str
         CheckpointError: A width that is no multiple of `head_width`, or an image size that nothing tells.
     """
     state = checkpoint.state
-    found = layout(state)
+    found = FILES.stage(state)
     config = checkpoint.extra.get("config")
     size = config.get("image_res") if isinstance(config, Mapping) else None
-    arguments: dict[str, Any] = {"vision": _infer_vision(state, size, head_width)}
-    encoder = "text_decoder." if found == "captioning" else "text_encoder."
-    arguments["text"] = infer_text(state, encoder, head_width)
-    match found:
-        case "vqa":
-            arguments["decoder"] = infer_text(state, "text_decoder.", head_width)
-        case "nlvr" | "nlvr_domain":
-            arguments["stage"] = "fine_tune" if found == "nlvr" else "domain"
-        case "pretrain" | "retrieval" | "boxes":
-            parts = {"contrast": "temp", "match": "itm_head.0.weight", "boxes": "bbox_head.0.weight"}
-            arguments["heads"] = [head for head, key in parts.items() if key in state]
-            if found == "pretrain":
-                arguments["heads"].append("masked_language")
-    if "vision_proj.weight" in state:
-        arguments["embed_width"] = len(state["vision_proj.weight"])
+    arguments = {
+        "vision": _infer_vision(state, size, head_width),
+        **infer_shared(state, found, head_width=head_width),
+    }
+    if found in ("pretrain", "retrieval", "boxes"):
+        parts = {"contrast": "temp", "match": "itm_head.0.weight", "boxes": "bbox_head.0.weight"}
+        arguments["heads"] = [head for head, key in parts.items() if key in state]
+        if found == "pretrain":
+            arguments["heads"].append("masked_language")
     return arguments
 
 
 def _infer_vision(state: Mapping[str, Tensor], size: int | None, head_width: int) -> dict[str, Any]:
-    base = "vision_encoder."
-    if f"{base}cls_token" in state or f"{base}class_embedding" in state:
-        return infer_vit(state, base, head_width)
+    if f"{VISION}cls_token" in state:
+        return infer_vit(state, VISION, head_width)
+    if f"{VISION}class_embedding" in state:
+        return _infer_clip(state, head_width)
     table = "attn.relative_position_bias_table"
     stages = count(state, r"vision_encoder\.layers\.(\d+)\.blocks")
-    first = state[f"{base}layers.0.blocks.0.{table}"]
+    first = state[f"{VISION}layers.0.blocks.0.{table}"]
     window = (math.isqrt(len(first)) + 1) // 2
     if size is None:
-        mask = state.get(f"{base}layers.0.blocks.1.attn_mask")
+        mask = state.get(f"{VISION}layers.0.blocks.1.attn_mask")
         if mask is None:
             raise CheckpointError(
-                "the checkpoint has neither `image_res` in its config nor Swin's masks, so the image size is unknown; "
-                "give `arguments`"
+                "the checkpoint has neither `image_res` in its config nor Swin's masks, so the image size is "
+                "unknown; give `arguments`"
             )
         size = 4 * window * math.isqrt(len(mask))
-    width = len(state[f"{base}patch_embed.proj.weight"])
+    width = len(state[f"{VISION}patch_embed.proj.weight"])
     return {
         "kind": "swin",
         "image_size": size,
         "window": window,
         "width": width,
         "depths": [count(state, rf"vision_encoder\.layers\.{i}\.blocks\.(\d+)\.") for i in range(stages)],
-        "heads": [state[f"{base}layers.{i}.blocks.0.{table}"].shape[1] for i in range(stages)],
-        "mlp_ratio": len(state[f"{base}layers.0.blocks.0.mlp.fc1.weight"]) / width,
+        "heads": [state[f"{VISION}layers.{i}.blocks.0.{table}"].shape[1] for i in range(stages)],
+        "mlp_ratio": len(state[f"{VISION}layers.0.blocks.0.mlp.fc1.weight"]) / width,
     }
+
+
+def _infer_clip(state: Mapping[str, Tensor], head_width: int) -> dict[str, Any]:
+    """The image size is that of whole patches."""
+    patch = state[f"{VISION}patch_embed.weight"]
+    width, side = len(patch), patch.shape[-1]
+    return {
+        "kind": "clip",
+        "image_size": side * math.isqrt(len(state[f"{VISION}pos_embed.weight"]) - 1),
+        "patch": side,
+        "width": width,
+        "depth": count(state, r"vision_encoder\.encoder\.layers\.(\d+)\."),
+        "heads": heads_of(width, head_width, "image encoder"),
+        "hidden": len(state[f"{VISION}encoder.layers.0.mlp.fc1.weight"]),
+    }
+
+
+def _no_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+FILES = OfficialFiles(
+    family="xvlm",
+    title="X-VLM",
+    vision=VISION,
+    stage_by=_stage,
+    adapter=xvlm_adapter,
+    earlier=_earlier,
+    infer=infer_arguments,
+    settings=_no_settings,
+    computed=("relative_position_index", "attn_mask", "position_ids"),
+)

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vlp_core.heads import mlp_head
+from vlp_core.heads import language_head, mlp_head
 from vlp_core.images import Images
 from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
 from vlp_core.models.fusion.model import (
@@ -36,7 +36,6 @@ from vlp_core.models.fusion.model import (
     fuse_used,
     project,
 )
-from vlp_core.models.fusion.parts import language_head
 from vlp_core.text.bert import Bert
 from vlp_core.vision.encoder import ImageEncoder
 
