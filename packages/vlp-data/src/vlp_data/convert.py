@@ -1,4 +1,4 @@
-"""Converting what is on disk to X-VLM region lines. The same input gives the same bytes; a folder is complete
+"""Annotation files of others to X-VLM region lines. The same input gives the same bytes; a folder is complete
 or absent."""
 
 import json
@@ -32,9 +32,9 @@ class Converted(NamedTuple):
 def held_out(paths: Iterable[str]) -> set[int]:
     """Numbers of the images of validation and test sets, from their annotation files.
 
-    Karpathy's file counts by its splits val and test; every image of a COCO file or a task list counts. The
-    number is that of the file name, the same in COCO 2014, COCO 2017 and Flickr. Raises FileNotFoundError,
-    DataError.
+    Of Karpathy's file these are the images of its splits val and test, of a COCO file or a task list all
+    images. The number is that in the file name, the same in COCO 2014, COCO 2017 and Flickr. Raises
+    FileNotFoundError, DataError.
     """
     found: set[int] = set()
     for path in paths:
@@ -71,9 +71,9 @@ def write_region_lines(
     """Write a source of boxes as X-VLM region lines into a new folder, `shards` files of equally many lines.
 
     `excluded`: images not to be written, by the number they have in COCO and in Flickr (`held_out`). Boxes
-    are cut to whole pixels inside the image, those with nothing left are left out. Raises FileExistsError
-    when the folder has content; DataError for a source whose images are not files of their own, and when
-    nothing is left to write.
+    are cut to whole pixels inside the image; boxes of which nothing is left are not written. Raises
+    FileExistsError when the folder has content; DataError for a source whose images are not files of their
+    own, and when nothing is left to write.
     """
     if shards <= 0:
         raise ValueError(f"shards={shards} must be positive")

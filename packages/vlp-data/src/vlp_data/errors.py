@@ -1,4 +1,4 @@
-"""Errors of vlp_data. `DataError` is for the user; `BadSample` stays inside: it marks one unusable sample."""
+"""Errors of vlp_data. Users see `DataError`; `BadSample` marks one unusable sample and ends in the loader."""
 
 
 class DataError(ValueError):

@@ -1,5 +1,5 @@
-"""Paths that may be URLs: local paths the short way, anything with `://` through fsspec (hdfs, webhdfs, s3,
-gs, abfs, http, memory, ...).
+"""Paths that may be URLs: local paths are read directly, anything with `://` through fsspec (hdfs, webhdfs,
+s3, gs, abfs, http, memory, ...).
 
 Nothing is kept open between calls, so sources can be pickled and forked freely. Remote reads are repeated
 with growing pauses; a missing file is not.
@@ -30,7 +30,7 @@ def local(path: str) -> Path:
 
 
 def join(root: str, path: str) -> str:
-    """`path` below `root`; as it is when it is absolute, a URL, or `root` is empty. `root` itself for an
+    """`path` below `root`; unchanged when it is absolute, a URL, or `root` is empty; `root` itself for an
     empty path."""
     if not root or is_url(path) or path.startswith(("/", "~")):
         return path
@@ -50,8 +50,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def repeat(url: str, action: Callable[[], _T]) -> _T:
-    """The result of a remote read, tried again after each of `PAUSES_SECONDS`. Raises at once what waiting
-    does not cure, else OSError."""
+    """The result of a remote read, tried again after each of `PAUSES_SECONDS`. Errors that waiting
+    does not cure (a missing file, no permission) are raised at once, others become OSError."""
     for pause in (*PAUSES_SECONDS, None):
         try:
             return action()
@@ -98,7 +98,7 @@ def open_read(path: str) -> BinaryIO:
 
 
 def is_compressed(path: str) -> bool:
-    """By suffix."""
+    """Whether a file is compressed, by its suffix."""
     return path.endswith((".gz", ".bz2", ".xz", ".zst", ".lzma"))
 
 

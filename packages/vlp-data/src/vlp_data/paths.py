@@ -1,4 +1,4 @@
-"""Where images lie: the paths that annotation files were written with, moved to another place."""
+"""Image paths of annotation files, changed to where the images are on this machine."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from vlp_data import files
 
 VICHA_DISK = re.compile(r"^/data/[^/]+/data/")
-"""Beginning of every path in ViCHA's released lists: the disk of its authors."""
+"""Beginning of every path in ViCHA's released lists, a folder on the machine of the authors."""
 
 
 def rebase(path: str, *, prefixes: Mapping[str, str], root: str) -> str:

@@ -47,8 +47,8 @@ class Text:
     image: int = 0
     """Which of the sample's images it belongs to."""
     listed: bool = False
-    """The source gives a list of alternatives here (perhaps of one), so that one is drawn; X-VLM draws only
-    then."""
+    """The source gives a list of alternatives here (perhaps of one item), so that one is drawn. X-VLM draws a
+    random number only then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class Sample:
     """One row of a source."""
 
     key: str
-    """Unique in the source; readable, because error messages print it."""
+    """Unique in the source. Readable, because error messages print it."""
     images: tuple[Image, ...]
     texts: tuple[Text, ...] = ()
     regions: tuple[Region, ...] = ()
@@ -97,8 +97,8 @@ class Sample:
 
 
 class Source(Protocol):
-    """Random access to samples. Length and description never touch pixels; picklable; opens files where it is
-    used."""
+    """Random access to samples. Length and description never read pixels. Picklable: files
+    are opened in the process that reads them."""
 
     def __len__(self) -> int: ...
 

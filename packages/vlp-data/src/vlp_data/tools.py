@@ -26,11 +26,11 @@ class Report:
     """Texts by role."""
     regions: int = 0
     images: Counter[str] = field(default_factory=Counter)
-    """Images by class of their longer side; empty when none was opened."""
+    """Images by the class of size of their longer side; empty when none was opened."""
     problems: dict[str, list[str]] = field(default_factory=dict)
-    """Per cause the first files."""
+    """The first files, by cause."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Per cause how often."""
+    """How often, by cause."""
     first: Sample | None = None
 
     def note(self, cause: str, file: str) -> None:
@@ -72,8 +72,8 @@ def inspect(
     """Read rows (the first `rows`, None: all), open their images unless told not to, and check boxes and
     keys.
 
-    A row counts as unusable for what would make the loader pass it over; a box outside the image is reported
-    also where training would not draw its crop around it.
+    A row is unusable when the loader would skip it. A box outside the image is always reported, though
+    training skips the row only if it draws its crop around this box.
     """
     from vlp_data.images import open_image
 
@@ -125,7 +125,7 @@ class Part:
     worker: int
     samples: int
     files: dict[str, int]
-    """Lines of each file, in the order they are come to."""
+    """Lines of each file, in the order in which the files are read."""
 
     def line(self) -> str:
         """The part as text."""

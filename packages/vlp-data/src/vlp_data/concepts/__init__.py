@@ -1,4 +1,4 @@
-"""Visual concepts: words of captions that a CLIP finds in an image, given to the model beside the image.
+"""Visual concepts: words of captions that a CLIP finds in an image. The model reads them beside the image.
 
 - `grammar`, `extract`: concepts of captions, their counts, and the vocabulary made of them
 - `encoders`, `embed`: any CLIP of open_clip or transformers; concepts, captions and images to vectors

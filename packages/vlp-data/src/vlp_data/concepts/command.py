@@ -339,7 +339,7 @@ def _run(options: argparse.Namespace, job: "Job", work: "Work", progress: Any) -
 
 
 def _report_problems(folder: str, column: str) -> int:
-    """What could not be read; returns how many."""
+    """Print what could not be read; returns how many."""
     from vlp_data.concepts.tables import read_table
 
     table = read_table(folder, [column, "problem"])

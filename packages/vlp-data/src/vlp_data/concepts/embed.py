@@ -50,7 +50,7 @@ class EmbedTexts:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles:
-    """Where the images of a list are, and how many are read at a time."""
+    """Where the images of a list are, and how many are decoded at a time."""
 
     root: str = ""
     prefixes: Mapping[str, str] = field(default_factory=dict)

@@ -29,7 +29,7 @@ class Encoder(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Which CLIP, and how it computes."""
+    """Which CLIP, on which device and in which precision."""
 
     name: str
     """A local folder, a name of open_clip ("ViT-B-16"), or "owner/model" of the Hugging Face hub."""
@@ -41,10 +41,10 @@ class Clip:
     device: str = "auto"
     """As torch names it ("cpu", "cuda:1"); auto: the GPU if there is one."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """What the model computes in. The reference ran in float16 on its GPU."""
+    """Precision of the model. The reference ran in float16 on its GPU."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides the vectors."""
+        """The settings that the vectors depend on."""
         return {"clip": self.name, "weights": self.weights, "library": self.kind(), "dtype": self.dtype}
 
     def kind(self) -> Literal["open_clip", "transformers"]:
@@ -53,9 +53,10 @@ class Clip:
             return self.library
         folder = files.local(self.name)
         if folder.is_dir():
-            for config, library in (("open_clip_config.json", "open_clip"), ("config.json", "transformers")):
-                if (folder / config).is_file():
-                    return library  # type: ignore[return-value]  # one of the literals, which `in` does not narrow a str to
+            if (folder / "open_clip_config.json").is_file():
+                return "open_clip"
+            if (folder / "config.json").is_file():
+                return "transformers"
             raise DataError(f"{self.name} holds neither open_clip_config.json nor config.json; is it a CLIP?")
         return "transformers" if "/" in self.name else "open_clip"
 

@@ -37,7 +37,8 @@ class Work(Protocol):
     """What a job does: plain data that can be sent to another process."""
 
     def identity(self) -> dict[str, Any]:
-        """JSON that tells this work from any other whose parts must not be mixed with its own."""
+        """JSON that says what the parts depend on: work with another identity must not go on in the same
+        folder."""
         ...
 
     def start(self) -> Callable[[pa.Table], pa.Table]:
@@ -240,7 +241,7 @@ def _run_local(job: Job, work: Work, todo: list[int]) -> Iterator[int]:
 
 
 class _Actor:
-    """A worker inside Ray. What a user can cause travels back as text: Ray would wrap the error beyond
+    """A worker inside Ray. Errors of the user are returned as text, because Ray would wrap them beyond
     recognition.
 
     Ray begins a shard again without end when its process dies of it, so every beginning leaves a mark until

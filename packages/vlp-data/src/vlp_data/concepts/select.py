@@ -1,7 +1,7 @@
 """The k concepts nearest to each image, chosen once per image, and lists of which every row carries them.
 
 Source: ViCHA specification 5.5. The reference computes in float16, here it is float32: the choice differs
-only where scores all but tie.
+only where scores are nearly equal.
 """
 
 from collections.abc import Callable
@@ -38,8 +38,8 @@ def nearest(
     """The k concepts of highest cosine for each image.
 
     image_embeds [N, D], concept_embeds [C, D], of any float type, not normalised. Exact: columns are put into
-    groups, the k groups with the highest maxima hold the k best columns, and only those are ranked; a maximum
-    costs far less than ranking all columns. Raises ValueError when k is not in 1..C.
+    groups, and the k groups with the highest maxima hold the k best columns, so only these groups are ranked.
+    A maximum costs far less than ranking all columns. Raises ValueError when k is not in 1..C.
     """
     count = len(concept_embeds)
     if not 1 <= k <= count:
@@ -178,7 +178,7 @@ class ChooseInOnePass:
 
 
 def _content(path: str) -> list[Any]:
-    """What changes when the vectors at `path` do."""
+    """A text that changes when the vectors at `path` change."""
     from vlp_data.concepts.jobs import finished_parts
 
     parts = [path] if path.endswith((".json", ".json.gz", ".parquet")) else finished_parts(path)

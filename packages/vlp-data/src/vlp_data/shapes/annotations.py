@@ -14,7 +14,8 @@ from vlp_data.shapes.scene import PAIR, TEXT, Layout, Scene
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Annotations:
-    """What is said about one scene; every sentence is true of it but for contradictions and neutral ones."""
+    """What is said about one scene; every sentence is true of it, except
+    contradictions and neutral ones."""
 
     captions: tuple[str, str, str, str, str]
     long_caption: str

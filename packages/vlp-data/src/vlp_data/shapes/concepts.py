@@ -20,7 +20,8 @@ from vlp_data.shapes.scene import CONCEPT
 CHOSEN = 15
 """Words per image, as ViCHA takes them."""
 SEEN, MIXED, PART, ABSENT = 100, 50, 25, 0
-"""Fit of a word: shown so; both words shown, of different things; one of them shown; none."""
+"""How well a word fits: the image shows it; it shows both parts, but of different things; it shows one part;
+it shows none."""
 NOISE = 81
 """Two random numbers below this are added to each fit. Then nine of ten of the first three words are true,
 and the fifteen hold five of six of the true ones (`tests/shapes/test_concepts.py`)."""
@@ -55,7 +56,8 @@ def chosen(
 
 
 def _fits(objects: Sequence[dict[str, Any]], background: str, pixels: int) -> Iterator[int]:
-    """How well each word of the vocabulary fits: at most a fifth more where what it names is large."""
+    """How well each word of the vocabulary fits; up to a fifth more where the thing that it names is
+    large."""
     largest: dict[str, int] = {f"{background} background": 0}
     looks, kinds = set(), {each["kind"] for each in objects}
     for each in objects:

@@ -18,7 +18,7 @@ from vlp_data.shapes.scene import ENTAILMENT, Layout
 SENTENCES = 2
 """Sentences per scene; each gives one row of entailment and one of contradiction."""
 IMAGES_TRIED = 40
-"""Images looked at for a sentence that needs one it is true of and one it is not."""
+"""Images that are tried for a sentence, which needs one image that it is true of and one that it is not."""
 
 
 @dataclass(frozen=True, kw_only=True)

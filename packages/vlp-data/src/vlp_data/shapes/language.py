@@ -85,7 +85,7 @@ def sentence(text: str) -> str:
 
 
 def full(thing: Thing) -> Look:
-    """All that is worth saying of a thing: "medium" and "plain" are left out."""
+    """All properties of a thing that are worth saying: "medium" and "plain" are left out."""
     names = [
         name for name, usual in (("size", "medium"), ("texture", "plain"), ("color", None), ("kind", None))
         if getattr(thing, name) != usual

@@ -31,7 +31,7 @@ from vlp_data.shapes.scene import TASK, Layout
 SENTENCES = 4
 """NLVR2-style sentences per scene; each is said of two pairs of images, true of one of them."""
 PAIRS_TRIED = 40
-"""Pairs looked at for a sentence that needs one true and one false pair."""
+"""Pairs that are tried for a sentence, which needs one pair that it is true of and one that it is not."""
 DISTRACTORS = 3
 """Detections of an image that fit no object."""
 DETECTIONS, STATEMENTS = range(2)
@@ -68,8 +68,7 @@ def write_tasks(
             write_json(folder / f"captions_{split}_gt.json", coco_captions(told))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# VQA
+# ---- VQA ---------------------------------------------------------------------------------------------------
 
 
 def _asked(record: Record) -> list[Record]:
@@ -147,8 +146,7 @@ def _vqa_annotations(records: Sequence[Record], split: str) -> Record:
     return {**_head(split), "annotations": annotations}
 
 
-# ----------------------------------------------------------------------------------------------------------
-# NLVR2
+# ---- NLVR2 -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +194,8 @@ def statement(layout: Layout, dice: Dice) -> Statement:
 def _nlvr(
     records: Sequence[Record], indices: range, layouts: Mapping[int, Layout], split: str
 ) -> list[Record]:
-    """Every sentence twice, with a pair it is true of and one it is not: the words alone tell nothing about
-    the label."""
+    """Every sentence twice, with a pair that it is true of and one that it is not, so that the words alone
+    tell nothing about the label."""
     scenes = {record["index"]: record for record in records}
     rows = []
     for record in records if len(indices) > 1 else ():
@@ -231,8 +229,7 @@ def _pair(index: int, indices: range, dice: Dice) -> tuple[int, int]:
     return (index, other) if dice.chance(50) else (other, index)
 
 
-# ------------------------------------------------------------------------------------------------------
-# RefCOCO+
+# ---- RefCOCO+ ----------------------------------------------------------------------------------------------
 
 
 def _sayings(record: Record) -> dict[int, list[str]]:
@@ -318,12 +315,11 @@ def _fit(one: list[int], other: list[int]) -> bool:
     return 10 * common > 3 * (w * h + w2 * h2 - common)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# captions
+# ---- captions ----------------------------------------------------------------------------------------------
 
 
 def captions(record: Record, layout: Layout) -> list[str]:
-    """Five captions of one kind: the objects, those of which most is seen first, and the background."""
+    """Five captions of one kind: the objects, largest visible part first, and the background."""
     areas = [thing["area"] for thing in record["objects"]]
     order = sorted(range(len(areas)), key=lambda number: -areas[number])
     things = [layout.things[number] for number in order]

@@ -49,7 +49,7 @@ class CocoInstances:
 
 
 class AnnotatedImages(Protocol):
-    """What options of an annotation file beside a folder of images have."""
+    """Options that have an annotation file and a folder of images."""
 
     @property
     def format(self) -> str: ...
@@ -68,7 +68,7 @@ class CocoSource:
     options: AnnotatedImages
     rows: Rows
     notes: dict[str, int]
-    """What of the file is no part of the rows or was repaired, with counts."""
+    """What was left out of the rows or repaired, with counts."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -129,7 +129,7 @@ def _is_coco(value: Any) -> bool:
 
 
 def _images(content: dict[str, Any], path: str) -> dict[Any, dict[str, Any]]:
-    """Rows to be by image id."""
+    """Rows without captions and boxes, by image id."""
     licences = {licence["id"]: licence.get("name") for licence in content.get("licenses", ())}
     name = posixpath.splitext(posixpath.basename(path))[0]
     images = {}
@@ -152,7 +152,7 @@ def _images(content: dict[str, Any], path: str) -> dict[Any, dict[str, Any]]:
 
 
 def _add_captions(images: dict[Any, dict[str, Any]], path: str, content: dict[str, Any]) -> int:
-    """Append captions to their images; returns how many belong to none."""
+    """Append captions to their images; returns how many belong to no known image."""
     homeless = 0
     for number, annotation in enumerate(field(content, "annotations", list, path)):
         where = f"{path}: annotations.{number}"
@@ -174,8 +174,8 @@ def open_captions(options: CocoCaptions) -> CocoSource:
 
 
 def open_instances(options: CocoInstances) -> CocoSource:
-    """Read instances_*.json, perhaps with captions. Boxes with no area and, unless asked for, crowds are left
-    out, and images without a box. Raises FileNotFoundError, DataError."""
+    """Read instances_*.json, perhaps with captions. Boxes without area are left out, crowds too
+    unless `options.crowd`, and then images without a box. Raises FileNotFoundError, DataError."""
     path = options.annotations
     content = read_json(path, dict)
     images = _images(content, path)
@@ -221,8 +221,11 @@ def open_instances(options: CocoInstances) -> CocoSource:
 
 
 def _clip_rounding(box: list[float], size: list[int]) -> list[float]:
-    """COCO's boxes were rounded to hundredths and stick out a little; what sticks out further is left for the
-    sampler to judge."""
+    """The box, cut at the right and lower edge where it leaves the image by less than a pixel.
+
+    COCO's boxes were rounded to hundredths of a pixel. Boxes that leave the image by more stay as they are:
+    the sampler of regions decides about them.
+    """
     x, y, w, h = box
     return [
         x,

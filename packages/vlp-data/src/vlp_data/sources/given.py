@@ -85,9 +85,11 @@ def source_options(
         if key not in places:
             raise DataError(f"format {name} has no option {key!r}; it has {', '.join(places)}")
         values[key] = _value(places[key], text, f"{key} of format {name}")
-    taker = next((key for key in required if key not in values and places[key] in FILES), None)
+    taker = next((key for key in required if places[key] in FILES), None)
     if taker is None:
-        raise DataError(f"format {name} has no field left that takes the files")
+        raise DataError(f"format {name} has no required field that takes files")
+    if taker in values:
+        raise DataError(f"{taker} of format {name} is given twice: the files are meant for it")
     if places[taker] == tuple[PathText, ...]:
         values[taker] = paths
     elif len(paths) == 1:
@@ -107,12 +109,12 @@ def source_options(
 
 def _value(hint: Any, text: str, where: str) -> Any:
     """A value of the type `hint` from text. Raises DataError."""
-    readings: list[Any] = [text]
+    readings: list[Any] = [text, tuple(text.split(","))]
     try:
         value = json.loads(text)
         readings.append(tuple(value) if isinstance(value, list) else value)
     except ValueError:
-        readings.append(tuple(text.split(",")))
+        pass
     for reading in readings:
         if _fits(hint, reading):
             return reading

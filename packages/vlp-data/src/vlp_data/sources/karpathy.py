@@ -22,9 +22,9 @@ class Karpathy:
     annotations: PathText
     """dataset_coco.json or dataset_flickr30k.json, path or fsspec URL."""
     images: FolderText
-    """Folder that `filepath`/`filename` of an entry are relative to."""
+    """Folder that the paths FILEPATH/FILENAME of the entries start at."""
     split: Literal["train", "restval", "val", "test"]
-    """train includes restval unless `restval` is false."""
+    """Which images; train includes restval unless `restval` is false."""
     restval: bool = True
     """Count restval as part of train, as every published COCO result does."""
 

@@ -1,4 +1,4 @@
-"""X-VLM line files: one JSON object per line, images inside as base64 or beside as files.
+"""X-VLM line files: one JSON object per line, images inside as base64 or in files of their own.
 
 Random access through byte offsets of the lines: one scan per file (kept in `index`, if given), then a seek
 per sample; or, with the order "files", one pass over every file (`vlp_data.order` says which rank reads
@@ -41,7 +41,7 @@ class ImageTextLines:
     """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec
     URLs."""
     root: FolderText = ""
-    """Put before relative image paths."""
+    """Folder that relative image paths start at."""
     image_key: str = ""
     """Field that holds the image; "" takes `binary` or `image_rpath`, whichever a line has."""
     image_kind: Literal["auto", "path", "base64"] = "auto"
@@ -49,13 +49,14 @@ class ImageTextLines:
     caption_keys: tuple[str, ...] = ("caption", "desc")
     """Fields that may hold the caption; the first one a line has is taken."""
     index: PathText = ""
-    """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
+    """Folder where line offsets are kept, so that large files are scanned only once; "" scans at every
+    start."""
     order: Literal["shuffled", "files"] = "shuffled"
     """Lines one by one in random order, or file after file: for remote storage, where one long read is
     cheaper than many short ones, and for compressed files, which cannot be read otherwise."""
     buffer: int = 0
-    """With order "files": mix lines over about so many places, as a shuffle buffer of this size does; 0 keeps
-    their order."""
+    """With order "files": a line is mixed with lines up to about this many places away, as by a shuffle
+    buffer of this size; 0 keeps the order of the file."""
 
     def __post_init__(self) -> None:
         _check_reading(self)
@@ -74,19 +75,20 @@ class RegionLines:
     """Files or folders (not recursive; names with `_SUCCESS` or a leading dot are left out), paths or fsspec
     URLs."""
     root: FolderText = ""
-    """Put before relative image paths."""
+    """Folder that relative image paths start at."""
     image_key: str = ""
     """Field that holds the image; "" takes `binary` or `image_rpath`, whichever a line has."""
     image_kind: Literal["auto", "path", "base64"] = "auto"
     """What that field holds; auto: base64 for `binary`, else a path."""
     index: PathText = ""
-    """Folder to keep line offsets in, so that large files are scanned once; "" scans at every start."""
+    """Folder where line offsets are kept, so that large files are scanned only once; "" scans at every
+    start."""
     order: Literal["shuffled", "files"] = "shuffled"
     """Lines one by one in random order, or file after file: for remote storage, where one long read is
     cheaper than many short ones, and for compressed files, which cannot be read otherwise."""
     buffer: int = 0
-    """With order "files": mix lines over about so many places, as a shuffle buffer of this size does; 0 keeps
-    their order."""
+    """With order "files": a line is mixed with lines up to about this many places away, as by a shuffle
+    buffer of this size; 0 keeps the order of the file."""
 
     def __post_init__(self) -> None:
         _check_reading(self)
@@ -269,7 +271,7 @@ def _scan(path: str) -> "np.ndarray":
 
 
 def open_line_files(options: ImageTextLines | RegionLines) -> LineFiles:
-    """All lines of the option's files and folders. Raises FileNotFoundError for a missing path; DataError
+    """All lines of the files and folders of `options`. Raises FileNotFoundError for a missing path; DataError
     when there is not one line, and for compressed files that would have to be read in random order."""
     found = files.expand(options.files)
     forward = options.order == "files"
@@ -302,7 +304,7 @@ class ImageTextRows:
 
     @property
     def runs(self) -> "Runs | None":
-        """What the loader goes by when lines are read file after file."""
+        """The files, when lines are read file after file; None when they are shuffled one by one."""
         return _runs(self.options, self.lines)
 
     def describe(self) -> dict[str, Any]:
@@ -325,7 +327,7 @@ class RegionRows:
 
     @property
     def runs(self) -> "Runs | None":
-        """What the loader goes by when lines are read file after file."""
+        """The files, when lines are read file after file; None when they are shuffled one by one."""
         return _runs(self.options, self.lines)
 
     def describe(self) -> dict[str, Any]:
@@ -333,12 +335,12 @@ class RegionRows:
 
 
 def open_image_text_lines(options: ImageTextLines) -> ImageTextRows:
-    """Index the files of the option."""
+    """Find the lines of all files. Raises as `open_line_files`."""
     return ImageTextRows(options, open_line_files(options))
 
 
 def open_region_lines(options: RegionLines) -> RegionRows:
-    """Index the files of the option."""
+    """Find the lines of all files. Raises as `open_line_files`."""
     return RegionRows(options, open_line_files(options))
 
 
@@ -431,7 +433,7 @@ def _texts(value: Any, role: Any, key: str, name: str) -> tuple[Text, ...]:
 
 
 def _concepts(entry: dict[str, Any], key: str) -> tuple[Text, ...]:
-    """Words for the image in `kwords`, as ViCHA's lists have them; X-VLM's own lines have none."""
+    """The concepts of the image in `kwords`, as in ViCHA's lists; X-VLM's own lines have none."""
     try:
         return concepts(entry, "kwords", key)
     except DataError as error:

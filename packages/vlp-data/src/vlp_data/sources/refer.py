@@ -33,7 +33,7 @@ class Refer:
     detections: PathText = ""
     """dets.json: boxes to choose from, by image id; "" for none."""
     root: FolderText = ""
-    """Put before image paths."""
+    """Folder that relative image paths start at."""
     splits: tuple[str, ...] = ()
     """Keep expressions of these splits of REFER (train, val, testA, testB); () keeps all."""
 
@@ -66,7 +66,7 @@ def read_refs(path: str) -> list[dict[str, Any]]:
 
 
 def write_refs_json(refs: str, out: str) -> int:
-    """Write REFER's pickle as JSON, which needs no care to be read; returns the number of references. Raises
+    """Write REFER's pickle as JSON, which anybody can read safely; returns the number of references. Raises
     FileExistsError, DataError."""
     found = read_refs(refs)
     try:
@@ -216,7 +216,7 @@ def _own(entry: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _box(value: Any, where: str) -> list[float]:
-    """x, y, w, h of a list that may go on with a score or a class."""
+    """x, y, w, h: the first four numbers; a score or a class may follow."""
     if not (
         isinstance(value, list) and len(value) >= 4 and all(isinstance(v, int | float) for v in value[:4])
     ):

@@ -40,12 +40,12 @@ class TaskJson:
     files: tuple[PathText, ...]
     """JSON files, each one list of objects; paths or fsspec URLs."""
     root: FolderText = ""
-    """Put before image paths."""
+    """Folder that relative image paths start at."""
     dataset_roots: dict[str, FolderText] = dataclasses.field(default_factory=dict)
-    """Other roots by the entry's `dataset` field (VQA lists mix `vqa` and `vg`)."""
+    """Other roots, by the `dataset` field of an entry (VQA lists mix `vqa` and `vg`)."""
     prefixes: dict[str, str] = dataclasses.field(default_factory=dict)
-    """{old: new} beginnings of image paths; where none fits, /data/USER/data/ of ViCHA's own lists gives way
-    to the root."""
+    """{old: new} beginnings of image paths to replace. Where none fits and there is a root, the beginning
+    /data/USER/data/ of ViCHA's own lists is dropped."""
     group_captions: bool = False
     """One row per image with all its captions, where a list has one entry per caption (references for
     rewards)."""

@@ -42,7 +42,7 @@ class VisualGenomeSource:
     options: VisualGenome
     rows: Rows
     notes: dict[str, int]
-    """What of the file is no part of the rows or was repaired, with counts."""
+    """What was left out of the rows or repaired, with counts."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,8 +83,8 @@ class VisualGenomeSource:
 
 
 def open_visual_genome(options: VisualGenome) -> VisualGenomeSource:
-    """Read an annotation file. Boxes are cut to the image; those with nothing left in it, or without a name,
-    are left out, and images without a box. Raises FileNotFoundError, DataError."""
+    """Read an annotation file. Boxes are cut to the image. Boxes with no part in the image or without a
+    name are left out, and then images without a box. Raises FileNotFoundError, DataError."""
     from urllib.parse import urlsplit
 
     path = options.annotations
