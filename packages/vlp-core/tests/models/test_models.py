@@ -97,6 +97,31 @@ def test_export_folder_gives_the_same_model(vision, tmp_path):
     assert all(torch.equal(x, state[key]) for key, x in loaded.model.state_dict().items())
 
 
+def test_what_an_export_could_not_be_read_with_is_refused(tmp_path):
+    model = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="settings cannot hold reading, view; give it as an argument"):
+        models.save(
+            tmp_path,
+            model,
+            family="xvlm",
+            stage="vqa",
+            arguments={},
+            settings={"view": {}, "reading": {}, "prompt": ""},
+        )
+    reading = {"tokenizer": {"kind": "roberta", "files": ["a/vocab.json", "a/merges.txt"]}}
+    with pytest.raises(ValueError, match=r"the tokenizer needs merges\.txt; give the path among text_files"):
+        models.save(
+            tmp_path,
+            model,
+            family="xvlm",
+            stage="vqa",
+            arguments={},
+            reading=reading,
+            text_files=["b/vocab.json"],
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_export_folder_without_config_or_with_a_broken_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json not found; an export folder holds"):
         models.load(tmp_path)

@@ -46,7 +46,7 @@ def export(folder, model: nn.Module, stage: str = "pretrain") -> str:
         stage=stage,
         arguments=models.derive("xvlm", stage, PRETRAINED),
         view={"kind": "squash", "size": 96},
-        reading={"tokenizer": {"kind": "wordpiece", "files": []}},
+        reading={"tokenizer": {"kind": "wordpiece", "files": []}, "vocabulary": 20},
     )
     return str(folder)
 

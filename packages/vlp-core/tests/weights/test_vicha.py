@@ -269,7 +269,7 @@ def test_official_files_open_without_being_told_what_they_are(stage, tmp_path):
     found = models.describe(tmp_path / "a.pth")
     assert (found.family, found.stage) == ("vicha", stage)
     assert found.view == {"kind": "squash", "size": 64 if stage == "pretrain" else 70}
-    assert found.reading == {"tokenizer": {"kind": "wordpiece", "files": []}}
+    assert found.reading == {"tokenizer": {"kind": "wordpiece", "files": []}, "vocabulary": 20}
     assert found.settings == {"concepts": {"max_tokens": 55, "pad": "max", "separator": False}}
     loaded = models.load(tmp_path / "a.pth")
     assert models.Description(*loaded[1:]) == found

@@ -237,7 +237,7 @@ def test_official_files_open_without_being_told_what_they_are(stage, tmp_path):
     loaded = models.load(tmp_path / "best.th")
     assert (loaded.family, loaded.stage) == ("xvlm", stage)
     assert loaded.view == {"kind": "squash", "size": 64}
-    assert loaded.reading == {"tokenizer": {"kind": "wordpiece", "files": []}}
+    assert loaded.reading == {"tokenizer": {"kind": "wordpiece", "files": []}, "vocabulary": 20}
     assert loaded.settings == {}
     assert not loaded.model.training
     assert all(torch.equal(x, loaded.model.state_dict()[key]) for key, x in model.state_dict().items())

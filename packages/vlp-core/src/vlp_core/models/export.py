@@ -7,8 +7,8 @@
 
     {"family": "mine", "stage": "vqa", "arguments": {...},
      "view": {"kind": "squash", "size": 384},
-     "reading": {"tokenizer": {"kind": "wordpiece", "files": ["vocab.txt"]}, "clean": "question",
-                 "max_words": 30, "max_tokens": 40, "separator": false}}
+     "reading": {"tokenizer": {"kind": "wordpiece", "files": ["vocab.txt"]}, "vocabulary": 30522,
+                 "clean": "question", "max_words": 30, "max_tokens": 40, "separator": false}}
 
 Earlier versions wrote `model`, `image_size` and `text` instead of family, stage, view and reading; such folders
 are read as if they had been written today.
@@ -131,6 +131,7 @@ def _upgraded(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
     kind = text.get("kind", arguments["text"].get("kind", "bert"))
     reading = {
         "tokenizer": {"kind": tokenizer_kind(kind), "files": text.get("files", [])},
+        "vocabulary": arguments["text"]["vocabulary"],
         **{key: text[key] for key in ("max_words", "max_tokens", "separator") if key in text},
         "clean": "question" if found.stage == "vqa" else "caption",
     }

@@ -35,8 +35,8 @@ class Description(NamedTuple):
     view: How images are made for the model: a `kind` with its options, as `vlp_data.views` reads it; None
         where nothing is known.
     reading: How texts become ids: `tokenizer` (`kind`, and `files` as full paths; empty where a file holds no
-        vocabulary), and where it is known `clean`, `max_words`, `max_tokens`, `separator`. None for a model
-        without text.
+        vocabulary), `vocabulary` (how many ids the model knows), and where it is known `clean`, `max_words`,
+        `max_tokens`, `separator`. None for a model without text.
     settings: What else config.json holds, such as `concepts` (how concepts are read) and `prompt`.
     """
 

@@ -136,7 +136,10 @@ class OfficialFiles:
             stage=self.stage(checkpoint.state),
             arguments=chosen,
             view={"kind": "squash", "size": chosen["vision"]["image_size"]},
-            reading={"tokenizer": {"kind": kind, "files": []}},
+            reading={
+                "tokenizer": {"kind": kind, "files": []},
+                "vocabulary": chosen["text"]["vocabulary"],
+            },
             settings=self.settings(chosen),
         )
 
