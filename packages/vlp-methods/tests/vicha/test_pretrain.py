@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from vlp_core import models
 from vlp_core.recipe import RecipeError
+from vlp_methods.builders.teacher import Momentum
 from vlp_methods.engine.entry import load
-from vlp_methods.parts.momentum import Momentum
-from vlp_methods.parts.teacher import QueueTeacher
+from vlp_methods.sections.teacher import QueueTeacher
 
 WITHOUT = {
     "concepts": ("model.concepts=null", "data.concepts=null"),

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from vlp_core import models
+from vlp_core.models.vicha.rules import parameter_rules
 from vlp_core.recipe import RecipeError, dump
+from vlp_methods.builders.model import make, task_arguments
+from vlp_methods.builders.optimizer import adamw, learning_rate
 from vlp_methods.engine.entry import load, shipped
-from vlp_methods.parts.assembly import learning_rate
-from vlp_methods.parts.finetune import make
-from vlp_methods.parts.options import Start
-from vlp_methods.vicha.finetune import optimizer
+from vlp_methods.sections.models import Start
 from vlp_methods.vicha.pretrain import model_arguments
 
 EPOCH = 100
@@ -209,8 +209,9 @@ def test_model_and_optimizer_of_a_task_can_be_built(name):
     stage = STAGES.get(name, re.sub(r"_(coco|flickr|4m)$", "", name))
     model = replace(recipe.model, weights=Start(model=""))
     with torch.device("meta"):
-        started = make(stage, model, SimpleNamespace(vocabulary=30522, pad_id=0), "vicha")
-        groups = optimizer(recipe, started.model).param_groups
+        words = SimpleNamespace(vocabulary=30522, pad_id=0)
+        started = make("vicha", stage, task_arguments("vicha", stage, model, words))
+        groups = adamw(started.model, recipe.optimizer, parameter_rules()).param_groups
     assert {group["lr"] for group in groups} == {recipe.optimizer.lr}
     assert {group["weight_decay"] for group in groups} == {0.0, 0.02}
     if stage in SIZES and recipe.model.vision.image_size == 380:

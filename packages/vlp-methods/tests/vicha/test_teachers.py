@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from vlp_methods.parts.momentum import Momentum
-from vlp_methods.parts.teacher import Teacher
+from vlp_methods.builders.teacher import Momentum
+from vlp_methods.sections.teacher import Teacher
 
 SMALL = {
     "vqa": ("data.train.batch=4", "answers.candidates=4"),

@@ -12,10 +12,11 @@ from vlp_core import models
 from vlp_core.models.xvlm.rules import parameter_rules
 from vlp_core.optim import parameter_groups
 from vlp_core.recipe import RecipeError, dump
+from vlp_methods.builders.model import make, task_arguments
+from vlp_methods.builders.optimizer import adamw
 from vlp_methods.engine.entry import load, shipped
-from vlp_methods.parts.finetune import start
-from vlp_methods.parts.options import Start
-from vlp_methods.xvlm.finetune import optimizer
+from vlp_methods.sections.models import Start
+from vlp_methods.xvlm.finetune import rules
 from vlp_methods.xvlm.schema.pretrain import Pretrain
 
 GIVEN = {
@@ -250,8 +251,9 @@ def test_model_and_optimizer_of_a_task_can_be_built(name):
     stage = STAGES.get(name, re.sub(r"_(coco|flickr|480|scst)$|(?<=captioning)_domain$", "", name))
     model = replace(recipe.model, weights=Start(model=""))
     with torch.device("meta"):
-        started = start(stage, model, SimpleNamespace(vocabulary=30522, pad_id=0), "xvlm")
-        groups = optimizer(recipe, started.model).param_groups
+        words = SimpleNamespace(vocabulary=30522, pad_id=0)
+        started = make("xvlm", stage, task_arguments("xvlm", stage, model, words))
+        groups = adamw(started.model, recipe.optimizer, rules(recipe, started.model)).param_groups
     scaled = [n for group in groups if group["lr_scale"] != 1 for n in group["names"]]
     fresh = {"vqa": "decoder.layers.", "nlvr_domain": "ta_head."}.get(stage)
     assert bool(scaled) == (fresh is not None)

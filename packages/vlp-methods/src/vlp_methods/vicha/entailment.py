@@ -5,32 +5,26 @@ official code.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vlp_core.losses import distilled_cross_entropy
 from vlp_core.models import EntailmentModel
+from vlp_core.models.vicha.rules import parameter_rules
 from vlp_data.batch import EntailmentBatch
 from vlp_data.examples import EntailmentExamples
 
+from vlp_methods.builders import evaluation
+from vlp_methods.builders.assembly import assemble
+from vlp_methods.builders.data import concepts_of
+from vlp_methods.builders.teacher import Momentum, TaughtTask, momentum_of
 from vlp_methods.engine.job import Job
-from vlp_methods.parts import evaluation
-from vlp_methods.parts.data import concepts_of, examples_of, open_tokenizer, settle, train_stream
-from vlp_methods.parts.finetune import job, make
-from vlp_methods.parts.momentum import Momentum
-from vlp_methods.vicha.finetune import load, optimizer
 from vlp_methods.vicha.schema.entailment import Entailment
 
 
-class EntailmentTask(nn.Module):
+class EntailmentTask(TaughtTask):
     """The objective: cross entropy over three classes, and with the teacher's where there is one."""
 
     def __init__(self, model: EntailmentModel, momentum: Momentum | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.momentum = momentum
-
-    def before_forward(self, step: int) -> None:
-        if self.momentum is not None:
-            self.momentum.before_forward(self.model, step)
+        super().__init__(model, momentum)
 
     def forward(self, batch: EntailmentBatch) -> dict[str, Tensor]:
         inputs, concepts = (batch.image, batch.text_ids, batch.attention_mask), concepts_of(batch)
@@ -44,20 +38,10 @@ class EntailmentTask(nn.Module):
 
 def build(recipe: Entailment) -> Job:
     """Model, teacher, data, optimizer and evaluations of a recipe."""
-    data = settle(recipe.data)
-    tokenizer = open_tokenizer(data.tokenizer)
-    started = make("entailment", recipe.model, tokenizer, "vicha")
-    momentum = None if recipe.teacher is None else Momentum(started.model, recipe.teacher)
-    load(started.model, recipe.model.weights.model, momentum)
-    examples = examples_of(EntailmentExamples, data, tokenizer)
-    return job(
-        recipe,
-        data,
-        started,
-        EntailmentTask(started.model, momentum),
-        train_stream(recipe, data, examples, data.train.batch),
-        optimizer(recipe, started.model),
-        measure=evaluation.entailment(recipe, data, tokenizer, recipe.labels),
-        val=data.val,
-        test=data.test,
+    made = assemble(recipe, "vicha", "entailment")
+    return made.job(
+        EntailmentTask(made.model, momentum_of(made.model, recipe.teacher)),
+        made.stream(EntailmentExamples),
+        parameter_rules(),
+        evaluations=evaluation.entailment(made, recipe.labels),
     )

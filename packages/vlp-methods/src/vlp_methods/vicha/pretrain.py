@@ -4,10 +4,10 @@ captions and concepts.
 Source: arXiv 2208.13628 section 3; `Pretrain.py` and `configs/Pretrain.yaml` of the official code.
 """
 
+from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
-from vlp_core import models
+from torch import Tensor
 from vlp_core.models.vicha.losses import pretrain_losses
 from vlp_core.models.vicha.model import NOT_TAUGHT, Vicha
 from vlp_core.models.vicha.rules import parameter_rules
@@ -17,20 +17,29 @@ from vlp_data.batch import ImageTextBatch
 from vlp_data.examples import ImageTextExamples
 from vlp_data.text import Tokenizer
 
+from vlp_methods.builders import evaluation
+from vlp_methods.builders.assembly import assemble
+from vlp_methods.builders.data import concepts_of
+from vlp_methods.builders.model import encoder_arguments, load_encoders
+from vlp_methods.builders.teacher import Momentum, TaughtTask
 from vlp_methods.engine.job import Job
-from vlp_methods.parts import evaluation
-from vlp_methods.parts.assembly import adamw, encoder_arguments, exporter, learning_rate
-from vlp_methods.parts.data import ALWAYS, concepts_of, examples_of, open_tokenizer, settle, train_stream
-from vlp_methods.parts.momentum import Momentum
-from vlp_methods.parts.start import initialise
-from vlp_methods.parts.teacher import QueueTeacher
-from vlp_methods.vicha.finetune import load
+from vlp_methods.sections.teacher import QueueTeacher
 from vlp_methods.vicha.schema.pretrain import Hierarchy, MaskedImage, Model, Pretrain
 
 
-class PretrainTask(nn.Module):
+class PretrainTask(TaughtTask):
     """The objective: named losses of a batch of images with a text each, beside a teacher and a queue that
-    live here."""
+    live here.
+
+    Args:
+        model: Model.
+        teacher: Options of teacher and queue.
+        hierarchy: Weights of the losses of lower levels; None: the model has none.
+        masked_image: Weight of the loss of removed patches; None: the model removes none.
+    """
+
+    momentum: Momentum
+    queue: FeatureQueue
 
     def __init__(
         self,
@@ -40,22 +49,10 @@ class PretrainTask(nn.Module):
         hierarchy: Hierarchy | None = None,
         masked_image: MaskedImage | None = None,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.momentum = Momentum(model, teacher, without=NOT_TAUGHT)
-        self.queue = FeatureQueue(teacher.queue, model.vision_proj.out_features)
-        self.weights: dict[str, Any] = {}
-        if hierarchy is not None:
-            self.weights |= {
-                "level_weights": hierarchy.weights,
-                "hidden_weight": hierarchy.weight,
-                "hidden_targets": hierarchy.targets,
-            }
-        if masked_image is not None:
-            self.weights["masked_image_weight"] = masked_image.weight
-
-    def before_forward(self, step: int) -> None:
-        self.momentum.before_forward(self.model, step)
+        momentum = Momentum(model, teacher, without=NOT_TAUGHT)
+        super().__init__(model, momentum, FeatureQueue(teacher.queue, model.vision_proj.out_features))
+        self.hierarchy = Hierarchy() if hierarchy is None else hierarchy
+        self.masked_image = MaskedImage() if masked_image is None else masked_image
 
     def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         inputs = (
@@ -70,39 +67,31 @@ class PretrainTask(nn.Module):
         taught = self.momentum.teacher.teach(*inputs, concepts=concepts)
         pairs = self.model.pretrain(*inputs, taught=taught, concepts=concepts)
         return pretrain_losses(
-            pairs, taught, self.model.temperature, self.queue, alpha=self.momentum.alpha, **self.weights
+            pairs,
+            taught,
+            self.model.temperature,
+            self.queue,
+            alpha=self.momentum.alpha,
+            level_weights=self.hierarchy.weights,
+            hidden_weight=self.hierarchy.weight,
+            hidden_targets=self.hierarchy.targets,
+            masked_image_weight=self.masked_image.weight,
         )
 
 
 def build(recipe: Pretrain) -> Job:
     """Model, teacher, data, optimizer and test of a recipe."""
-    data = settle(recipe.data)
-    tokenizer = open_tokenizer(data.tokenizer)
-    arguments = model_arguments(recipe.model, tokenizer)
-    model = models.create("vicha", **arguments)
-    start = recipe.model.weights
-    initialise(model, start)
-    # The teacher begins as a copy of the model, so it is made after published weights are read; a run's
-    # export holds its teacher.
-    task = PretrainTask(
-        model, recipe.teacher, hierarchy=recipe.model.hierarchy, masked_image=recipe.model.masked_image
-    )
-    load(model, start.model, task.momentum, task.queue)
-    examples = examples_of(ImageTextExamples, data, tokenizer, masking=data.masking)
-    return Job(
-        task=task,
-        streams=train_stream(recipe, data, examples, data.train.batch),
-        mixing=ALWAYS,
-        optimizer=adamw(model, recipe.optimizer, parameter_rules()),
-        learning_rate=learning_rate(recipe),
-        evaluate=evaluation.retrieval_test(recipe, data, tokenizer, recipe.retrieval),
-        export=exporter(
-            model,
-            name="vicha",
-            arguments=arguments,
-            data=data,
-            momentum={"teacher": task.momentum.teacher, "queue": task.queue},
+    options = recipe.model
+    made = assemble(recipe, "vicha", "pretrain", partial(model_arguments, options))
+    # The teacher begins as a copy of the model, so it is made after published weights are read.
+    load_encoders(made.model, options.weights)
+    return made.job(
+        PretrainTask(
+            made.model, recipe.teacher, hierarchy=options.hierarchy, masked_image=options.masked_image
         ),
+        made.stream(partial(ImageTextExamples, masking=made.data.masking)),
+        parameter_rules(),
+        evaluations=evaluation.pretraining(made, recipe.retrieval),
     )
 
 

@@ -7,7 +7,9 @@ Source: arXiv 2111.08276 section 4.2, arXiv 1612.00563; `Captioning_pretrain.py`
 `Captioning_scst.py` and their configs in the official code.
 """
 
+from collections.abc import Mapping
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +18,16 @@ from vlp_core.models import CaptionModel
 from vlp_core.text.generation import Sampled
 from vlp_data.batch import CaptionBatch, CaptionReferencesBatch
 from vlp_data.examples import CaptionExamples, CaptionReferencesExamples, prompt_ids
+from vlp_data.loader import Loader
 from vlp_data.schema import Source
 from vlp_data.text import Tokenizer, pre_caption
 from vlp_eval.metrics.captioning import DocumentFrequency, reward_words, rewards
 
+from vlp_methods.builders import evaluation
+from vlp_methods.builders.assembly import assemble
+from vlp_methods.builders.data import TRAIN, concepts_of, open_loader
 from vlp_methods.engine.job import Job
-from vlp_methods.parts import evaluation
-from vlp_methods.parts.data import concepts_of, examples_of, open_tokenizer, settle, train_stream
-from vlp_methods.parts.finetune import job, start
-from vlp_methods.xvlm.finetune import optimizer
+from vlp_methods.xvlm.finetune import rules
 from vlp_methods.xvlm.schema.captioning import Captioning, CaptioningDomain, CaptioningScst, Reward
 
 
@@ -130,67 +133,41 @@ class ScstTask(nn.Module):
 
 def build_domain(recipe: CaptioningDomain) -> Job:
     """Model, data and optimizer of domain pre-training."""
-    data = settle(recipe.data)
-    tokenizer = open_tokenizer(data.tokenizer)
-    started = start("captioning", recipe.model, tokenizer, "xvlm")
-
-    examples = examples_of(CaptionExamples, data, tokenizer)
-
-    streams = train_stream(recipe, data, examples, data.train.batch)
-    return job(
-        recipe,
-        data,
-        started,
-        CaptionTask(started.model),
-        streams,
-        optimizer(recipe, started.model),
-        prompt="",
+    made = assemble(recipe, "xvlm", "captioning")
+    return made.job(
+        CaptionTask(made.model), made.stream(CaptionExamples), rules(recipe, made.model), prompt=""
     )
 
 
 def build(recipe: Captioning) -> Job:
     """Model, data, optimizer and evaluations of fine-tuning."""
-    data = settle(recipe.data)
-    tokenizer = open_tokenizer(data.tokenizer)
-    started = start("captioning", recipe.model, tokenizer, "xvlm")
-
-    examples = examples_of(CaptionExamples, data, tokenizer, prompt=data.prompt)
-
-    return job(
-        recipe,
-        data,
-        started,
-        CaptionTask(started.model, smoothing=recipe.smoothing),
-        train_stream(recipe, data, examples, data.train.batch),
-        optimizer(recipe, started.model),
-        measure=evaluation.captions(recipe, data, tokenizer, recipe.captions, data.prompt),
-        val=data.val,
-        test=data.test,
-        prompt=data.prompt,
+    made = assemble(recipe, "xvlm", "captioning")
+    prompt = made.data.prompt
+    return made.job(
+        CaptionTask(made.model, smoothing=recipe.smoothing),
+        made.stream(partial(CaptionExamples, prompt=prompt)),
+        rules(recipe, made.model),
+        evaluations=evaluation.captions(made, recipe.captions, prompt),
+        prompt=prompt,
     )
 
 
 def build_scst(recipe: CaptioningScst) -> Job:
     """Model, data, optimizer and evaluations of self-critical training."""
-    data = settle(recipe.data)
-    tokenizer = open_tokenizer(data.tokenizer)
-    started = start("captioning", recipe.model, tokenizer, "xvlm")
+    made = assemble(recipe, "xvlm", "captioning")
+    data, prompt = made.data, made.data.prompt
     reward = CiderReward(data.train.source.open(), max_words=data.text.max_words)
 
-    def examples() -> CaptionReferencesExamples:
-        return CaptionReferencesExamples(
+    def streams() -> Mapping[str, Loader[Any]]:
+        examples = CaptionReferencesExamples(
             source=reward.source, references=recipe.reward.references, image=data.view
         )
+        return {TRAIN: open_loader(recipe, data, TRAIN, examples, global_batch=data.train.batch)}
 
-    return job(
-        recipe,
-        data,
-        started,
-        ScstTask(started.model, tokenizer, reward, recipe.reward, data.prompt),
-        train_stream(recipe, data, examples, data.train.batch),
-        optimizer(recipe, started.model),
-        measure=evaluation.captions(recipe, data, tokenizer, recipe.captions, data.prompt),
-        val=data.val,
-        test=data.test,
-        prompt=data.prompt,
+    return made.job(
+        ScstTask(made.model, made.tokenizer, reward, recipe.reward, prompt),
+        streams,
+        rules(recipe, made.model),
+        evaluations=evaluation.captions(made, recipe.captions, prompt),
+        prompt=prompt,
     )

@@ -14,23 +14,15 @@ from torch import Tensor, nn
 from vlp_core.losses import box_losses
 from vlp_core.models import Xvlm
 from vlp_data.batch import BoxBatch, RegionBatch
-from vlp_data.examples import BoxExamples, RegionExamples, RetrievalExamples
+from vlp_data.examples import BoxExamples, RetrievalExamples
 from vlp_data.loader import Loader
 
+from vlp_methods.builders import evaluation
+from vlp_methods.builders.assembly import assemble
+from vlp_methods.builders.data import TRAIN, concepts_of
 from vlp_methods.engine.job import Job
-from vlp_methods.parts import evaluation
-from vlp_methods.parts.data import (
-    TRAIN,
-    concepts_of,
-    examples_of,
-    open_loader,
-    open_tokenizer,
-    rank_texts,
-    settle,
-    train_stream,
-)
-from vlp_methods.parts.finetune import job, start
-from vlp_methods.xvlm.finetune import optimizer
+from vlp_methods.xvlm.finetune import rules
+from vlp_methods.xvlm.regions import open_regions
 from vlp_methods.xvlm.retrieval import RetrievalTask
 from vlp_methods.xvlm.schema.grounding import Boxes, BoxesDomain, WeakGrounding
 
@@ -58,65 +50,31 @@ class BoxTask(nn.Module):
 
 def build_weak(recipe: WeakGrounding) -> Job:
     """Model, data, optimizer and evaluations of weakly supervised grounding."""
-    data = settle(recipe.data)
-    tokenizer = open_tokenizer(data.tokenizer)
-    started = start("retrieval", recipe.model, tokenizer, "xvlm")
-
-    examples = examples_of(RetrievalExamples, data, tokenizer)
-
-    measure = evaluation.heat(recipe, data, tokenizer, recipe.heat)
-    return job(
-        recipe,
-        data,
-        started,
-        RetrievalTask(started.model, gather_gradient=recipe.gather_gradient),
-        train_stream(recipe, data, examples, data.train.batch),
-        optimizer(recipe, started.model),
-        measure=measure,
-        val=data.val,
-        test=data.test,
+    made = assemble(recipe, "xvlm", "retrieval")
+    return made.job(
+        RetrievalTask(made.model, gather_gradient=recipe.gather_gradient),
+        made.stream(RetrievalExamples),
+        rules(recipe, made.model),
+        evaluations=evaluation.heat(made, recipe.heat),
     )
 
 
 def build_domain(recipe: BoxesDomain) -> Job:
     """Model, data and optimizer of the domain stage with boxes."""
-    data = settle(recipe.data)
-    tokenizer = open_tokenizer(data.tokenizer)
-    started = start("boxes", recipe.model, tokenizer, "xvlm")
+    made = assemble(recipe, "xvlm", "boxes")
 
     def streams() -> Mapping[str, Loader[Any]]:
-        examples = RegionExamples(
-            source=data.train.source.open(),
-            tokenizer=tokenizer,
-            batch_texts=rank_texts(data.train, "data.train"),
-            patch_size=started.model.vision.patch_size,
-            image=data.view,
-            text=data.text,
-            regions=data.train.options,
-            concepts=data.concepts,
-        )
-        return {TRAIN: open_loader(recipe, data, TRAIN, examples, global_batch=data.train.images)}
+        return {TRAIN: open_regions(made, made.data.train, TRAIN)}
 
-    return job(recipe, data, started, BoxTask(started.model), streams, optimizer(recipe, started.model))
+    return made.job(BoxTask(made.model), streams, rules(recipe, made.model))
 
 
 def build_boxes(recipe: Boxes) -> Job:
     """Model, data, optimizer and evaluations of grounding with boxes."""
-    data = settle(recipe.data)
-    tokenizer = open_tokenizer(data.tokenizer)
-    started = start("boxes", recipe.model, tokenizer, "xvlm")
-
-    examples = examples_of(BoxExamples, data, tokenizer)
-
-    measure = evaluation.boxes(recipe, data, tokenizer, recipe.boxes)
-    return job(
-        recipe,
-        data,
-        started,
-        BoxTask(started.model),
-        train_stream(recipe, data, examples, data.train.batch),
-        optimizer(recipe, started.model),
-        measure=measure,
-        val=data.val,
-        test=data.test,
+    made = assemble(recipe, "xvlm", "boxes")
+    return made.job(
+        BoxTask(made.model),
+        made.stream(BoxExamples),
+        rules(recipe, made.model),
+        evaluations=evaluation.boxes(made, recipe.boxes),
     )

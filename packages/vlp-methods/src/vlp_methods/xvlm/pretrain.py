@@ -10,21 +10,22 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from vlp_core import distributed, models
+from vlp_core import distributed
 from vlp_core.models.xvlm.losses import pretrain_losses
 from vlp_core.models.xvlm.model import Xvlm
 from vlp_core.models.xvlm.rules import parameter_rules
 from vlp_data.batch import ImageTextBatch, RegionBatch
-from vlp_data.examples import ImageTextExamples, RegionExamples
+from vlp_data.examples import ImageTextExamples
 from vlp_data.loader import Loader
 from vlp_data.text import Tokenizer
 
+from vlp_methods.builders import evaluation
+from vlp_methods.builders.assembly import assemble
+from vlp_methods.builders.data import concepts_of
+from vlp_methods.builders.model import encoder_arguments, load_encoders
 from vlp_methods.engine.job import Job, Mixing
-from vlp_methods.parts import evaluation
-from vlp_methods.parts.assembly import adamw, encoder_arguments, exporter, learning_rate
-from vlp_methods.parts.data import concepts_of, open_loader, open_tokenizer, rank_texts, settle
-from vlp_methods.parts.start import initialise
-from vlp_methods.xvlm.schema.pretrain import Data, Pretrain
+from vlp_methods.xvlm.regions import open_regions
+from vlp_methods.xvlm.schema.pretrain import Data, Model, Pretrain
 
 
 class PretrainTask(nn.Module):
@@ -60,59 +61,38 @@ class PretrainTask(nn.Module):
 
 def build(recipe: Pretrain) -> Job:
     """Model, data, optimizer and test of a recipe."""
-    data = settle(recipe.data)
-    tokenizer = open_tokenizer(data.tokenizer)
-    arguments = {
-        **encoder_arguments(recipe.model, tokenizer),
-        "embed_width": recipe.model.embed_width,
-        "temperature": recipe.model.temperature,
-    }
-    model = models.create("xvlm", **arguments)
-    initialise(model, recipe.model.weights)
-    if recipe.model.weights.model:
-        models.start_from(model, recipe.model.weights.model)
-    rules = parameter_rules(model, fresh_lr_scale=recipe.optimizer.lr_scale)
-    optimizer = adamw(model, recipe.optimizer, rules)
+    made = assemble(recipe, "xvlm", "pretrain", partial(model_arguments, recipe.model))
+    model, data = made.model, made.data
+    load_encoders(model, recipe.model.weights)
     task = PretrainTask(model, gather_gradient=recipe.gather_gradient)
-    return Job(
-        task=task,
-        streams=partial(open_streams, recipe, data, tokenizer, model.vision.patch_size),
+
+    def streams() -> Mapping[str, Loader[Any]]:
+        pairs = partial(ImageTextExamples, masking=data.masking)
+        opened = {"images": made.open(pairs, data.images.source, "images", data.images.batch)}
+        if data.regions is not None:
+            opened["regions"] = open_regions(made, data.regions, "regions", data.masking)
+        return opened
+
+    return made.job(
+        task,
+        streams,
+        parameter_rules(model, fresh_lr_scale=recipe.optimizer.lr_scale),
         mixing=mixing(data),
-        optimizer=optimizer,
-        learning_rate=learning_rate(recipe),
         unused={"images": tuple(model.bbox_head.parameters())},
-        evaluate=evaluation.retrieval_test(recipe, data, tokenizer, recipe.retrieval),
-        export=exporter(model, name="xvlm", arguments=arguments, data=data),
+        evaluations=evaluation.pretraining(made, recipe.retrieval),
     )
+
+
+def model_arguments(options: Model, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Arguments of `vlp_core.models.create("xvlm", "pretrain", ...)`."""
+    return {
+        **encoder_arguments(options, tokenizer),
+        "embed_width": options.embed_width,
+        "temperature": options.temperature,
+    }
 
 
 def mixing(data: Data) -> Mixing:
     """Regions in a share of the steps, then always images (`iter_perc`, specification 4.2)."""
     regions = () if data.regions is None else (("regions", data.regions.share),)
     return Mixing((*regions, ("images", 1.0)))
-
-
-def open_streams(
-    recipe: Pretrain, data: Data, tokenizer: Tokenizer, patch_size: int
-) -> Mapping[str, Loader[Any]]:
-    """This rank's share of every stream."""
-    make = partial(open_loader, recipe, data)
-    common = {
-        "tokenizer": tokenizer,
-        "image": data.view,
-        "text": data.text,
-        "masking": data.masking,
-        "concepts": data.concepts,
-    }
-    images = ImageTextExamples(source=data.images.source.open(), **common)
-    streams = {"images": make("images", images, global_batch=data.images.batch)}
-    if (regions := data.regions) is not None:
-        examples = RegionExamples(
-            source=regions.source.open(),
-            batch_texts=rank_texts(regions, "data.regions"),
-            patch_size=patch_size,
-            regions=regions.options,
-            **common,
-        )
-        streams["regions"] = make("regions", examples, global_batch=regions.images)
-    return streams

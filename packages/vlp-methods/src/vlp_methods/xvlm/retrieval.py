@@ -10,11 +10,11 @@ from vlp_core.models.xvlm.model import Xvlm
 from vlp_data.batch import RetrievalBatch
 from vlp_data.examples import RetrievalExamples
 
+from vlp_methods.builders import evaluation
+from vlp_methods.builders.assembly import assemble
+from vlp_methods.builders.data import concepts_of
 from vlp_methods.engine.job import Job
-from vlp_methods.parts import evaluation
-from vlp_methods.parts.data import concepts_of, examples_of, open_tokenizer, settle, train_stream
-from vlp_methods.parts.finetune import job, start
-from vlp_methods.xvlm.finetune import optimizer
+from vlp_methods.xvlm.finetune import rules
 from vlp_methods.xvlm.schema.retrieval import Retrieval
 
 
@@ -45,23 +45,10 @@ class RetrievalTask(nn.Module):
 
 def build(recipe: Retrieval) -> Job:
     """Model, data, optimizer and evaluations of a recipe."""
-    data = settle(recipe.data)
-    tokenizer = open_tokenizer(data.tokenizer)
-    started = start("retrieval", recipe.model, tokenizer, "xvlm")
-
-    examples = examples_of(RetrievalExamples, data, tokenizer)
-
-    measure = evaluation.retrieval(recipe, data, tokenizer, recipe.retrieval)
-    watched = data.val if recipe.select == "val" else data.test
-    return job(
-        recipe,
-        data,
-        started,
-        RetrievalTask(started.model, gather_gradient=recipe.gather_gradient),
-        train_stream(recipe, data, examples, data.train.batch),
-        optimizer(recipe, started.model),
-        measure=measure,
-        val=watched,
-        test=data.test,
-        select=recipe.select,
+    made = assemble(recipe, "xvlm", "retrieval")
+    return made.job(
+        RetrievalTask(made.model, gather_gradient=recipe.gather_gradient),
+        made.stream(RetrievalExamples),
+        rules(recipe, made.model),
+        evaluations=evaluation.retrieval(made, recipe.retrieval),
     )

@@ -7,32 +7,20 @@ official code.
 
 from vlp_data.examples import VqaExamples
 
+from vlp_methods.builders import evaluation
+from vlp_methods.builders.assembly import assemble
+from vlp_methods.builders.tasks import VqaTask
 from vlp_methods.engine.job import Job
-from vlp_methods.parts import evaluation
-from vlp_methods.parts.data import examples_of, open_tokenizer, settle, train_stream
-from vlp_methods.parts.finetune import job, start
-from vlp_methods.parts.objectives import VqaTask
-from vlp_methods.xvlm.finetune import optimizer
+from vlp_methods.xvlm.finetune import rules
 from vlp_methods.xvlm.schema.vqa import Vqa
 
 
 def build(recipe: Vqa) -> Job:
     """Model, data, optimizer and evaluations of a recipe."""
-    data = settle(recipe.data)
-    tokenizer = open_tokenizer(data.tokenizer)
-    started = start("vqa", recipe.model, tokenizer, "xvlm")
-
-    examples = examples_of(VqaExamples, data, tokenizer)
-
-    measure = evaluation.answers(recipe, data, tokenizer, recipe.answers, data.candidates)
-    return job(
-        recipe,
-        data,
-        started,
-        VqaTask(started.model),
-        train_stream(recipe, data, examples, data.train.batch),
-        optimizer(recipe, started.model),
-        measure=measure,
-        val=data.val,
-        test=data.test,
+    made = assemble(recipe, "xvlm", "vqa")
+    return made.job(
+        VqaTask(made.model),
+        made.stream(VqaExamples),
+        rules(recipe, made.model),
+        evaluations=evaluation.answers(made, recipe.answers),
     )

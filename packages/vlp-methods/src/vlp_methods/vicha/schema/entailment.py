@@ -2,27 +2,21 @@
 
 from dataclasses import dataclass, field
 
-from vlp_methods.engine.options import Training
-from vlp_methods.parts import checks, options, sections
-from vlp_methods.parts.teacher import Teacher
-from vlp_methods.vicha.schema import rates
+from vlp_methods.sections import data, evaluation, models
+from vlp_methods.sections.teacher import Teacher
+from vlp_methods.sections.training import FineTuning
+from vlp_methods.vicha.schema.rates import OneRate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entailment(Training):
+class Entailment(OneRate, FineTuning):
     """Fine-tuning on SNLI-VE."""
 
-    model: options.TaskModel
+    model: models.TaskModel
     """The model."""
-    data: sections.SentenceData
+    data: data.SentenceData
     """The data."""
     teacher: Teacher | None = field(default_factory=Teacher)
     """Momentum teacher; null: none."""
-    labels: options.LabelTest = field(default_factory=options.LabelTest)
+    labels: evaluation.LabelTest = field(default_factory=evaluation.LabelTest)
     """How hypotheses are judged in evaluations."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.fits(self.model, self.data)
-        rates.one_rate(self)
-        checks.selects(self.evaluate, split="val", present=self.data.val is not None)

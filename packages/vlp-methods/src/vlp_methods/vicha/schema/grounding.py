@@ -2,29 +2,26 @@
 
 from dataclasses import dataclass, field
 
-from vlp_methods.engine.options import Training
-from vlp_methods.parts import checks, options, sections
-from vlp_methods.parts.teacher import QueueTeacher
-from vlp_methods.vicha.schema import rates
+from vlp_methods.sections import checks, data, evaluation, models
+from vlp_methods.sections.teacher import QueueTeacher
+from vlp_methods.sections.training import FineTuning
+from vlp_methods.vicha.schema.rates import OneRate
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeakGrounding(Training):
+class WeakGrounding(OneRate, FineTuning):
     """Weakly supervised grounding: trained as retrieval; heat maps choose among detections."""
 
-    model: options.ContrastModel
+    model: models.ContrastModel
     """The model."""
-    data: sections.ExpressionData
+    data: data.ExpressionData
     """The data."""
     teacher: QueueTeacher = field(default_factory=QueueTeacher)
     """Momentum teacher and queue."""
-    heat: options.HeatTest = field(default_factory=options.HeatTest)
+    heat: evaluation.HeatTest = field(default_factory=evaluation.HeatTest)
     """How expressions are located in evaluations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.fits(self.model, self.data)
         checks.holds(self.teacher, self.data.train.batch)
-        rates.one_rate(self)
-        checks.selects(self.evaluate, split="val", present=self.data.val is not None)
         checks.looks_at(self.model, self.heat)

@@ -3,25 +3,20 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vlp_methods.engine.options import Training
-from vlp_methods.parts import checks, options, sections
-from vlp_methods.parts.teacher import Teacher
-from vlp_methods.vicha.schema import rates
+from vlp_methods.sections import data, evaluation, models
+from vlp_methods.sections.teacher import Teacher
+from vlp_methods.sections.training import FineTuning, StartedTraining
+from vlp_methods.vicha.schema.rates import OneRate
 
 
 @dataclass(frozen=True, kw_only=True)
-class NlvrDomain(Training):
+class NlvrDomain(OneRate, StartedTraining):
     """Text assignment: which of two images does a caption describe, or neither."""
 
-    model: options.ContrastModel
+    model: models.ContrastModel
     """The model."""
-    data: sections.CaptionedData
+    data: data.CaptionedData
     """The data."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.fits(self.model, self.data)
-        rates.one_rate(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +30,14 @@ class NlvrTeacher(Teacher):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nlvr(Training):
+class Nlvr(OneRate, FineTuning):
     """Fine-tuning on NLVR2."""
 
-    model: options.TaskModel
+    model: models.TaskModel
     """The model."""
-    data: sections.SentenceData
+    data: data.SentenceData
     """The data."""
     teacher: NlvrTeacher | None = field(default_factory=NlvrTeacher)
     """Momentum teacher; null: none."""
-    labels: options.LabelTest = field(default_factory=options.LabelTest)
+    labels: evaluation.LabelTest = field(default_factory=evaluation.LabelTest)
     """How sentences are judged in evaluations."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.fits(self.model, self.data)
-        rates.one_rate(self)
-        checks.selects(self.evaluate, split="val", present=self.data.val is not None)

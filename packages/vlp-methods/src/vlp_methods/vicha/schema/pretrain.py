@@ -5,10 +5,9 @@ from typing import Literal
 
 from vlp_data.options import ImageTextSource, IndependentMasking, MaskingOptions
 
-from vlp_methods.engine.options import Training
-from vlp_methods.parts import checks, options
-from vlp_methods.parts.teacher import QueueTeacher
-from vlp_methods.vicha.schema import rates
+from vlp_methods.sections import checks, data, evaluation, models
+from vlp_methods.sections.teacher import QueueTeacher
+from vlp_methods.vicha.schema.rates import OneRate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ class MaskedImage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(options.Encoders):
+class Model(models.Encoders):
     """The model. `concepts`, `hierarchy` and `masked_image` are what ViCHA adds to ALBEF, each by itself."""
 
     hierarchy: Hierarchy | None = None
@@ -72,15 +71,15 @@ class Model(options.Encoders):
     """Width of the shared space of images and texts."""
     temperature: float = 0.07
     """Initial temperature of the contrastive losses; trained, kept in 0.001..0.5."""
-    weights: options.Weights = field(default_factory=options.Weights)
+    weights: models.Weights = field(default_factory=models.Weights)
     """Where to start from. `text` fills the first layers of the concepts' BERT, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(options.Data):
+class Data(data.Data):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
-    train: options.ImageStream
+    train: data.ImageStream
     """Images with captions."""
     test: ImageTextSource | None = None
     """Images and captions for the retrieval test; null: no test."""
@@ -89,7 +88,7 @@ class Data(options.Data):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain(Training):
+class Pretrain(OneRate):
     """ViCHA pre-training."""
 
     model: Model
@@ -98,13 +97,12 @@ class Pretrain(Training):
     """The data."""
     teacher: QueueTeacher = field(default_factory=QueueTeacher)
     """Momentum teacher and queue."""
-    retrieval: options.RetrievalTest = field(default_factory=options.RetrievalTest)
+    retrieval: evaluation.RetrievalTest = field(default_factory=evaluation.RetrievalTest)
     """The test of `data.test` at the times of `evaluate`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.fits(self.model, self.data)
-        rates.one_rate(self)
         for name in ("hierarchy", "masked_image"):
             if getattr(self.model, name) is not None and self.model.vision.kind != "vit":
                 raise ValueError(

@@ -6,27 +6,26 @@ from typing import Literal
 
 from vlp_data.options import ImageTextSource, Karpathy, TaskJson
 
-from vlp_methods.engine.options import Training
-from vlp_methods.parts import checks, options, sections
+from vlp_methods.sections import checks, data, evaluation, models
+from vlp_methods.sections.training import FineTuning, StartedTraining
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptioningDomain(Training):
+class CaptioningDomain(StartedTraining):
     """Domain pre-training for captions: the whole text encoder becomes a causal language model."""
 
-    model: options.TaskModel
+    model: models.TaskModel
     """The model."""
-    data: sections.CaptionedData
+    data: data.CaptionedData
     """The data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.fits(self.model, self.data)
         checks.ends_texts(self.data.text)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptedData(options.Data):
+class PromptedData(data.MeasuredData):
     """What fine-tuning and self-critical training have in common."""
 
     prompt: str = "a picture of "
@@ -41,28 +40,26 @@ class PromptedData(options.Data):
 class Data(PromptedData):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
-    train: options.ImageStream
+    train: data.ImageStream
     """Images with captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captioning(Training):
+class Captioning(FineTuning):
     """Fine-tuning on captions."""
 
-    model: options.TaskModel
+    model: models.TaskModel
     """The model."""
     data: Data
     """The data."""
     smoothing: float = 0.1
     """Label smoothing: mass taken from the gold token."""
-    captions: options.CaptionTest = field(default_factory=options.CaptionTest)
+    captions: evaluation.CaptionTest = field(default_factory=evaluation.CaptionTest)
     """How captions are written in evaluations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.fits(self.model, self.data)
         checks.ends_texts(self.data.text)
-        checks.selects(self.evaluate, split="val", present=self.data.val is not None)
         if not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing={self.smoothing} must lie in [0, 1)")
 
@@ -110,20 +107,18 @@ class ScstData(PromptedData):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptioningScst(Training):
+class CaptioningScst(FineTuning):
     """Self-critical training on CIDEr-D."""
 
-    model: options.TaskModel
+    model: models.TaskModel
     """The model."""
     data: ScstData
     """The data."""
     reward: Reward = field(default_factory=Reward)
     """How captions are drawn and rewarded."""
-    captions: options.CaptionTest = field(default_factory=options.CaptionTest)
+    captions: evaluation.CaptionTest = field(default_factory=evaluation.CaptionTest)
     """How captions are written in evaluations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.fits(self.model, self.data)
         checks.ends_texts(self.data.text)
-        checks.selects(self.evaluate, split="val", present=self.data.val is not None)

@@ -1,55 +1,46 @@
 """Recipes of X-VLM for RefCOCO+: weakly supervised, and with boxes after a domain stage. Imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from vlp_data.options import Refer
 
-from vlp_methods.engine.options import Training
-from vlp_methods.parts import checks, options, sections
+from vlp_methods.sections import checks, data, evaluation, models
+from vlp_methods.sections.training import FineTuning, StartedTraining
+from vlp_methods.xvlm.schema.contrast import Contrast
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeakGrounding(Training):
+class WeakGrounding(Contrast, FineTuning):
     """Weakly supervised grounding: trained as retrieval; heat maps choose among detections."""
 
-    model: options.ContrastModel
+    model: models.ContrastModel
     """The model."""
-    data: sections.ExpressionData
+    data: data.ExpressionData
     """The data."""
-    heat: options.HeatTest = field(default_factory=options.HeatTest)
+    heat: evaluation.HeatTest = field(default_factory=evaluation.HeatTest)
     """How expressions are located in evaluations."""
-    gather_gradient: Literal["local", "sum"] = "local"
-    """Gradient of the contrastive loss through features of other ranks: "local" is the official one, 1/ranks
-    of "sum" for the encoders."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.fits(self.model, self.data)
-        checks.selects(self.evaluate, split="val", present=self.data.val is not None)
         checks.looks_at(self.model, self.heat)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxesDomainData(options.Data):
+class BoxesDomainData(data.Data):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
-    train: options.RegionStream
+    train: data.RegionStream
     """Regions with texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxesDomain(Training):
+class BoxesDomain(StartedTraining):
     """Domain pre-training for boxes: regression alone, on regions and objects."""
 
-    model: options.TaskModel
+    model: models.TaskModel
     """The model."""
     data: BoxesDomainData
     """The data."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.fits(self.model, self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +54,7 @@ class BoxStream:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxesData(options.Data):
+class BoxesData(data.MeasuredData):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
     train: BoxStream
@@ -75,17 +66,12 @@ class BoxesData(options.Data):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Boxes(Training):
+class Boxes(FineTuning):
     """Grounding with boxes."""
 
-    model: options.TaskModel
+    model: models.TaskModel
     """The model."""
     data: BoxesData
     """The data."""
-    boxes: options.BoxTest = field(default_factory=options.BoxTest)
+    boxes: evaluation.BoxTest = field(default_factory=evaluation.BoxTest)
     """How expressions are located in evaluations."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.fits(self.model, self.data)
-        checks.selects(self.evaluate, split="val", present=self.data.val is not None)

@@ -2,36 +2,27 @@
 
 from dataclasses import dataclass, field
 
-from vlp_methods.engine.options import Training
-from vlp_methods.parts import checks, options, sections
+from vlp_methods.sections import data, evaluation, models
+from vlp_methods.sections.training import FineTuning, StartedTraining
 
 
 @dataclass(frozen=True, kw_only=True)
-class NlvrDomain(Training):
+class NlvrDomain(StartedTraining):
     """Domain pre-training for NLVR2: which of two images does a caption describe, or neither."""
 
-    model: options.ContrastModel
+    model: models.ContrastModel
     """The model."""
-    data: sections.CaptionedData
+    data: data.CaptionedData
     """The data."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.fits(self.model, self.data)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nlvr(Training):
+class Nlvr(FineTuning):
     """Fine-tuning on NLVR2."""
 
-    model: options.TaskModel
+    model: models.TaskModel
     """The model."""
-    data: sections.SentenceData
+    data: data.SentenceData
     """The data."""
-    labels: options.LabelTest = field(default_factory=options.LabelTest)
+    labels: evaluation.LabelTest = field(default_factory=evaluation.LabelTest)
     """How sentences are judged in evaluations."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.fits(self.model, self.data)
-        checks.selects(self.evaluate, split="val", present=self.data.val is not None)

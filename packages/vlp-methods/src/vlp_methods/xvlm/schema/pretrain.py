@@ -1,28 +1,27 @@
 """Recipe of X-VLM pre-training. Imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from vlp_data.options import ImageTextSource, MaskingOptions
 
-from vlp_methods.engine.options import Training
-from vlp_methods.parts import checks, options
+from vlp_methods.sections import checks, data, evaluation, models
+from vlp_methods.xvlm.schema.contrast import Contrast
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(options.Encoders):
+class Model(models.Encoders):
     """The model."""
 
     embed_width: int = 256
     """Width of the shared space of images and texts."""
     temperature: float = 0.07
     """Initial temperature of the contrastive loss; trained, kept in 0.001..0.5."""
-    weights: options.Weights = field(default_factory=options.Weights)
+    weights: models.Weights = field(default_factory=models.Weights)
     """Where to start from."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionStream(options.RegionStream):
+class RegionStream(data.RegionStream):
     """Regions and objects with their texts; one update in a share of the steps, before that of the images."""
 
     share: float = 0.5
@@ -34,10 +33,10 @@ class RegionStream(options.RegionStream):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(options.Data):
+class Data(data.Data):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
-    images: options.ImageStream
+    images: data.ImageStream
     """Images with captions."""
     regions: RegionStream | None = None
     """Regions with texts; null trains without them."""
@@ -48,18 +47,15 @@ class Data(options.Data):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain(Training):
+class Pretrain(Contrast):
     """X-VLM pre-training."""
 
     model: Model = field(default_factory=Model)
     """The model."""
     data: Data
     """The data."""
-    retrieval: options.RetrievalTest = field(default_factory=options.RetrievalTest)
+    retrieval: evaluation.RetrievalTest = field(default_factory=evaluation.RetrievalTest)
     """The test of `data.test` at the times of `evaluate`."""
-    gather_gradient: Literal["local", "sum"] = "local"
-    """Gradient of the contrastive loss through features of other ranks: "local" is the official one, 1/ranks
-    of "sum" for the encoders."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -2,23 +2,23 @@
 
 from dataclasses import dataclass, field
 
-from vlp_methods.engine.options import Training
-from vlp_methods.parts import checks, options, sections
+from vlp_methods.sections import checks, data, evaluation, models
+from vlp_methods.sections.training import FineTuning
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vqa(Training):
+class Vqa(FineTuning):
     """X-VLM visual question answering."""
 
-    model: options.TaskModel
+    model: models.TaskModel
     """The model."""
-    data: sections.VqaData
+    data: data.VqaData
     """The data."""
-    answers: options.RankedAnswers | options.WrittenAnswers = field(default_factory=options.RankedAnswers)
+    answers: evaluation.RankedAnswers | evaluation.WrittenAnswers = field(
+        default_factory=evaluation.RankedAnswers
+    )
     """How questions are answered in evaluations."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.fits(self.model, self.data)
-        checks.selects(self.evaluate, split="val", present=self.data.val is not None)
         checks.ranks_candidates(self.data, self.answers)

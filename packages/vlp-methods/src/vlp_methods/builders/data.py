@@ -19,9 +19,9 @@ from vlp_data.loader import Loader
 from vlp_data.roots import rooted
 from vlp_data.text import Tokenizer
 
-from vlp_methods.engine.job import Mixing
+from vlp_methods.engine.job import Mixing, Stream
 from vlp_methods.engine.options import Training
-from vlp_methods.parts.options import Data, RegionStream, ShapesWorld, TokenizerFiles
+from vlp_methods.sections.data import Data, ShapesWorld, TokenizerFiles
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,9 @@ _Data = TypeVar("_Data", bound=Data)
 TRAIN = "train"
 ALWAYS = Mixing(((TRAIN, 1.0),))
 """The mixing of a task with one stream."""
+
+Streams = Callable[[], Mapping[str, Stream]]
+"""`Job.streams`: opens the data."""
 
 
 def settle(data: _Data) -> _Data:
@@ -49,8 +52,10 @@ def draw_world(world: ShapesWorld, folder: str) -> str:
     return folder
 
 
-def open_tokenizer(options: TokenizerFiles) -> Tokenizer:
-    """The tokenizer of a recipe."""
+def open_tokenizer(options: TokenizerFiles | None) -> Tokenizer | None:
+    """The tokenizer of a recipe, None for one without texts."""
+    if options is None:
+        return None
     open_ = Tokenizer.wordpiece if options.kind == "bert" else Tokenizer.roberta
     return open_(*options.files)
 
@@ -74,43 +79,9 @@ def open_loader(
     return loader
 
 
-def train_stream(
-    recipe: Training, data: Data, examples: Callable[[], Examples[Any]], batch: int
-) -> Callable[[], Mapping[str, Loader[Any]]]:
-    """`Job.streams` of a task with one stream; `examples()` opens the data, `batch` counts samples over all
-    ranks."""
-    return lambda: {TRAIN: open_loader(recipe, data, TRAIN, examples(), global_batch=batch)}
-
-
-def examples_of(
-    kind: Callable[..., Examples[Any]], data: Any, tokenizer: Tokenizer, **more: Any
-) -> Callable[[], Examples[Any]]:
-    """Opens `data.train.source` as the examples of a task, with the sections of `data` that all tasks
-    have."""
-    return lambda: kind(
-        source=data.train.source.open(),
-        tokenizer=tokenizer,
-        image=data.view,
-        text=data.text,
-        concepts=data.concepts,
-        **more,
-    )
-
-
 def concepts_of(batch: Any) -> Concepts | None:
     """The concepts of a batch's images, or None where the data is read without."""
     return None if batch.concepts is None else Concepts(*batch.concepts)
-
-
-def rank_texts(regions: RegionStream, key: str) -> int:
-    """Pairs of one rank's region batch. `key` names the section. Raises ValueError when the ranks cannot
-    share the batch."""
-    world = distributed.world_size()
-    if regions.texts % world or regions.images % world:
-        raise ValueError(
-            f"{key}.texts={regions.texts} and {key}.images={regions.images} must be multiples of the {world} ranks"
-        )
-    return regions.texts // world
 
 
 def _below(options: Any, root: str) -> Any:

@@ -12,8 +12,8 @@ from vlp_core.models import NlvrModel, VqaModel
 from vlp_core.models.fusion.nlvr import released_pool
 from vlp_data.batch import NlvrBatch, RetrievalBatch, VqaBatch
 
-from vlp_methods.parts.data import concepts_of
-from vlp_methods.parts.momentum import Momentum
+from vlp_methods.builders.data import concepts_of
+from vlp_methods.builders.teacher import Momentum, TaughtTask
 
 
 class AssignmentTask(nn.Module):
@@ -35,7 +35,7 @@ class AssignmentTask(nn.Module):
         return {"assignment": F.cross_entropy(logits.float(), pairs.labels)}
 
 
-class NlvrTask(nn.Module):
+class NlvrTask(TaughtTask):
     """The objective of fine-tuning on NLVR2: cross entropy over two classes, 1 = true, and with the teacher's
     where there is one.
 
@@ -49,14 +49,13 @@ class NlvrTask(nn.Module):
     def __init__(
         self, model: NlvrModel, momentum: Momentum | None = None, *, as_released: bool = False
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.momentum = momentum
+        super().__init__(model, momentum)
         self.as_released = as_released
 
-    def before_forward(self, step: int) -> None:
-        if self.momentum is not None:
-            self.momentum.before_forward(self.model, step)
+    def started_teacher(self) -> nn.Module | None:
+        """The released code copies the model before it reads the checkpoint, so that its teacher starts from
+        random values."""
+        return None if self.as_released else super().started_teacher()
 
     def forward(self, batch: NlvrBatch) -> dict[str, Tensor]:
         first = torch.arange(len(batch.labels), device=batch.labels.device)
@@ -76,18 +75,12 @@ class NlvrTask(nn.Module):
         return {"labels": distilled_cross_entropy(logits, batch.labels, taught, alpha=alpha).mean()}
 
 
-class VqaTask(nn.Module):
+class VqaTask(TaughtTask):
     """The objective: per question the sum over its answers of weight * cross entropy of the answer's tokens,
     [SEP] included, and with the teacher's tokens where there is one."""
 
     def __init__(self, model: VqaModel, momentum: Momentum | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.momentum = momentum
-
-    def before_forward(self, step: int) -> None:
-        if self.momentum is not None:
-            self.momentum.before_forward(self.model, step)
+        super().__init__(model, momentum)
 
     def forward(self, batch: VqaBatch) -> dict[str, Tensor]:
         inputs = (

@@ -4,13 +4,16 @@ torch."""
 from vlp_data.options import TextOptions
 
 from vlp_methods.engine.options import EvaluateOptions
-from vlp_methods.parts.options import Data, Encoders, HeatTest, RankedAnswers, WrittenAnswers
-from vlp_methods.parts.sections import VqaData
-from vlp_methods.parts.teacher import QueueTeacher
+from vlp_methods.sections.data import Data, VqaData
+from vlp_methods.sections.evaluation import HeatTest, RankedAnswers, WrittenAnswers
+from vlp_methods.sections.models import Encoders
+from vlp_methods.sections.teacher import QueueTeacher
 
 
 def fits(model: Encoders, data: Data) -> None:
     """The data must be what the model takes, and must be somewhere."""
+    if data.tokenizer is None:
+        raise ValueError("data.tokenizer=null: this model reads texts; name the files of its vocabulary")
     if model.text.kind != data.tokenizer.kind:
         raise ValueError(
             f"model.text.kind={model.text.kind} does not fit data.tokenizer.kind={data.tokenizer.kind}"

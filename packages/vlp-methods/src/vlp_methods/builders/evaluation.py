@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL.Image import Image
@@ -31,49 +31,56 @@ from vlp_eval.statements import evaluate_entailment, evaluate_nlvr
 from vlp_eval.vqa import evaluate_vqa, read_annotations, read_candidates
 
 from vlp_methods.engine.options import Training
-from vlp_methods.parts.options import (
+from vlp_methods.sections.data import Data, MeasuredData, QuestionSet
+from vlp_methods.sections.evaluation import (
     BoxTest,
     CaptionTest,
-    Data,
     HeatTest,
     LabelTest,
-    QuestionSet,
     RankedAnswers,
     RetrievalTest,
     RowTest,
     WrittenAnswers,
 )
+from vlp_methods.sections.training import FineTuning
 
 log = logging.getLogger(__name__)
 
 Measure = Callable[[nn.Module, Any, Path], Mapping[str, float]]
 
 
-def while_training(
-    measure: Measure | None, split: str, source: Any | None
-) -> Callable[[nn.Module, int, Path], Mapping[str, float]] | None:
-    """`Job.evaluate` on a split, for a task that holds its model as `model`; None without benchmark or
-    data."""
-    if measure is None or source is None:
-        return None
-
-    def evaluate(task: nn.Module, step: int, folder: Path) -> Mapping[str, float]:
-        return _named(split, measure(task.model, source, folder))
-
-    return evaluate
+During = Callable[[nn.Module, int, Path], Mapping[str, float]]
+After = Callable[[Path, torch.device, Path], Mapping[str, float]]
 
 
-def of_export(
-    measure: Measure | None, split: str, source: Any | None
-) -> Callable[[Path, torch.device, Path], Mapping[str, float]] | None:
-    """`Job.test` on a split: measures the model of an export folder; None without benchmark or data."""
-    if measure is None or source is None:
-        return None
+class Evaluations(NamedTuple):
+    """`Job.evaluate` and `Job.test`."""
 
-    def test(export: Path, device: torch.device, folder: Path) -> Mapping[str, float]:
-        return _named(split, measure(models.load(export).model.to(device), source, folder))
+    during: During | None = None
+    after: After | None = None
 
-    return test
+
+NONE = Evaluations()
+
+
+def of_fine_tuning(recipe: FineTuning, data: MeasuredData, measure: Measure) -> Evaluations:
+    """On the data that `select` names while training, on `data.test` of the selected model."""
+    watched = data.val if recipe.select == "val" else data.test
+
+    def during(task: nn.Module, step: int, folder: Path) -> Mapping[str, float]:
+        return _named(recipe.select, measure(task.model, watched, folder))
+
+    def after(export: Path, device: torch.device, folder: Path) -> Mapping[str, float]:
+        return _named("test", measure(models.load(export).model.to(device), data.test, folder))
+
+    return Evaluations(None if watched is None else during, None if data.test is None else after)
+
+
+def of_pretraining(source: Any | None, measure: Measure) -> Evaluations:
+    """On data of its own while training; its numbers have no split in front."""
+    if source is None:
+        return NONE
+    return Evaluations(lambda task, step, folder: measure(task.model, source, folder))
 
 
 def _named(split: str, numbers: Mapping[str, float]) -> dict[str, float]:
@@ -91,19 +98,23 @@ RECALLS = ("tr_r1", "tr_r5", "tr_r10", "ir_r1", "ir_r5", "ir_r10", "r_mean")
 """Numbers of retrieval that a run reports; retrieval.json holds all."""
 
 
-def retrieval(recipe: Training, data: Data, tokenizer: Tokenizer, options: RetrievalTest) -> Measure:
+class Made(Protocol):
+    recipe: Any
+    data: Any
+    tokenizer: Any
+
+
+def retrieval(made: Made, options: RetrievalTest) -> Evaluations:
     """Retrieval in both directions; writes retrieval.json and retrieval.png."""
-    return partial(_retrieval, recipe, data, tokenizer, options)
+    return of_fine_tuning(
+        made.recipe, made.data, partial(_retrieval, made.recipe, made.data, made.tokenizer, options)
+    )
 
 
-def retrieval_test(
-    recipe: Training, data: Any, tokenizer: Tokenizer, options: RetrievalTest
-) -> Callable[[nn.Module, int, Path], Mapping[str, float]] | None:
-    """`Job.evaluate` of a pre-training: retrieval on `data.test`, if there is one."""
-    if data.test is None:
-        return None
-    measure = retrieval(recipe, data, tokenizer, options)
-    return lambda task, step, folder: measure(task.model, data.test, folder)
+def pretraining(made: Made, options: RetrievalTest) -> Evaluations:
+    return of_pretraining(
+        made.data.test, partial(_retrieval, made.recipe, made.data, made.tokenizer, options)
+    )
 
 
 def _retrieval(
@@ -142,14 +153,9 @@ def _retrieval(
     }
 
 
-def answers(
-    recipe: Training,
-    data: Data,
-    tokenizer: Tokenizer,
-    options: RankedAnswers | WrittenAnswers,
-    candidates: str,
-) -> Measure:
+def answers(made: Made, options: RankedAnswers | WrittenAnswers) -> Evaluations:
     """Visual question answering, of a `QuestionSet`. `candidates`: file of the answers that are ranked."""
+    recipe, data, tokenizer, candidates = made.recipe, made.data, made.tokenizer, made.data.candidates
     chosen: dict[str, Any]
     if isinstance(options, WrittenAnswers):
         chosen = {"candidates": None, "beams": options.beams, "answer_tokens": options.max_tokens}
@@ -174,32 +180,51 @@ def answers(
         )
         return measured(model, questions.source, folder)
 
-    return measure
+    return of_fine_tuning(recipe, data, measure)
 
 
-def sentence_labels(recipe: Training, data: Data, tokenizer: Tokenizer, options: LabelTest) -> Measure:
+def sentences(made: Made, options: LabelTest) -> Evaluations:
     """Sentences about two images."""
-    return _rows(evaluate_nlvr, recipe, data, tokenizer, options, reading=_reading(data))
+    recipe, data, tokenizer = made.recipe, made.data, made.tokenizer
+    return of_fine_tuning(
+        recipe, data, _rows(evaluate_nlvr, recipe, data, tokenizer, options, reading=_reading(data))
+    )
 
 
-def entailment(recipe: Training, data: Data, tokenizer: Tokenizer, options: LabelTest) -> Measure:
+def entailment(made: Made, options: LabelTest) -> Evaluations:
     """Hypotheses about an image."""
-    return _rows(evaluate_entailment, recipe, data, tokenizer, options, reading=_reading(data))
+    recipe, data, tokenizer = made.recipe, made.data, made.tokenizer
+    return of_fine_tuning(
+        recipe, data, _rows(evaluate_entailment, recipe, data, tokenizer, options, reading=_reading(data))
+    )
 
 
-def boxes(recipe: Training, data: Data, tokenizer: Tokenizer, options: BoxTest) -> Measure:
+def boxes(made: Made, options: BoxTest) -> Evaluations:
     """Referring expressions located by the box head."""
+    recipe, data, tokenizer = made.recipe, made.data, made.tokenizer
 
     def draw(model: nn.Module, scores: Scores, source: Source) -> Image:
         return figures.grounding_figure(scores, source, queries=options.figures)
 
-    return _rows(
-        evaluate_grounding, recipe, data, tokenizer, options, by="boxes", draw=draw, reading=_reading(data)
+    return of_fine_tuning(
+        recipe,
+        data,
+        _rows(
+            evaluate_grounding,
+            recipe,
+            data,
+            tokenizer,
+            options,
+            by="boxes",
+            draw=draw,
+            reading=_reading(data),
+        ),
     )
 
 
-def heat(recipe: Training, data: Data, tokenizer: Tokenizer, options: HeatTest) -> Measure:
+def heat(made: Made, options: HeatTest) -> Evaluations:
     """Referring expressions located among detections by heat maps; the image shows the heat of every word."""
+    recipe, data, tokenizer = made.recipe, made.data, made.tokenizer
     encoded = {"mode": options.mode, "layer": options.layer, "reading": _reading(data)}
     concepts = _concepts(data, alike=True)
 
@@ -208,34 +233,41 @@ def heat(recipe: Training, data: Data, tokenizer: Tokenizer, options: HeatTest) 
         words = partial(word_heat, model, tokenizer, view=view, concepts=concepts, **encoded)
         return figures.grounding_figure(scores, source, queries=options.figures, heat=words)
 
-    return _rows(
-        evaluate_grounding,
+    return of_fine_tuning(
         recipe,
         data,
-        tokenizer,
-        options,
-        by="heat",
-        draw=draw,
-        concepts=concepts,
-        **encoded,
+        _rows(
+            evaluate_grounding,
+            recipe,
+            data,
+            tokenizer,
+            options,
+            by="heat",
+            draw=draw,
+            concepts=concepts,
+            **encoded,
+        ),
     )
 
 
-def captions(
-    recipe: Training, data: Data, tokenizer: Tokenizer, options: CaptionTest, prompt: str
-) -> Measure:
+def captions(made: Made, options: CaptionTest, prompt: str) -> Evaluations:
     """Captions."""
-    return _rows(
-        evaluate_captioning,
+    recipe, data, tokenizer = made.recipe, made.data, made.tokenizer
+    return of_fine_tuning(
         recipe,
         data,
-        tokenizer,
-        options,
-        prompt=prompt,
-        beams=options.beams,
-        max_tokens=options.max_tokens,
-        min_tokens=options.min_tokens,
-        length_penalty=options.length_penalty,
+        _rows(
+            evaluate_captioning,
+            recipe,
+            data,
+            tokenizer,
+            options,
+            prompt=prompt,
+            beams=options.beams,
+            max_tokens=options.max_tokens,
+            min_tokens=options.min_tokens,
+            length_penalty=options.length_penalty,
+        ),
     )
 
 
