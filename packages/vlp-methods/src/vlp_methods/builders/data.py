@@ -2,19 +2,18 @@
 
 import logging
 import os
-import typing
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from vlp_core import distributed
-from vlp_core.concepts import Concepts
-from vlp_core.recipe import PathText, dump
+from vlp_core.images import Concepts, Images
+from vlp_core.recipe import dump
 from vlp_data import shapes
+from vlp_data.batch import NlvrBatch
 from vlp_data.examples import Examples
-from vlp_data.files import join
 from vlp_data.loader import Loader
 from vlp_data.roots import rooted
 from vlp_data.text import Tokenizer
@@ -39,7 +38,7 @@ def settle(data: _Data) -> _Data:
     """The same data with every path in full; draws the shapes world where it is asked for and not there
     yet."""
     root = data.root if data.world is None else draw_world(data.world, data.root)
-    return replace(_below(data, root), root=root)
+    return replace(rooted(data, root), root=root)
 
 
 def draw_world(world: ShapesWorld, folder: str) -> str:
@@ -79,23 +78,20 @@ def open_loader(
     return loader
 
 
-def concepts_of(batch: Any) -> Concepts | None:
-    """The concepts of a batch's images, or None where the data is read without."""
-    return None if batch.concepts is None else Concepts(*batch.concepts)
+def images_of(batch: Any) -> Images:
+    """The images of a batch, with their concepts where the data is read with them."""
+    return Images(batch.image, concepts=_concepts(batch.concepts))
 
 
-def _below(options: Any, root: str) -> Any:
-    """The same options with relative paths below `root`: of sources, and of fields of type `PathText`."""
-    if hasattr(options, "open"):
-        return rooted(options, root)
-    kinds = typing.get_type_hints(type(options), include_extras=True)
-    changed: dict[str, Any] = {}
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if is_dataclass(value):
-            changed[field.name] = _below(value, root)
-        elif kinds[field.name] == PathText and value:
-            changed[field.name] = join(root, value)
-        elif kinds[field.name] == tuple[PathText, ...]:
-            changed[field.name] = tuple(join(root, item) for item in value)
-    return replace(options, **changed)
+def sides_of(batch: NlvrBatch) -> tuple[Images, Images]:
+    """The first and the second images of the sentences of a batch; concepts of each side are padded by
+    themselves."""
+    count = len(batch.labels)
+    return (
+        Images(batch.image[:count], concepts=_concepts(batch.concepts)),
+        Images(batch.image[count:], concepts=_concepts(batch.second_concepts)),
+    )
+
+
+def _concepts(concepts: Any) -> Concepts | None:
+    return None if concepts is None else Concepts(*concepts)

@@ -1,18 +1,15 @@
 """Objectives of tasks that several methods have; some learn from a momentum teacher beside the labels."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vlp_core.concepts import Concepts
 from vlp_core.losses import answer_loss, distilled_cross_entropy, distilled_language_loss
 from vlp_core.losses.masked_language import IGNORED
 from vlp_core.models import NlvrModel, VqaModel
 from vlp_core.models.fusion.nlvr import released_pool
 from vlp_data.batch import NlvrBatch, RetrievalBatch, VqaBatch
 
-from vlp_methods.builders.data import concepts_of
+from vlp_methods.builders.data import images_of, sides_of
 from vlp_methods.builders.teacher import Momentum, TaughtTask
 
 
@@ -27,7 +24,7 @@ class AssignmentTask(nn.Module):
         self.model = model
 
     def forward(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        pool, visible = self.model.encode(batch.image, concepts_of(batch))
+        pool, visible = self.model.encode(images_of(batch))
         pairs = self.model.assignment_pairs(pool)
         logits = self.model.classify(
             pool, pairs.first, pairs.second, batch.text_ids, batch.attention_mask, visible
@@ -60,17 +57,17 @@ class NlvrTask(TaughtTask):
     def forward(self, batch: NlvrBatch) -> dict[str, Tensor]:
         first = torch.arange(len(batch.labels), device=batch.labels.device)
         texts = (first, first + len(first), batch.text_ids, batch.attention_mask)
-        concepts = _both_sides(batch)
-        pool, visible = self.model.encode(batch.image, concepts)
+        sides = sides_of(batch)
+        pool, visible = self.model.encode(*sides)
         logits = self.model.classify(pool, *texts, visible)
         taught, alpha = None, 0.0
         if self.momentum is not None:
             with torch.no_grad():
                 teacher, alpha = self.momentum.teacher, self.momentum.alpha
                 if self.as_released:
-                    pool, visible = released_pool(self.model, teacher, batch.image, concepts)
+                    pool, visible = released_pool(self.model, teacher, *sides)
                 else:
-                    pool, visible = teacher.encode(batch.image, concepts)
+                    pool, visible = teacher.encode(*sides)
                 taught = teacher.classify(pool, *texts, visible)
         return {"labels": distilled_cross_entropy(logits, batch.labels, taught, alpha=alpha).mean()}
 
@@ -84,27 +81,18 @@ class VqaTask(TaughtTask):
 
     def forward(self, batch: VqaBatch) -> dict[str, Tensor]:
         inputs = (
-            batch.image,
+            images_of(batch),
             batch.question_ids,
             batch.question_mask,
             batch.answer_ids,
             batch.answer_mask,
             batch.question_index,
         )
-        concepts = concepts_of(batch)
-        logits = self.model(*inputs, concepts=concepts)
+        logits = self.model(*inputs)
         taught, alpha = None, 0.0
         if self.momentum is not None:
             with torch.no_grad():
-                taught, alpha = self.momentum.teacher(*inputs, concepts=concepts), self.momentum.alpha
+                taught, alpha = self.momentum.teacher(*inputs), self.momentum.alpha
         labels = batch.answer_ids.masked_fill(batch.answer_mask == 0, IGNORED)
         per_answer = distilled_language_loss(logits, labels, taught, alpha=alpha)
         return {"answers": answer_loss(per_answer, batch.answer_weights, len(batch.question_ids))}
-
-
-def _both_sides(batch: NlvrBatch) -> Sequence[Concepts] | None:
-    """Concepts of the first and of the second images, each padded by themselves."""
-    first = concepts_of(batch)
-    if first is None or batch.second_concepts is None:
-        return None
-    return first, Concepts(*batch.second_concepts)

@@ -14,7 +14,7 @@ from vlp_data.examples import EntailmentExamples
 
 from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
-from vlp_methods.builders.data import concepts_of
+from vlp_methods.builders.data import images_of
 from vlp_methods.builders.teacher import Momentum, TaughtTask, momentum_of
 from vlp_methods.engine.job import Job
 from vlp_methods.vicha.schema.entailment import Entailment
@@ -27,12 +27,12 @@ class EntailmentTask(TaughtTask):
         super().__init__(model, momentum)
 
     def forward(self, batch: EntailmentBatch) -> dict[str, Tensor]:
-        inputs, concepts = (batch.image, batch.text_ids, batch.attention_mask), concepts_of(batch)
-        logits = self.model(*inputs, concepts)
+        inputs = images_of(batch), batch.text_ids, batch.attention_mask
+        logits = self.model(*inputs)
         taught, alpha = None, 0.0
         if self.momentum is not None:
             with torch.no_grad():
-                taught, alpha = self.momentum.teacher(*inputs, concepts), self.momentum.alpha
+                taught, alpha = self.momentum.teacher(*inputs), self.momentum.alpha
         return {"labels": distilled_cross_entropy(logits, batch.labels, taught, alpha=alpha).mean()}
 
 

@@ -19,7 +19,7 @@ from vlp_data.text import Tokenizer
 
 from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
-from vlp_methods.builders.data import concepts_of
+from vlp_methods.builders.data import images_of
 from vlp_methods.builders.model import encoder_arguments, load_encoders
 from vlp_methods.builders.teacher import Momentum, TaughtTask
 from vlp_methods.engine.job import Job
@@ -56,16 +56,15 @@ class PretrainTask(TaughtTask):
 
     def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
         inputs = (
-            batch.image,
+            images_of(batch),
             batch.text_ids,
             batch.attention_mask,
             batch.masked_ids,
             batch.masked_positions,
             batch.masked_labels,
         )
-        concepts = concepts_of(batch)
-        taught = self.momentum.teacher.teach(*inputs, concepts=concepts)
-        pairs = self.model.pretrain(*inputs, taught=taught, concepts=concepts)
+        taught = self.momentum.teacher.teach(*inputs)
+        pairs = self.model.pretrain(*inputs, taught=taught)
         return pretrain_losses(
             pairs,
             taught,

@@ -15,7 +15,7 @@ from vlp_data.examples import RetrievalExamples
 
 from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
-from vlp_methods.builders.data import concepts_of
+from vlp_methods.builders.data import images_of
 from vlp_methods.builders.teacher import Momentum, TaughtTask
 from vlp_methods.engine.job import Job
 from vlp_methods.sections.teacher import QueueTeacher
@@ -37,9 +37,9 @@ class RetrievalTask(TaughtTask):
         )
 
     def forward(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        inputs, concepts = (batch.image, batch.text_ids, batch.attention_mask), concepts_of(batch)
-        taught = self.momentum.teacher.teach(*inputs, concepts=concepts)
-        pairs = self.model.pair(*inputs, taught=taught, identities_B=batch.image_ids, concepts=concepts)
+        inputs = images_of(batch), batch.text_ids, batch.attention_mask
+        taught = self.momentum.teacher.teach(*inputs)
+        pairs = self.model.pair(*inputs, taught=taught, identities_B=batch.image_ids)
         return retrieval_losses(
             pairs,
             taught,

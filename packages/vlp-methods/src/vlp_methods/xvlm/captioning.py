@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vlp_core.images import Images
 from vlp_core.losses import language_loss, mean_of_others, self_critical_loss
 from vlp_core.models import CaptionModel
 from vlp_core.text.generation import Sampled
@@ -25,7 +26,7 @@ from vlp_eval.metrics.captioning import DocumentFrequency, reward_words, rewards
 
 from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
-from vlp_methods.builders.data import TRAIN, concepts_of, open_loader
+from vlp_methods.builders.data import TRAIN, images_of, open_loader
 from vlp_methods.engine.job import Job
 from vlp_methods.xvlm.finetune import rules
 from vlp_methods.xvlm.schema.captioning import Captioning, CaptioningDomain, CaptioningScst, Reward
@@ -40,7 +41,7 @@ class CaptionTask(nn.Module):
         self.smoothing = smoothing
 
     def forward(self, batch: CaptionBatch) -> dict[str, Tensor]:
-        logits = self.model(batch.image, batch.text_ids, batch.attention_mask, concepts=concepts_of(batch))
+        logits = self.model(images_of(batch), batch.text_ids, batch.attention_mask)
         return {"caption": language_loss(logits, batch.labels, smoothing=self.smoothing)}
 
 
@@ -88,44 +89,50 @@ class ScstTask(nn.Module):
 
     def forward(self, batch: CaptionReferencesBatch) -> dict[str, Tensor]:
         samples = self.options.samples
-        drawn = self._draw(batch.image, samples)
+        images = Images(batch.image)
+        drawn = self._draw(images, samples)
         references = [own for own in batch.references for _ in range(samples)]
         reward = self.reward(self._texts(drawn), references).to(batch.image.device)
         if self.options.baseline == "greedy":
-            greedy = self.reward(self._texts(self._greedy(batch.image)), list(batch.references))
+            greedy = self.reward(self._texts(self._greedy(images)), list(batch.references))
             baseline = greedy.to(batch.image.device).repeat_interleave(samples)
         else:
             baseline = mean_of_others(reward, samples)
         return {"scst": self_critical_loss(drawn.mean_log_probability(), reward, baseline)}
 
-    def _draw(self, image_BCHW: Tensor, samples: int) -> Sampled:
+    def _draw(self, images: Images, samples: int) -> Sampled:
+        embeds, mask = self.model.vision.encode(images)
         return self.model.sample(
-            self.model.vision(image_BCHW),
-            self._prompts(image_BCHW),
+            embeds,
+            self._prompts(len(images), images.device),
             samples=samples,
             temperature=self.options.temperature,
-            **self._limits(),
+            max_tokens=self.options.max_tokens,
+            end_id=self.tokenizer.sep_id,
+            pad_id=self.tokenizer.pad_id,
+            image_mask_BL=mask,
         )
 
     @torch.no_grad()
-    def _greedy(self, image_BCHW: Tensor) -> Sampled:
+    def _greedy(self, images: Images) -> Sampled:
         """Without dropout, whatever the mode."""
         training = self.model.training
         self.model.eval()
-        found = self.model.greedy(self.model.vision(image_BCHW), self._prompts(image_BCHW), **self._limits())
+        embeds, mask = self.model.vision.encode(images)
+        found = self.model.greedy(
+            embeds,
+            self._prompts(len(images), images.device),
+            max_tokens=self.options.max_tokens,
+            end_id=self.tokenizer.sep_id,
+            pad_id=self.tokenizer.pad_id,
+            image_mask_BL=mask,
+        )
         self.model.train(training)
         return found
 
-    def _prompts(self, image_BCHW: Tensor) -> Tensor:
-        ids = torch.tensor(prompt_ids(self.tokenizer, self.prompt), device=image_BCHW.device)
-        return ids.expand(len(image_BCHW), -1)
-
-    def _limits(self) -> dict[str, int]:
-        return {
-            "max_tokens": self.options.max_tokens,
-            "end_id": self.tokenizer.sep_id,
-            "pad_id": self.tokenizer.pad_id,
-        }
+    def _prompts(self, count: int, device: torch.device) -> Tensor:
+        ids = torch.tensor(prompt_ids(self.tokenizer, self.prompt), device=device)
+        return ids.expand(count, -1)
 
     def _texts(self, found: Sampled) -> list[str]:
         return [self.tokenizer.decode(ids)[len(self.prompt) :] for ids in found.ids.tolist()]

@@ -19,7 +19,7 @@ from vlp_data.loader import Loader
 
 from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
-from vlp_methods.builders.data import TRAIN, concepts_of
+from vlp_methods.builders.data import TRAIN, images_of
 from vlp_methods.engine.job import Job
 from vlp_methods.xvlm.finetune import rules
 from vlp_methods.xvlm.regions import open_regions
@@ -38,11 +38,10 @@ class BoxTask(nn.Module):
     def forward(self, batch: BoxBatch | RegionBatch) -> dict[str, Tensor]:
         regions = batch if isinstance(batch, RegionBatch) else None
         boxes = self.model.regress(
-            batch.image,
+            images_of(batch),
             batch.text_ids,
             batch.attention_mask,
             regions.image_index if regions else None,
-            concepts=concepts_of(batch),
         )
         losses = box_losses(boxes, batch.target_boxes, is_image_B=regions.is_image if regions else None)
         return {"bbox": losses.l1, "giou": losses.giou}

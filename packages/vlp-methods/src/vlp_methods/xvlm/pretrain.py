@@ -21,7 +21,7 @@ from vlp_data.text import Tokenizer
 
 from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
-from vlp_methods.builders.data import concepts_of
+from vlp_methods.builders.data import images_of
 from vlp_methods.builders.model import encoder_arguments, load_encoders
 from vlp_methods.engine.job import Job, Mixing
 from vlp_methods.xvlm.regions import open_regions
@@ -40,7 +40,7 @@ class PretrainTask(nn.Module):
     def forward(self, batch: ImageTextBatch | RegionBatch) -> dict[str, Tensor]:
         regions = batch if isinstance(batch, RegionBatch) else None
         pairs = self.model.pretrain(
-            batch.image,
+            images_of(batch),
             batch.text_ids,
             batch.attention_mask,
             batch.masked_ids,
@@ -48,7 +48,6 @@ class PretrainTask(nn.Module):
             batch.masked_labels,
             image_index_B=regions.image_index if regions else None,
             image_attention_mask_BL=regions.image_attention_mask if regions else None,
-            concepts=concepts_of(batch),
         )
         return pretrain_losses(
             pairs,

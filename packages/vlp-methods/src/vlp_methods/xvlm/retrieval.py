@@ -12,7 +12,7 @@ from vlp_data.examples import RetrievalExamples
 
 from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
-from vlp_methods.builders.data import concepts_of
+from vlp_methods.builders.data import images_of
 from vlp_methods.engine.job import Job
 from vlp_methods.xvlm.finetune import rules
 from vlp_methods.xvlm.schema.retrieval import Retrieval
@@ -29,11 +29,10 @@ class RetrievalTask(nn.Module):
 
     def forward(self, batch: RetrievalBatch) -> dict[str, Tensor]:
         pairs = self.model.pair(
-            batch.image,
+            images_of(batch),
             batch.text_ids,
             batch.attention_mask,
             identities_B=batch.image_ids,
-            concepts=concepts_of(batch),
         )
         return retrieval_losses(
             pairs,
