@@ -88,7 +88,7 @@ def test_trains_and_resumes_exactly(train, small, tmp_path, losses, name):
     first, second = (load_file(tmp_path / run / "export/model.safetensors") for run in ("whole", "parts"))
     assert all(torch.equal(first[key], second[key]) for key in first)
     loaded = models.load(tmp_path / "whole/export")
-    assert loaded.settings["image_size"] == 64
+    assert loaded.view["size"] == 64
 
 
 @pytest.mark.parametrize(("name", "earlier"), DOMAIN.items())

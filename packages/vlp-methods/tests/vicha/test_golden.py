@@ -116,9 +116,7 @@ def assert_sums(found, expected, *, step: float = 0.0) -> None:
 
 def after_forward(task) -> dict[str, torch.Tensor]:
     """Teacher and queue under the reference's names."""
-    momentum = task.momentum.teacher
-    source = official.vicha_adapter(momentum).to_source(momentum.state_dict())
-    return official.join(official.Parts({}, source, task.queue.state_dict()))
+    return official.FILES.to_source(task.model, teacher=task.momentum.teacher, queue=task.queue)
 
 
 @pytest.mark.golden("vicha", lambda case: {"mlm_input_ids", "loss_mlm"} <= case.tensor_names("outputs"))
@@ -270,7 +268,9 @@ def test_nlvr(case, kind, loss, words, build, assert_equal, check_gradients):
     if kind == "as_released":
         # It starts from random values; the case shows a later step, at which it has values of its own.
         file = case.path / "weights.safetensors"
-        models.start_from(job.task.model, file, teacher=job.task.momentum.teacher)
+        models.start_from(
+            job.task.model, file, family="vicha", stage="nlvr", teacher=job.task.momentum.teacher
+        )
     batch = NlvrBatch(
         **texts(inputs),
         **concepts(inputs, "kw1"),

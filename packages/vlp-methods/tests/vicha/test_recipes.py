@@ -10,7 +10,7 @@ import torch
 from vlp_core import models
 from vlp_core.models.vicha.rules import parameter_rules
 from vlp_core.recipe import RecipeError, dump
-from vlp_methods.builders.model import make, task_arguments
+from vlp_methods.builders.model import derived_arguments, make
 from vlp_methods.builders.optimizer import adamw, learning_rate
 from vlp_methods.engine.entry import load, shipped
 from vlp_methods.sections.models import Start
@@ -191,7 +191,7 @@ def test_model_of_pretraining_has_the_published_size():
     recipe = official("pretrain_1m")
     with torch.device("meta"):
         model = models.create(
-            "vicha", **model_arguments(recipe.model, SimpleNamespace(vocabulary=30522, pad_id=0))
+            "vicha", "pretrain", **model_arguments(recipe.model, SimpleNamespace(vocabulary=30522, pad_id=0))
         )
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert round(trained / 1e6, 1) == 265.9
@@ -210,7 +210,7 @@ def test_model_and_optimizer_of_a_task_can_be_built(name):
     model = replace(recipe.model, weights=Start(model=""))
     with torch.device("meta"):
         words = SimpleNamespace(vocabulary=30522, pad_id=0)
-        started = make("vicha", stage, task_arguments("vicha", stage, model, words))
+        started = make("vicha", stage, derived_arguments("vicha", stage, model, words))
         groups = adamw(started.model, recipe.optimizer, parameter_rules()).param_groups
     assert {group["lr"] for group in groups} == {recipe.optimizer.lr}
     assert {group["weight_decay"] for group in groups} == {0.0, 0.02}

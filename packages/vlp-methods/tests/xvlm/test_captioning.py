@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 from vlp_core import models
+from vlp_core.images import Images
 from vlp_core.text.generation import Sampled
 from vlp_data.batch import CaptionReferencesBatch
 from vlp_data.schema import Image, Sample, Text
@@ -62,6 +63,7 @@ def make(folder: Path, *, dropout: float = 0.1, **options) -> ScstTask:
         vocabulary.write_text("\n".join(WORDS) + "\n")
     torch.manual_seed(0)
     model = models.create(
+        "xvlm",
         "captioning",
         vision={"kind": "vit", "image_size": 32, "patch": 16, "width": 16, "depth": 1, "heads": 2, "local_depth": 1},
         text={"vocabulary": len(WORDS), "width": 16, "layers": 2, "fusion_layer": 1, "heads": 2, "hidden": 16,
@@ -135,7 +137,7 @@ def test_greedy_baseline_has_no_dropout(tmp_path):
     texts = set()
     for seed in range(5):
         torch.manual_seed(seed)
-        texts.add(tuple(task._texts(task._greedy(image))))
+        texts.add(tuple(task._texts(task._greedy(Images(image)))))
     assert len(texts) == 1
     assert task.model.training
 

@@ -19,8 +19,8 @@ def test_run_ends_with_retrieval_image_and_a_model_that_loads(train, tiny, tmp_p
     assert {"dual/tr_r1", "dual/ir_r1", "reranked/tr_r1", "reranked/ir_r1"} <= set(scores)
     assert (run / "eval" / "step-00000003" / "retrieval.png").stat().st_size > 1000
     loaded = models.load(run / "export")
-    assert loaded.name == "xvlm"
-    assert loaded.settings["image_size"] == 64
+    assert (loaded.family, loaded.stage) == ("xvlm", "pretrain")
+    assert loaded.view["size"] == 64
     weights = load_file(run / "checkpoints" / "step-00000003" / "model.safetensors")
     for name, tensor in loaded.model.state_dict().items():
         assert torch.equal(tensor, weights[f"model.{name}"]), name

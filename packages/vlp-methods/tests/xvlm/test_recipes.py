@@ -12,7 +12,7 @@ from vlp_core import models
 from vlp_core.models.xvlm.rules import parameter_rules
 from vlp_core.optim import parameter_groups
 from vlp_core.recipe import RecipeError, dump
-from vlp_methods.builders.model import make, task_arguments
+from vlp_methods.builders.model import derived_arguments, make
 from vlp_methods.builders.optimizer import adamw
 from vlp_methods.engine.entry import load, shipped
 from vlp_methods.sections.models import Start
@@ -90,7 +90,7 @@ def test_base_model_has_the_published_size_and_groups():
     text = {**dump(recipe.model.text), "vocabulary": 30522, "pad_id": 0}
     with torch.device("meta"):
         model = models.create(
-            "xvlm", vision=dump(recipe.model.vision), text=text, embed_width=256, temperature=0.07
+            "xvlm", "pretrain", vision=dump(recipe.model.vision), text=text, embed_width=256, temperature=0.07
         )
     assert sum(parameter.numel() for parameter in model.parameters()) == 215_637_241
     groups = parameter_groups(
@@ -252,7 +252,7 @@ def test_model_and_optimizer_of_a_task_can_be_built(name):
     model = replace(recipe.model, weights=Start(model=""))
     with torch.device("meta"):
         words = SimpleNamespace(vocabulary=30522, pad_id=0)
-        started = make("xvlm", stage, task_arguments("xvlm", stage, model, words))
+        started = make("xvlm", stage, derived_arguments("xvlm", stage, model, words))
         groups = adamw(started.model, recipe.optimizer, rules(recipe, started.model)).param_groups
     scaled = [n for group in groups if group["lr_scale"] != 1 for n in group["names"]]
     fresh = {"vqa": "decoder.layers.", "nlvr_domain": "ta_head."}.get(stage)

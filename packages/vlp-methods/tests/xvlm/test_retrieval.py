@@ -29,7 +29,7 @@ def test_run_selects_on_validation_and_reports_test_of_the_selected_model(train,
     details = json.loads((run / "eval/test-00000003/retrieval.json").read_text())
     assert test["test/reranked/r_mean"] == details["stages"]["reranked"]["r_mean"]
     assert details["counts"]["images"] == 6  # validation has 4
-    assert models.load(run / "export-best").name == "xvlm"
+    assert models.load(run / "export-best").stage == "retrieval"
 
 
 def test_selecting_on_test_data_is_an_option(train, retrieval, tmp_path):

@@ -15,7 +15,7 @@ from vlp_data.schema import Source
 from vlp_methods.builders import evaluation
 from vlp_methods.builders.data import ALWAYS, TRAIN, Streams, open_loader, open_tokenizer, settle
 from vlp_methods.builders.export import exporter
-from vlp_methods.builders.model import Made, make, task_arguments
+from vlp_methods.builders.model import Made, derived_arguments, make
 from vlp_methods.builders.optimizer import adamw, learning_rate
 from vlp_methods.builders.teacher import TaughtTask
 from vlp_methods.engine.job import Job, Mixing
@@ -95,7 +95,14 @@ class Assembly(Generic[_Recipe, _Data]):
         if checkpoint := self.recipe.model.weights.model:
             teacher = None if taught is None else taught.started_teacher()
             queue = None if taught is None else taught.queue
-            models.start_from(self.model, checkpoint, teacher=teacher, queue=queue)
+            models.start_from(
+                self.model,
+                checkpoint,
+                family=self.made.family,
+                stage=self.made.stage,
+                teacher=teacher,
+                queue=queue,
+            )
         momentum: Mapping[str, nn.Module] | None = None
         if taught is not None and taught.momentum is not None and taught.queue is not None:
             # A later stage goes on with both; a teacher alone ends with its task.
@@ -108,7 +115,13 @@ class Assembly(Generic[_Recipe, _Data]):
             learning_rate=learning_rate(self.recipe),
             unused=unused,
             evaluate=evaluations.during,
-            export=exporter(self.made, self.data, momentum=momentum, prompt=prompt),
+            export=exporter(
+                self.made,
+                self.data,
+                momentum=momentum,
+                vocabulary=None if self.tokenizer is None else self.tokenizer.vocabulary,
+                prompt=prompt,
+            ),
             test=evaluations.after,
         )
 
@@ -132,7 +145,7 @@ def assemble(
     tokenizer = open_tokenizer(data.tokenizer)
     if arguments is None:
         assert isinstance(recipe, StartedTraining)
-        chosen = task_arguments(family, stage, recipe.model, tokenizer)
+        chosen = derived_arguments(family, stage, recipe.model, tokenizer)
     else:
         chosen = arguments(tokenizer)
     return Assembly(recipe=recipe, data=data, tokenizer=tokenizer, made=make(family, stage, chosen))

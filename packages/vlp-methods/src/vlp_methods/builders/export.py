@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from vlp_core import models
+from vlp_core.models.export import tokenizer_kind
 from vlp_core.recipe import dump
 
 from vlp_methods.builders.model import Made
@@ -17,6 +19,7 @@ def exporter(
     data: Data,
     *,
     momentum: Mapping[str, nn.Module] | None = None,
+    vocabulary: int | None = None,
     prompt: str | None = None,
 ) -> Callable[[Path], None]:
     """Writes an export folder: weights, how to make the model, how images, texts and concepts are read.
@@ -25,21 +28,10 @@ def exporter(
         made: Model.
         data: Data section, paths in full.
         momentum: What a later stage goes on with beside the model, "teacher" and "queue"; None: nothing.
+        vocabulary: Number of tokens; None: no texts.
         prompt: Words that captions begin with; None: the model writes none.
     """
-    tokenizer = data.tokenizer
-    text = (
-        None
-        if tokenizer is None
-        else {
-            "kind": tokenizer.kind,
-            "files": [Path(file).name for file in tokenizer.files],
-            "max_tokens": data.text.max_tokens,
-            "max_words": data.text.max_words,
-            "separator": data.text.separator,
-        }
-    )
-    settings = {"image_size": data.view.size, "text": text}
+    settings: dict[str, Any] = {}
     if data.concepts is not None:
         settings["concepts"] = dump(data.concepts)
     if prompt is not None:
@@ -47,9 +39,25 @@ def exporter(
     return partial(
         models.save,
         model=made.model,
-        name=models.model_name(made.stage, made.family),
+        family=made.family,
+        stage=made.stage,
         arguments=made.arguments,
+        view={"kind": "squash", "size": data.view.size},
+        reading=reading_of(data, vocabulary),
         settings=settings,
-        text_files=() if tokenizer is None else tokenizer.files,
+        text_files=() if data.tokenizer is None else data.tokenizer.files,
         momentum=momentum,
     )
+
+
+def reading_of(data: Data, vocabulary: int | None) -> dict[str, Any] | None:
+    """How texts become ids, as an export says it; None without texts."""
+    if data.tokenizer is None:
+        return None
+    return {
+        "tokenizer": {"kind": tokenizer_kind(data.tokenizer.kind), "files": list(data.tokenizer.files)},
+        "max_tokens": data.text.max_tokens,
+        "max_words": data.text.max_words,
+        "separator": data.text.separator,
+        "vocabulary": vocabulary,
+    }

@@ -23,8 +23,7 @@ class Made(NamedTuple):
 
 def make(family: str, stage: str, arguments: dict[str, Any]) -> Made:
     """A model with its initial values."""
-    name = models.model_name(stage, family)
-    return Made(models.create(name, **arguments), family, stage, arguments)
+    return Made(models.create(family, stage, **arguments), family, stage, arguments)
 
 
 def encoder_arguments(model: Encoders, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -35,12 +34,12 @@ def encoder_arguments(model: Encoders, tokenizer: Tokenizer) -> dict[str, Any]:
     return {"vision": dump(model.vision), "text": text, **concepts}
 
 
-def task_arguments(family: str, stage: str, model: TaskModel, tokenizer: Tokenizer) -> dict[str, Any]:
+def derived_arguments(family: str, stage: str, model: TaskModel, tokenizer: Tokenizer) -> dict[str, Any]:
     """Arguments of `vlp_core.models.create` for the model of a stage after pre-training."""
     pretrained = encoder_arguments(model, tokenizer)
     if isinstance(model, ContrastModel):
         pretrained["embed_width"] = model.embed_width
-    return models.task_arguments(pretrained, stage, family)
+    return models.derive(family, stage, pretrained)
 
 
 def load_encoders(model: nn.Module, start: Weights) -> None:

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vlp_core.losses import answer_loss, distilled_cross_entropy, distilled_language_loss
 from vlp_core.losses.masked_language import IGNORED
-from vlp_core.models import NlvrModel, VqaModel
-from vlp_core.models.fusion.nlvr import released_pool
+from vlp_core.models.fusion.nlvr import NlvrModel, released_pool
+from vlp_core.models.fusion.vqa import VqaModel
 from vlp_data.batch import NlvrBatch, RetrievalBatch, VqaBatch
 
 from vlp_methods.builders.data import images_of, sides_of

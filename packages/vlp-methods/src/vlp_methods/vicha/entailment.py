@@ -7,7 +7,7 @@ official code.
 import torch
 from torch import Tensor
 from vlp_core.losses import distilled_cross_entropy
-from vlp_core.models import EntailmentModel
+from vlp_core.models.fusion.entailment import EntailmentModel
 from vlp_core.models.vicha.rules import parameter_rules
 from vlp_data.batch import EntailmentBatch
 from vlp_data.examples import EntailmentExamples

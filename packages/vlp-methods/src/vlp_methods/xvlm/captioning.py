@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from vlp_core.images import Images
 from vlp_core.losses import language_loss, mean_of_others, self_critical_loss
-from vlp_core.models import CaptionModel
+from vlp_core.models.fusion.captioning import CaptionModel
 from vlp_core.text.generation import Sampled
 from vlp_data.batch import CaptionBatch, CaptionReferencesBatch
 from vlp_data.examples import CaptionExamples, CaptionReferencesExamples, prompt_ids

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from vlp_core.losses import box_losses
-from vlp_core.models import Xvlm
+from vlp_core.models.xvlm.model import Xvlm
 from vlp_data.batch import BoxBatch, RegionBatch
 from vlp_data.examples import BoxExamples, RetrievalExamples
 from vlp_data.loader import Loader
