@@ -5,13 +5,14 @@ import random
 
 import pytest
 import torch
-from vlp_data.examples import ImageTextExamples, RegionExamples, Skipped
+from vlp_data.examples import ImageTextExamples, RegionExamples
+from vlp_data.loader import Skipped, attempt
 from vlp_data.options import (
     CocoInstances,
-    ImageOptions,
     ImageTextLines,
     MaskingOptions,
     RegionLines,
+    Squash,
     TextOptions,
 )
 
@@ -22,7 +23,7 @@ TEXT, MASKING = TextOptions(max_tokens=8), MaskingOptions(max_masks=2)
 def examples(image_lines, tokenizer):
     source = ImageTextLines(files=(str(image_lines / "lines"),), root=str(image_lines)).open()
     return ImageTextExamples(
-        source=source, tokenizer=tokenizer, image=ImageOptions(size=32), text=TEXT, masking=MASKING
+        source=source, tokenizer=tokenizer, image=Squash(size=32), text=TEXT, masking=MASKING
     )
 
 
@@ -49,7 +50,7 @@ def test_one_of_several_captions_is_drawn_per_visit(examples):
 
 def test_the_same_draws_give_the_same_example(examples):
     first, second = (examples.example(3, random.Random(5)) for _ in range(2))
-    assert torch.equal(first.image, second.image) and first.text == second.text
+    assert torch.equal(first.seen.image, second.seen.image) and first.text == second.text
 
 
 @pytest.mark.parametrize(
@@ -72,9 +73,8 @@ def test_the_same_draws_give_the_same_example(examples):
 def test_unusable_rows_say_what_and_where(image_lines, tokenizer, spoil, cause, file):
     spoil(image_lines)
     source = ImageTextLines(files=(str(image_lines / "lines/part-0"),), root=str(image_lines)).open()
-    got = ImageTextExamples(source=source, tokenizer=tokenizer, image=ImageOptions(size=32)).example(
-        0, random.Random(0)
-    )
+    examples = ImageTextExamples(source=source, tokenizer=tokenizer, image=Squash(size=32))
+    got = attempt(examples, 0, random.Random(0))
     assert isinstance(got, Skipped)
     assert (got.cause, got.file) == (cause, str(image_lines / file))
 
@@ -85,10 +85,9 @@ def test_truncated_images_are_an_option(image_lines, tokenizer):
     source = ImageTextLines(files=(str(image_lines / "lines"),), root=str(image_lines)).open()
 
     def first(truncated):
-        options = ImageOptions(size=32, truncated=truncated)
-        return ImageTextExamples(source=source, tokenizer=tokenizer, image=options).example(
-            0, random.Random(0)
-        )
+        options = Squash(size=32, truncated=truncated)
+        examples = ImageTextExamples(source=source, tokenizer=tokenizer, image=options)
+        return attempt(examples, 0, random.Random(0))
 
     assert not isinstance(first(True), Skipped)
     assert first(False).cause == "broken image"
@@ -99,7 +98,7 @@ def test_region_batches(tmp_path, region_line, tokenizer):
     examples = RegionExamples(
         source=RegionLines(files=(str(tmp_path / "a"),)).open(),
         tokenizer=tokenizer,
-        image=ImageOptions(size=32),
+        image=Squash(size=32),
         text=TEXT,
         masking=MASKING,
         batch_texts=6,
@@ -126,7 +125,7 @@ def test_coco_instances_make_region_batches(tmp_path, encoded, tokenizer):
     (tmp_path / "instances.json").write_text(json.dumps(content))
     source = CocoInstances(annotations=str(tmp_path / "instances.json"), images=str(tmp_path)).open()
     examples = RegionExamples(
-        source=source, tokenizer=tokenizer, image=ImageOptions(size=32), batch_texts=1, patch_size=16
+        source=source, tokenizer=tokenizer, image=Squash(size=32), batch_texts=1, patch_size=16
     )
     example = examples.example(0, random.Random(0))
     assert tokenizer.decode(example.pairs[0].text.ids) == "dog"

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 from vlp_data.cli import main
-from vlp_data.errors import DataError
-from vlp_data.examples import ImageTextExamples, RegionExamples, Skipped
+from vlp_data.errors import BadSample, DataError
+from vlp_data.examples import ImageTextExamples, RegionExamples
 from vlp_data.loader import ATTEMPTS, TOLERATED_BAD_SAMPLES, Loader
-from vlp_data.options import ImageOptions, ImageTextLines, MaskingOptions, RegionLines, TextOptions
+from vlp_data.options import ImageTextLines, MaskingOptions, RegionLines, Squash, TextOptions
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Numbers:
         if index in self.failing:
             raise RuntimeError("out of luck")
         if index in self.bad:
-            return Skipped("broken image", f"images/{index}.jpg", "OSError: truncated")
+            raise BadSample("broken image", f"images/{index}.jpg", "OSError: truncated")
         time.sleep(self.sleep)
         return index, rng.random()
 
@@ -58,7 +58,7 @@ def examples(image_lines, tokenizer):
     return ImageTextExamples(
         source=source,
         tokenizer=tokenizer,
-        image=ImageOptions(size=32),
+        image=Squash(size=32),
         text=TextOptions(max_tokens=8),
         masking=MaskingOptions(max_masks=2),
     )
@@ -84,7 +84,7 @@ def test_region_batches_do_not_depend_on_the_number_of_workers(tmp_path, region_
     examples = RegionExamples(
         source=RegionLines(files=(str(tmp_path / "a"),)).open(),
         tokenizer=tokenizer,
-        image=ImageOptions(size=32),
+        image=Squash(size=32),
         batch_texts=20,
         patch_size=16,
     )
@@ -261,7 +261,7 @@ def test_dirty_files_from_disk(image_lines, tokenizer, caplog):
     part = image_lines / "lines" / "part-2"
     part.write_text(part.read_text().replace("\n", "\n\n", 1))
     source = ImageTextLines(files=(str(image_lines / "lines"),), root=str(image_lines)).open()
-    examples = ImageTextExamples(source=source, tokenizer=tokenizer, image=ImageOptions(size=32))
+    examples = ImageTextExamples(source=source, tokenizer=tokenizer, image=Squash(size=32))
     loader = Loader(examples, global_batch=5, seed=0, workers=2, max_bad_fraction=0.5)
     batches = take(loader, 10)
     assert dict(loader.counts).keys() == {"empty image", "missing file", "empty line"}
@@ -277,7 +277,7 @@ def test_dirty_files_from_disk(image_lines, tokenizer, caplog):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_fault_of_the_program_names_the_sample_and_stops(workers, image_lines, tokenizer):
     source = ImageTextLines(files=(str(image_lines / "lines"),), root=str(image_lines)).open()
-    examples = ImageTextExamples(source=source, tokenizer=tokenizer, image=ImageOptions(size=32))
+    examples = ImageTextExamples(source=source, tokenizer=tokenizer, image=Squash(size=32))
     object.__setattr__(examples, "text", None)  # a program error in every sample
     with pytest.raises(AttributeError) as error:
         take(Loader(examples, global_batch=2, seed=0, workers=workers), 1)
@@ -360,7 +360,7 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 
 def in_files(image_lines, tokenizer, **options):
     source = ImageTextLines(files=(str(image_lines / "lines"),), root=str(image_lines), **options).open()
-    image, text = ImageOptions(size=32), TextOptions(max_tokens=8)
+    image, text = Squash(size=32), TextOptions(max_tokens=8)
     return ImageTextExamples(source=source, tokenizer=tokenizer, image=image, text=text)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from vlp_data.errors import BadSample
 from vlp_data.images import open_image
-from vlp_data.options import MaskingOptions, RegionLines, RegionOptions, TextOptions
+from vlp_data.options import MaskingOptions, RegionLines, RegionOptions, Squash, TextOptions
 from vlp_data.regions import choose_pairs, collate_regions, patch_mask, sample_regions
 from vlp_data.sources.lines import parse_regions
 from vlp_data.text import Tokenizer
@@ -21,7 +21,7 @@ def set_up(case, run):
     config = case.json("region_dataset")["config"]
     regions = config["regions"]
     arguments = {
-        "size": config["image_res"],
+        "image": Squash(size=config["image_res"], augment=False),
         "text": TextOptions(
             max_words=config["max_words"], max_tokens=config["max_tokens"], tokenized=regions["tokenized"]
         ),
@@ -41,8 +41,12 @@ def set_up(case, run):
     options = RegionLines(files=(), image_key=regions["image_key"])
     lines = (case.path / "regions.jsonl").read_text().splitlines()
     samples = [parse_regions(line, "regions.jsonl", n, options) for n, line in enumerate(lines)]
-    collation = {k: arguments[k] for k in ("size", "text", "masking")}
-    collation |= {"batch_texts": regions["batch_size"], "patch_size": config["patch_size"]}
+    collation = {k: arguments[k] for k in ("text", "masking")}
+    collation |= {
+        "size": arguments["image"].size,
+        "batch_texts": regions["batch_size"],
+        "patch_size": config["patch_size"],
+    }
     return samples, Tokenizer.wordpiece(vocab_file(case)), arguments, collation
 
 
@@ -61,7 +65,7 @@ def test_region_dataset(case):
         for sample in samples:
             image = open_image(sample.images[0])
             try:
-                examples.append(sample_regions(sample, image, tokenizer, rng, augment=False, **arguments))
+                examples.append(sample_regions(sample, image, tokenizer, rng, **arguments))
             except BadSample:
                 examples.append(None)
         assert [n for n, e in enumerate(examples) if e is not None] == [s["line"] for s in run["samples"]]
@@ -148,11 +152,10 @@ def drawn(tokenizer, region_line):
             open_image(sample.images[0]),
             tokenizer,
             random.Random(seed),
-            size=32,
+            image=Squash(size=32, augment=augment),
             text=TextOptions(max_tokens=8),
             masking=MaskingOptions(max_masks=2),
             regions=options or RegionOptions(),
-            augment=augment,
         )
 
     return draw

@@ -9,6 +9,7 @@ import torch
 from vlp_data.errors import BadSample, DataError
 from vlp_data.options import IndependentMasking, MaskingOptions, TextOptions
 from vlp_data.text import (
+    Reading,
     Tokenizer,
     collate_masked,
     masked_text,
@@ -285,3 +286,63 @@ def test_roberta_files_are_checked(tmp_path, roberta):
 def test_padding_to_max_needs_a_number(bert):
     with pytest.raises(ValueError, match="needs max_tokens"):
         bert.encode(["a"], separator=False, pad="max")
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def test_a_reading_cleans_and_frames(bert):
+    texts = ["A dog -- running!", "dogs"]
+    ids, mask = Reading(separator=True).encode(bert, texts, "cpu")
+    assert ids.tolist() == [[2, 5, 6, 8, 9, 3], [2, 6, 7, 3, 0, 0]] and mask.sum(1).tolist() == [6, 4]
+    cut = Reading(max_tokens=4, separator=True).encode(bert, texts, "cpu").ids
+    assert cut.tolist() == [[2, 5, 6, 3], [2, 6, 7, 3]]
+    assert Reading(max_words=1).encode(bert, texts, "cpu").ids.tolist() == [[2, 5, 0], [2, 6, 7]]
+    # Double blanks are words of a question; a text that is not cleaned keeps its signs and all of its words.
+    assert Reading(clean="question", max_words=2).encode(bert, ["a  dog"], "cpu").ids.tolist() == [[2, 5]]
+    raw = Reading(clean="none", max_words=1).encode(bert, ["a dog!"], "cpu").ids
+    assert raw.tolist() == [[2, 5, 6, bert.unknown_id]]
+
+
+def test_a_reading_refuses_a_caption_without_a_word(bert):
+    with pytest.raises(ValueError, match="holds no word"):
+        Reading().encode(bert, ["!"], "cpu")
+    assert Reading(clean="none", separator=True).encode(bert, [""], "cpu").ids.tolist() == [[2, 3]]
+
+
+def test_a_reading_is_stored_with_an_export():
+    reading = Reading(clean="question", max_words=50, max_tokens=12, separator=True)
+    config = json.loads(json.dumps(reading.config()))
+    assert Reading.from_config(config) == reading
+    assert Reading.from_config({"tokenizer": {"kind": "wordpiece"}, **config}) == reading
+    assert Reading.from_config({"max_tokens": None}) == Reading()
+    for broken, message in (
+        ({"cleaning": "none"}, "reading: unknown key 'cleaning'; known here: clean, max_words"),
+        ({"clean": "words"}, "clean='words' must be one of caption, question, none"),
+        ({"max_words": 0}, "reading: max_words=0 must be positive"),
+        ({"max_tokens": 2, "separator": True}, "max_tokens=2 leaves no room"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Reading.from_config(broken)
+
+
+def test_the_reading_of_a_training():
+    options = TextOptions(max_words=7, max_tokens=9, separator=True)
+    assert Reading.of(options) == Reading(max_words=7, max_tokens=9, separator=True)
+    assert Reading.of(options, clean="question").clean == "question"
+    assert Reading.of(TextOptions(clean="none"), clean="question").clean == "none"
+
+
+@pytest.mark.parametrize(
+    ("clean", "words"),
+    [
+        (None, ["a", "dog"]),
+        ("caption", ["a", "dog"]),
+        ("question", ["a", "dog"]),
+        ("none", ["a", "dog", "!"]),
+    ],
+)
+def test_texts_are_cleaned_as_the_options_say(bert, clean, words):
+    options = TextOptions(clean=clean, max_tokens=9)
+    ids = masked_text("a dog!", bert, options, MaskingOptions(), random.Random(0)).ids
+    assert ids == [bert.cls_id, *bert.piece_ids(words)]

@@ -9,7 +9,7 @@ from vlp_data.cli import main
 from vlp_data.errors import DataError
 from vlp_data.examples import ImageTextExamples
 from vlp_data.loader import Loader
-from vlp_data.options import ImageOptions, ImageTextLines, TextOptions
+from vlp_data.options import ImageTextLines, Squash, TextOptions
 from vlp_data.sources.given import detect, source_options
 from vlp_data.tools import inspect, plan
 
@@ -97,7 +97,7 @@ def test_the_plan_says_what_the_loader_reads(image_lines, tokenizer, world, orde
     assert sum(part.samples for part in parts) == 24
     assert all(sum(part.files.values()) == part.samples for part in parts)
     examples = ImageTextExamples(
-        source=source, tokenizer=tokenizer, image=ImageOptions(size=32), text=TextOptions(max_tokens=8)
+        source=source, tokenizer=tokenizer, image=Squash(size=32), text=TextOptions(max_tokens=8)
     )
     for rank in range(world):
         with Loader(examples, global_batch=2 * world, seed=3, rank=rank, world=world) as loader:

@@ -1,58 +1,134 @@
-"""What a training step gets. `.to(device)` moves every field that is a tensor.
+"""What a training step gets: values that move to a device, into page-locked memory and apart into smaller
+batches as a whole.
 
-A answers   B texts   N images   R image side   L text length   K length of the concepts   M masked positions   P patches
+A field of a batch may be a tensor, whose first axis counts the rows; a tuple or list with one item per row
+(ragged values: a tensor of boxes per image, several captions per image); a NamedTuple, dataclass or mapping
+of such values; or a number, text or None, which belongs to the whole batch. Batches of methods outside vlp
+extend `Batch` in the same way.
+
+A answers   B rows   N images   R image side   L text length   K length of the concepts   M masked positions
+P patches   H height   W width
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from vlp_data.order import share
+
+Index = slice | Tensor
+
+
+class Concepts(NamedTuple):
+    """The words beside N images, one token sequence each."""
+
+    ids: Tensor
+    """[N, K] int64."""
+    attention_mask: Tensor
+    """[N, K] int64, 1 = token, 0 = padding."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class _Batch:
+class Batch:
+    """Some rows of a source. What differs from the rules above (an index into another axis) is said by
+    `rows` of the class."""
+
     keys: tuple[str, ...]
     """Keys of the samples behind the rows, for messages."""
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: function(v) for name, v in values.items() if isinstance(v, Tensor)})
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same batch with every tensor in it, however deep, replaced."""
+        return _mapped(self, function)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Self:
         """The same batch on `device`. Copies overlap with computing when the batch is pinned."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory."""
-        return self._map(Tensor.pin_memory)
+        return self.map(Tensor.pin_memory)
+
+    def split(self, parts: int) -> tuple[Self, ...]:
+        """The rows in order as `parts` smaller batches, as even as can be. Raises ValueError for more parts
+        than rows."""
+        if not 1 <= parts <= len(self):
+            raise ValueError(f"{len(self)} rows cannot be split into {parts} batches")
+        shares = (share(len(self), part, parts) for part in range(parts))
+        return tuple(self.rows(rows.start, rows.stop) for rows in shares)
+
+    def rows(self, start: int, stop: int) -> Self:
+        """The rows from `start` up to `stop` as a batch. Raises ValueError for a field with another number of
+        entries than there are rows."""
+        return self._cut(slice(start, stop))
+
+    def _cut(self, rows: slice, **others: Any) -> Self:
+        """The fields cut to `rows`, but for `others`, which are given as they shall be."""
+        values = dict(others)
+        for field in fields(self):
+            if field.name not in values:
+                values[field.name] = _taken(getattr(self, field.name), rows, len(self), field.name)
+        return replace(self, **values)
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    return _rebuilt(value, lambda item: _mapped(item, function))
+
+
+def _rebuilt(value: Any, function: Callable[[Any], Any]) -> Any:
+    """A structure with `function` applied to the values it holds; anything else as it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in fields(value)]
+        return replace(value, **{name: function(getattr(value, name)) for name in names})
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(function, value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(function, value))
+    if isinstance(value, Mapping):
+        return {key: function(item) for key, item in value.items()}
+    return value
+
+
+def _taken(value: Any, chosen: Index, count: int, name: str) -> Any:
+    """What `chosen` names of a value that holds `count` entries. Raises ValueError when it holds another
+    number."""
+    ragged = isinstance(value, (tuple, list)) and not hasattr(value, "_fields")
+    if ragged or (isinstance(value, Tensor) and value.dim()):
+        if len(value) != count:
+            raise ValueError(
+                f"{name} holds {len(value)} entries where {count} are to be split; "
+                "the class of the batch must say in `rows` how this field is split"
+            )
+        if not ragged or isinstance(chosen, slice):
+            return value[chosen]
+        return type(value)(value[number] for number in chosen.tolist())
+    return _rebuilt(value, lambda item: _taken(item, chosen, count, name))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ImageBatch(_Batch):
-    concept_ids: Tensor | None = None
-    """[B, K] int64, the concepts of each image (regions: [N, K]; pairs: of the first images); None without
-    concepts."""
-    concept_mask: Tensor | None = None
-    """[B, K] int64, 1 = token, 0 = padding."""
-
-    @property
-    def concepts(self) -> tuple[Tensor, Tensor] | None:
-        """Ids and mask of the concepts, or None."""
-        return _both(self.concept_ids, self.concept_mask)
-
-
-def _both(ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    return None if ids is None or mask is None else (ids, mask)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageTextBatch(_ImageBatch):
-    """Images with one caption each, and the captions masked."""
+class ImageBatch(Batch):
+    """Rows with an image each."""
 
     image: Tensor
-    """[B, 3, R, R] float32, normalised."""
+    """[B, 3, H, W] float32, normalised; H = W = R but for views that keep the aspect."""
+    padding: Tensor | None = None
+    """[B, H, W] bool, True where there is no image; None for views of one size."""
+    concepts: Concepts | None = None
+    """The words beside each image; None without."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextBatch(ImageBatch):
+    """Images with one caption each, and the captions masked."""
+
     text_ids: Tensor
     """[B, L] int64."""
     attention_mask: Tensor
@@ -66,11 +142,13 @@ class ImageTextBatch(_ImageBatch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionBatch(_ImageBatch):
-    """(region or whole image, text) pairs from fewer images."""
+class RegionBatch(ImageBatch):
+    """(region or whole image, text) pairs from fewer images; the rows are the pairs."""
 
     image: Tensor
     """[N, 3, R, R] float32, normalised."""
+    concepts: Concepts | None = None
+    """The words beside each of the N images; None without."""
     image_index: Tensor
     """[B] int64, which image a pair belongs to."""
     image_attention_mask: Tensor
@@ -93,13 +171,25 @@ class RegionBatch(_ImageBatch):
     """Pairs that repeat others because too few were found; they act as false negatives, so they are
     counted."""
 
+    def rows(self, start: int, stop: int) -> Self:
+        """Pairs from `start` up to `stop` with the images they belong to; `image_index` counts these. The
+        first part of a batch keeps the whole count of padded pairs."""
+        used, index = torch.unique(self.image_index[start:stop], return_inverse=True)
+        count = len(self.image)
+        return self._cut(
+            slice(start, stop),
+            image=_taken(self.image, used, count, "image"),
+            padding=_taken(self.padding, used, count, "padding"),
+            concepts=_taken(self.concepts, used, count, "concepts"),
+            image_index=index,
+            padded_pairs=0 if start else self.padded_pairs,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalBatch(_ImageBatch):
+class RetrievalBatch(ImageBatch):
     """Images with one caption each, for retrieval training."""
 
-    image: Tensor
-    """[B, 3, R, R] float32, normalised."""
     text_ids: Tensor
     """[B, L] int64."""
     attention_mask: Tensor
@@ -109,11 +199,9 @@ class RetrievalBatch(_ImageBatch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VqaBatch(_ImageBatch):
+class VqaBatch(ImageBatch):
     """Questions about images, and their distinct answers with weights."""
 
-    image: Tensor
-    """[B, 3, R, R] float32, normalised."""
     question_ids: Tensor
     """[B, L] int64."""
     question_mask: Tensor
@@ -129,9 +217,20 @@ class VqaBatch(_ImageBatch):
     question_index: Tensor
     """[A] int64, which question an answer belongs to."""
 
+    def rows(self, start: int, stop: int) -> Self:
+        """Questions from `start` up to `stop` with their answers; `question_index` counts from `start`."""
+        count = len(self.question_index)
+        answers = torch.nonzero((self.question_index >= start) & (self.question_index < stop)).flatten()
+        apart = ("answer_ids", "answer_mask", "answer_weights")
+        return self._cut(
+            slice(start, stop),
+            **{name: _taken(getattr(self, name), answers, count, name) for name in apart},
+            question_index=self.question_index[answers] - start,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
-class NlvrBatch(_ImageBatch):
+class NlvrBatch(ImageBatch):
     """Sentences about two images each."""
 
     image: Tensor
@@ -142,23 +241,28 @@ class NlvrBatch(_ImageBatch):
     """[B, L] int64."""
     labels: Tensor
     """[B] int64, 1 = the sentence is true."""
-    second_concept_ids: Tensor | None = None
-    """[B, K'] int64, the concepts of the second images, padded by themselves; None without concepts."""
-    second_concept_mask: Tensor | None = None
-    """[B, K'] int64."""
+    padding: Tensor | None = None
+    """[2B, H, W] bool in the order of `image`; None for views of one size."""
+    concepts: Concepts | None = None
+    """The words beside each first image, B rows; None without."""
+    second_concepts: Concepts | None = None
+    """The words beside each second image, B rows, padded by themselves; None without."""
 
-    @property
-    def second_concepts(self) -> tuple[Tensor, Tensor] | None:
-        """Ids and mask of the second images' concepts, or None."""
-        return _both(self.second_concept_ids, self.second_concept_mask)
+    def rows(self, start: int, stop: int) -> Self:
+        """Sentences from `start` up to `stop` with both images of each."""
+        count = len(self)
+        both = torch.tensor([*range(start, stop), *range(count + start, count + stop)])
+        return self._cut(
+            slice(start, stop),
+            image=_taken(self.image, both, 2 * count, "image"),
+            padding=_taken(self.padding, both, 2 * count, "padding"),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntailmentBatch(_ImageBatch):
+class EntailmentBatch(ImageBatch):
     """Images with a hypothesis each."""
 
-    image: Tensor
-    """[B, 3, R, R] float32, normalised."""
     text_ids: Tensor
     """[B, L] int64."""
     attention_mask: Tensor
@@ -169,11 +273,9 @@ class EntailmentBatch(_ImageBatch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionBatch(_ImageBatch):
+class CaptionBatch(ImageBatch):
     """Images with a caption each, to be written."""
 
-    image: Tensor
-    """[B, 3, R, R] float32, normalised."""
     text_ids: Tensor
     """[B, L] int64: [CLS], the prompt, the caption, [SEP]."""
     attention_mask: Tensor
@@ -183,21 +285,17 @@ class CaptionBatch(_ImageBatch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionReferencesBatch(_Batch):
+class CaptionReferencesBatch(ImageBatch):
     """Images with what people wrote about them, for rewards of sampled captions."""
 
-    image: Tensor
-    """[B, 3, R, R] float32, normalised."""
     references: tuple[tuple[str, ...], ...]
     """Per image its captions as the source has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxBatch(_ImageBatch):
+class BoxBatch(ImageBatch):
     """Images with an expression each and the box it refers to."""
 
-    image: Tensor
-    """[B, 3, R, R] float32, normalised."""
     text_ids: Tensor
     """[B, L] int64."""
     attention_mask: Tensor

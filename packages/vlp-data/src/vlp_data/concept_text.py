@@ -2,15 +2,12 @@
 
 Source: ViCHA specification 2.3 and 4.2. Concepts come with a row (`Text.role` "concept"); `vlp-data concepts`
 assigns them.
-
-B texts   K length of the concepts
 """
 
 import random
 from collections.abc import Sequence
 
-from torch import Tensor
-
+from vlp_data.batch import Concepts
 from vlp_data.errors import BadSample
 from vlp_data.options import ConceptOptions
 from vlp_data.schema import Sample
@@ -30,7 +27,8 @@ def concept_words(sample: Sample, *, image: int = 0) -> list[str]:
         raise BadSample(
             "no concepts",
             sample.key,
-            f"{which} has no concepts, which this model reads; `vlp-data concepts assign` writes lists with them, or leave out `concepts`",
+            f"{which} has no concepts, which this model reads; `vlp-data concepts assign` writes lists with "
+            "them, or leave out `concepts`",
         )
     return words
 
@@ -72,10 +70,8 @@ def sample_concepts(
 
 def collate_concepts(
     rows: Sequence[Sequence[int]], tokenizer: Tokenizer, options: ConceptOptions | None
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """ids [B, K] int64 and mask [B, K] int64 (1 = token), padded as the options say; two times None if
-    `options` is None."""
+) -> Concepts | None:
+    """Ids of the concepts of N images as tensors, padded as the options say; None if `options` is None."""
     if options is None:
-        return None, None
-    ids, mask = tokenizer.pad(rows, options.max_tokens if options.pad == "max" else None)
-    return ids, mask
+        return None
+    return Concepts(*tokenizer.pad(rows, options.max_tokens if options.pad == "max" else None))

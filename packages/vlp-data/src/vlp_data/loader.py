@@ -14,6 +14,7 @@ within the first batches. `max_bad_fraction=0` stops at the first. Each rank jud
 import atexit
 import logging
 import multiprocessing
+import random
 import signal
 import weakref
 from collections import Counter
@@ -25,13 +26,14 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vlp_data.errors import DataError
-from vlp_data.examples import Examples, Skipped
+from vlp_data.errors import BadSample, DataError
+from vlp_data.examples import Examples
 from vlp_data.order import Order, generator
 
 log = logging.getLogger(__name__)
 
 _Batch = TypeVar("_Batch")
+_Example = TypeVar("_Example")
 
 TOLERATED_BAD_SAMPLES = 10
 """Unusable samples before their share is judged."""
@@ -39,6 +41,14 @@ ATTEMPTS = 50
 """Samples tried for one place in a batch."""
 GRACE_SECONDS = 60
 """How long a worker outlives SIGTERM, so that a run that is asked to stop can finish its step and save."""
+
+
+class Skipped(NamedTuple):
+    """A sample that cannot be used: counted by `cause`, logged once per cause with `file`."""
+
+    cause: str
+    file: str
+    detail: str
 
 
 class _Request(NamedTuple):
@@ -81,15 +91,15 @@ class _Batches(Dataset):
     def _one(self, epoch: int, index: int, skipped: list[Skipped]) -> Any:
         """The example of a place or of its first usable replacement; None after too many attempts."""
         length = len(self.examples)
-        for attempt in range(ATTEMPTS):
-            rng = generator(self.seed, epoch, index, *([attempt] if attempt else []))
-            place = rng.randrange(length) if attempt else index
+        for turn in range(ATTEMPTS):
+            rng = generator(self.seed, epoch, index, *([turn] if turn else []))
+            place = rng.randrange(length) if turn else index
             try:
-                made = self.examples.example(place, rng)
-            except (
-                Exception
-            ) as error:  # a fault of the program or of the machine, not of the data: say where, and stop
-                error.add_note(f"while reading sample {place} (epoch {epoch}): {_key(self.examples, place)}")
+                made = attempt(self.examples, place, rng)
+            except Exception as error:
+                # A fault of the program or of the machine, not of the data: say where, and stop.
+                key = _key(self.examples, place) or "(its key cannot be read)"
+                error.add_note(f"while reading sample {place} (epoch {epoch}): {key}")
                 raise
             if not isinstance(made, Skipped):
                 return made
@@ -97,11 +107,22 @@ class _Batches(Dataset):
         return None
 
 
-def _key(examples: Examples, index: int) -> str:
+def attempt(examples: Examples[_Example], index: int, rng: random.Random) -> _Example | Skipped:
+    """The example of a row, or why the row cannot be used. A fault without a file is named by the row's
+    key."""
     try:
-        return examples.source[index].key  # type: ignore[attr-defined]  # Examples need no source; without one: below
-    except Exception as error:
-        return f"(its key cannot be read: {error})"
+        return examples.example(index, rng)
+    except BadSample as error:
+        file = error.file or _key(examples, index) or f"sample {index}"
+        return Skipped(error.cause, file, error.detail)
+
+
+def _key(examples: Examples, index: int) -> str:
+    """What the source calls a sample; "" where there is no source, or it cannot say."""
+    try:
+        return str(examples.source[index].key)  # type: ignore[attr-defined]  # examples need no source
+    except Exception:
+        return ""
 
 
 class Loader(Generic[_Batch]):
@@ -178,7 +199,8 @@ class Loader(Generic[_Batch]):
             if "timed out" in str(error):
                 seconds = self._arguments["timeout"]
                 raise DataError(
-                    f"no batch within {seconds:g} s at position {self.position}: storage hangs, or the workers starve"
+                    f"no batch within {seconds:g} s at position {self.position}: "
+                    "storage hangs, or the workers starve"
                 ) from error
             error.add_note(f"while fetching the batch at position {self.position}")
             raise
@@ -190,7 +212,8 @@ class Loader(Generic[_Batch]):
             self.close()
             last = skipped[-1]
             raise DataError(
-                f"{ATTEMPTS} samples in a row cannot be used; the last one: {last.cause}: {last.file}: {last.detail}"
+                f"{ATTEMPTS} samples in a row cannot be used; "
+                f"the last one: {last.cause}: {last.file}: {last.detail}"
             )
         self.position += self.global_batch
         return batch
@@ -245,11 +268,13 @@ class Loader(Generic[_Batch]):
 
     def _complaint(self) -> str:
         causes = "; ".join(
-            f"{cause}: {self.counts[cause]} ({', '.join(files)}{', ...' if self.counts[cause] > len(files) else ''})"
+            f"{cause}: {self.counts[cause]} "
+            f"({', '.join(files)}{', ...' if self.counts[cause] > len(files) else ''})"
             for cause, files in self._bad_files.items()
         )
         return (
-            f"{self.bad} of {self.read} samples cannot be used, more than max_bad_fraction={self.max_bad_fraction:g}: {causes}. "
+            f"{self.bad} of {self.read} samples cannot be used, "
+            f"more than max_bad_fraction={self.max_bad_fraction:g}: {causes}. "
             "Repair the data or raise the limit."
         )
 
@@ -287,7 +312,8 @@ class Loader(Generic[_Batch]):
         ):
             if state[name] != now:
                 raise DataError(
-                    f"cannot go on in the data: {name} was {state[name]} when the state was saved and is {now} now"
+                    f"cannot go on in the data: {name} was {state[name]} when the state was saved "
+                    f"and is {now} now"
                 )
         self.close()
         self.position, self.read = state["position"], state["read"]

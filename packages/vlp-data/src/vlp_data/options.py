@@ -1,14 +1,19 @@
-"""Options of sources, views and examples, as they appear in recipes. Imports neither torch nor fsspec.
+"""Options of sources, tokenizers, views and examples, as they appear in recipes. Imports neither torch,
+NumPy nor fsspec.
 
 The options of a source stand beside its reader in `vlp_data.sources`; here are their names for recipes.
 `ImageTextSource` and the other unions hold the formats of other packages too, and are made when they are
 first imported.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from vlp_data import sources
+from vlp_data.checks import fraction, from_mapping, positive
+from vlp_data.cleaning import Clean
 from vlp_data.roots import FolderText, PathText
 from vlp_data.sources.coco import CocoCaptions, CocoInstances
 from vlp_data.sources.karpathy import Karpathy
@@ -16,6 +21,7 @@ from vlp_data.sources.lines import ImageTextLines, RegionLines
 from vlp_data.sources.refer import Refer
 from vlp_data.sources.task_json import TaskJson
 from vlp_data.sources.visual_genome import VisualGenome
+from vlp_data.views import CentreCrop, Detection, ImageNetCrop, LargeScaleJitter, Squash, View
 
 if TYPE_CHECKING:
     from vlp_data.sources import (
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
         RegionSource,
         SentenceSource,
     )
+    from vlp_data.tokenizer import Tokenizer
 else:
 
     def __getattr__(name):
@@ -36,18 +43,21 @@ else:
 
 
 __all__ = [
+    "CentreCrop",
     "CocoCaptions",
     "CocoInstances",
     "ConceptOptions",
+    "Detection",
     "ExpressionBoxSource",
     "ExpressionSource",
     "FolderText",
     "HypothesisSource",
-    "ImageOptions",
+    "ImageNetCrop",
     "ImageTextLines",
     "ImageTextSource",
     "IndependentMasking",
     "Karpathy",
+    "LargeScaleJitter",
     "Masking",
     "MaskingOptions",
     "PathText",
@@ -57,64 +67,122 @@ __all__ = [
     "RegionOptions",
     "RegionSource",
     "SentenceSource",
+    "SpecialTokens",
+    "Squash",
     "TaskJson",
     "TextOptions",
+    "TokenizerFiles",
+    "View",
     "VisualGenome",
 ]
 
 
-def _positive(options: object, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if value <= 0:
-            raise ValueError(f"{name}={value} must be positive")
-
-
-def _fraction(options: object, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} must lie in 0..1")
-
-
-# ---------------------------------------------------------------------------------------------- views and
-# examples
+# -------------------------------------------------------------------------------- tokenizers, views, examples
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions:
-    """Decoding and the training view of whole images (X-VLM specification 4.1)."""
+class SpecialTokens:
+    """Names of the special tokens of a tokenizer; "" where it has none."""
 
-    size: int = 224
-    """Side of the square input in pixels."""
-    view: Literal["random_resized_crop", "resize"] = "random_resized_crop"
-    """What the model sees of an image: a random crop, or all of it squashed to the square (weak
-    grounding)."""
-    min_scale: float = 0.2
-    """Smallest share of the image's area in a random crop: 0.2 pre-training, 0.5 fine-tuning."""
-    flip: float = 0.5
-    """Probability of mirroring."""
-    careful_flip: Literal["off", "substring", "word"] = "off"
-    """Do not mirror when a text of the sample (caption, question, answer, expression) says left or right:
-    never test, as a part of any word (the reference's test for VQA, true for "bright"), or as a word."""
-    augment: bool = True
-    """Two RandAugment operations after the crop."""
-    truncated: bool = True
-    """Accept JPEG files that end early (the missing part stays grey), as the reference systems do."""
-    max_pixels: int = 128_000_000
-    """Larger images count as broken."""
+    start: str
+    """Starts a text: [CLS], <s>, <|startoftext|>."""
+    end: str = ""
+    """Ends a text: [SEP], </s>, <|endoftext|>."""
+    pad: str = ""
+    """Fills texts up to one length; kind clip pads with 0."""
+    mask: str = ""
+    """Stands for a word to be predicted."""
+    unknown: str = ""
+    """Stands for what the vocabulary lacks."""
+
+
+_FILES = {
+    "wordpiece": ("vocab.txt",),
+    "roberta": ("vocab.json and merges.txt",),
+    "clip": ("bpe_simple_vocab_16e6.txt.gz", "vocab.json and merges.txt"),
+    "words": ("a word map (JSON)",),
+    "file": ("tokenizer.json",),
+}
+"""Per kind the files it takes, one way or another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    """A tokenizer by its files."""
+
+    kind: Literal["wordpiece", "roberta", "clip", "words", "file", "bert"] = "wordpiece"
+    """WordPiece (BERT), byte-level BPE (RoBERTa), CLIP's BPE, a map of whole words, or any tokenizer.json.
+    "bert" is the old name of wordpiece."""
+    files: tuple[PathText, ...]
+    """wordpiece: vocab.txt. roberta: vocab.json, merges.txt. clip: bpe_simple_vocab_16e6.txt.gz, or
+    vocab.json and merges.txt. words: the word map. file: tokenizer.json."""
+    special: SpecialTokens | None = None
+    """Kind file: its special tokens, start and pad among them. Kind clip: the words that stand for start and
+    end in a text (null: those of open_clip, or of vocab.json). The other kinds have fixed ones."""
+    mend: bool = True
+    """Kind clip: mend damaged characters by the library ftfy before anything else, as CLIP does. Other kinds
+    take texts as they are."""
 
     def __post_init__(self) -> None:
-        _positive(self, "size", "min_scale", "max_pixels")
-        _fraction(self, "min_scale", "flip")
+        if self.kind == "bert":
+            object.__setattr__(self, "kind", "wordpiece")
+        ways = _FILES[self.kind]
+        if len(self.files) not in [way.count(" and ") + 1 for way in ways]:
+            raise ValueError(
+                f"a {self.kind} tokenizer takes {' or '.join(ways)}, got {len(self.files)} files"
+            )
+        if self.kind not in ("file", "clip") and self.special is not None:
+            raise ValueError(f"special tokens of kind={self.kind} are fixed; leave `special` out")
+        if self.kind == "file" and (self.special is None or not self.special.start or not self.special.pad):
+            raise ValueError(
+                "kind=file needs the names of its special tokens, such as special={start: <s>, pad: <pad>}"
+            )
+        if self.kind == "clip" and self.special is not None:
+            given = self.special
+            if not given.end or given.pad or given.mask or given.unknown:
+                raise ValueError("kind=clip has two special tokens: give special.start and special.end alone")
+        if not self.mend and self.kind != "clip":
+            raise ValueError(f"mend=false: only kind=clip mends texts, not {self.kind}")
+
+    def open(self) -> "Tokenizer":
+        """The tokenizer. Raises DataError for files that are missing or hold something else."""
+        from vlp_data.tokenizer import Special, Tokenizer
+
+        match self.kind:
+            case "roberta":
+                return Tokenizer.roberta(*self.files)
+            case "clip":
+                words = None if self.special is None else (self.special.start, self.special.end)
+                return Tokenizer.clip(*self.files, special=words, mend=self.mend)
+            case "words":
+                return Tokenizer.words(*self.files)
+            case "file":
+                return Tokenizer.file(*self.files, special=Special(**asdict(self.special)))  # type: ignore[arg-type]  # given, see above
+            case _:
+                return Tokenizer.wordpiece(*self.files)
+
+    def config(self) -> dict[str, Any]:
+        """What an export stores: the kind, the names of the files in the export folder, and what differs from
+        the defaults; `from_config` reads it."""
+        names = [PurePosixPath(file).name for file in self.files]
+        special = {} if self.special is None else {"special": asdict(self.special)}
+        return {"kind": self.kind, "files": names, **special, **({} if self.mend else {"mend": False})}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """From `config()`, with `files` where they are now. Raises ValueError for an unknown key or value."""
+        return from_mapping(cls, config, ("kind", "files", "special", "mend"), "tokenizer")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
     """From caption to ids (X-VLM specification 4.2)."""
 
+    clean: Clean | None = None
+    """Clean-up: that of captions or of questions of the ALBEF family, or "none" for texts as they are (VLC,
+    CLIP). null: questions as questions, all other texts as captions."""
     max_words: int = 40
-    """Words kept by `pre_caption`."""
+    """Words kept by the clean-up; "none" keeps all."""
     max_tokens: int = 40
     """Ids kept, special tokens included; the rows of the position table where nothing should be cut."""
     separator: bool = False
@@ -125,7 +193,7 @@ class TextOptions:
     """Pad to `max_tokens`, or to the longest text of the batch (same losses, less work, varying shapes)."""
 
     def __post_init__(self) -> None:
-        _positive(self, "max_words", "max_tokens")
+        positive(self, "max_words", "max_tokens")
         if self.max_tokens < 2 + self.separator:
             raise ValueError(
                 f"max_tokens={self.max_tokens} leaves no room for a word beside the special tokens"
@@ -173,8 +241,8 @@ class MaskingOptions:
     """Extend what is masked to whole words."""
 
     def __post_init__(self) -> None:
-        _positive(self, "max_masks")
-        _fraction(self, "probability", "skipgram_probability")
+        positive(self, "max_masks")
+        fraction(self, "probability", "skipgram_probability")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +254,7 @@ class IndependentMasking:
     """Chance of a token to be predicted; a text may be left without one."""
 
     def __post_init__(self) -> None:
-        _fraction(self, "probability")
+        fraction(self, "probability")
 
 
 Masking: TypeAlias = MaskingOptions | IndependentMasking
@@ -205,12 +273,12 @@ class RegionOptions:
     min_visible: float = 0.5
     """A box is used if more than this share of it lies in the crop."""
     careful_flip: Literal["off", "substring", "word"] = "off"
-    """`ImageOptions.careful_flip` for a line with all its texts; the reference publishes "off" and has
+    """`Squash.careful_flip` for a line with all its texts; the reference publishes "off" and has
     "substring" as its option."""
     outside_boxes: Literal["skip", "clip"] = "skip"
     """A box that leaves the image: skip the line when it is drawn as anchor of the crop (the reference), or
     clip boxes first."""
 
     def __post_init__(self) -> None:
-        _positive(self, "max_regions")
-        _fraction(self, "min_visible")
+        positive(self, "max_regions")
+        fraction(self, "min_visible")

@@ -18,10 +18,10 @@ from vlp_data import randaugment
 from vlp_data.batch import RegionBatch
 from vlp_data.concept_text import collate_concepts
 from vlp_data.errors import BadSample
-from vlp_data.options import ConceptOptions, Masking, RegionOptions, TextOptions
+from vlp_data.options import ConceptOptions, Masking, RegionOptions, Squash, TextOptions
 from vlp_data.schema import Region, Sample, Text
 from vlp_data.text import MaskedText, Tokenizer, collate_masked, masked_text, names_a_side
-from vlp_data.transforms import augmented, flip, normalise, resize
+from vlp_data.transforms import flip, resize
 
 Box = tuple[float, float, float, float]
 
@@ -100,18 +100,17 @@ def sample_regions(
     tokenizer: Tokenizer,
     rng: random.Random,
     *,
-    size: int,
+    image: Squash,
     text: TextOptions,
     masking: Masking,
     regions: RegionOptions,
-    augment: bool = True,
 ) -> RegionExample:
     """Crop around a random box, and the texts of the boxes that are visible in the crop.
 
     `decoded` is the decoded image of `sample`. The box the crop is drawn around need not be among the pairs.
     Draws, in order: anchor box and crop corners x0, y0, x1, y1 (unless there is no crop); flip; RandAugment
-    (if `augment`); then per pair the text, its attribute, its masking, with one shuffle of the boxes after
-    the caption of the whole image. Raises BadSample: "no regions", "box outside the image", "empty text".
+    (if `image.augment`); then per pair the text, its attribute, its masking, with one shuffle of the
+    boxes after the caption of the whole image. Raises BadSample: "no regions", "box outside the image", "empty text".
     """
     width, height = decoded.size
     candidates = _usable_regions(sample, regions, width, height)
@@ -133,8 +132,8 @@ def sample_regions(
         flipped = flipped and not any(
             names_a_side(t.text, whole_word=whole_word) for t in sample.texts if t.role != "concept"
         )
-    view = resize(flip(decoded.crop(crop)) if flipped else decoded.crop(crop), size)
-    image = augmented(view, randaugment.BOX_OPERATIONS, rng) if augment else normalise(view)
+    view = resize(flip(decoded.crop(crop)) if flipped else decoded.crop(crop), image.size)
+    pixels = image.finish(view, rng, randaugment.BOX_OPERATIONS)
 
     pairs: list[Pair] = []
     captions = [t for t in sample.texts if t.role == "caption"]
@@ -150,13 +149,13 @@ def sample_regions(
         crop_width, crop_height = crop_x1 - crop_x0, crop_y1 - crop_y0
         if flipped:
             x = crop_width - x - w
-        x_scale, y_scale = size / crop_width, size / crop_height
+        x_scale, y_scale = image.size / crop_width, image.size / crop_height
         words = pick([sample.texts[number] for number in region.texts], rng)
         if region.attributes:
             words = f"{pick_attribute(region.attributes, rng)} {words}"
         scaled = (x_scale * x, y_scale * y, x_scale * w, y_scale * h)
         pairs.append(Pair(masked_text(words, tokenizer, text, masking, rng), scaled))
-    return RegionExample(sample.key, image, tuple(pairs), crop, flipped)
+    return RegionExample(sample.key, pixels, tuple(pairs), crop, flipped)
 
 
 def _visible(box: Box, crop: tuple[int, int, int, int], least: float) -> Box | None:
@@ -232,8 +231,6 @@ def collate_regions(
     pairs = [(number, pair) for number, example in enumerate(examples) for pair in example.pairs]
     kept = [pairs[i] for i in choose_pairs(len(pairs), batch_texts, rng)]
     fields = collate_masked([pair.text for _, pair in kept], tokenizer, text, masking)
-    rows = [example.concepts for example in examples]
-    concept_ids, concept_mask = collate_concepts(rows, tokenizer, concepts)
     return RegionBatch(
         keys=tuple(examples[number].key for number, _ in kept),
         image=torch.stack([example.image for example in examples]),
@@ -245,6 +242,5 @@ def collate_regions(
         target_boxes=torch.tensor([target_box(pair.box, size=size) for _, pair in kept], dtype=torch.float32),
         is_image=torch.tensor([int(pair.box is None) for _, pair in kept]),
         padded_pairs=max(0, batch_texts - len(pairs)),
-        concept_ids=concept_ids,
-        concept_mask=concept_mask,
+        concepts=collate_concepts([example.concepts for example in examples], tokenizer, concepts),
     )

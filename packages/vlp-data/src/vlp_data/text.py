@@ -1,270 +1,86 @@
-"""Clean-up of captions and questions, and tokenizers.
+"""From texts to ids: clean-up, framing, masking, and how an export says that it reads texts.
 
-Source: data specification 2; X-VLM specification 5.6 and 5.7 (dataset/utils.py, dataset/tokenization).
+Source: data specification 2; X-VLM specification 4.2.
 """
 
-import json
-import os
 import random
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Self
 
-import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from vlp_data import files
-from vlp_data.errors import BadSample, DataError
+from vlp_data.checks import from_mapping, positive
+from vlp_data.cleaning import Clean, cleaned, names_a_side, pre_caption, pre_question
+from vlp_data.errors import BadSample
 from vlp_data.masking import draw_independently, mask_independently, mask_tokens
 from vlp_data.options import IndependentMasking, Masking, TextOptions
+from vlp_data.tokenizer import Encoded, Tokenizer
 
-_REMOVED = str.maketrans({**dict.fromkeys(",.'!?\"()*#:;~"), "-": " ", "/": " "})
-_RUN_OF_BLANKS = re.compile(r"\s{2,}")
-
-
-def pre_caption(text: str, max_words: int, *, empty: Literal["error", "keep"] = "error") -> str:
-    """Clean a caption as the ALBEF family does: lower case, punctuation removed, `-` and `/` to blanks,
-    "<person>" to "person", runs of blanks to one, first `max_words` words.
-
-    An empty result raises ValueError (X-VLM) or is returned as "" (`empty="keep"`; ALBEF, ViCHA).
-    """
-    cleaned = text.lower().translate(_REMOVED).replace("<person>", "person")
-    cleaned = _RUN_OF_BLANKS.sub(" ", cleaned).rstrip("\n").strip(" ")
-    cleaned = " ".join(cleaned.split(" ")[:max_words])
-    if not cleaned and empty == "error":
-        raise ValueError(f"caption {text!r} holds no word")
-    return cleaned
-
-
-def pre_question(text: str, max_words: int) -> str:
-    """Clean a question as the ALBEF family does: as a caption, but only blanks at the end go and inner double
-    blanks count as words."""
-    cleaned = text.lower().translate(_REMOVED).rstrip(" ")
-    return " ".join(cleaned.split(" ")[:max_words])
-
-
-def names_a_side(text: str, *, whole_word: bool) -> bool:
-    """Whether a text says left or right; not `whole_word`: inside another word too ("bright"), the
-    reference's test."""
-    if whole_word:
-        return re.search(r"\b(left|right)\b", text, re.IGNORECASE) is not None
-    return "left" in text or "right" in text
-
-
-class Encoded(NamedTuple):
-    """ids [B, L] int64 and attention_mask [B, L] int64 (1 = token)."""
-
-    ids: Tensor
-    attention_mask: Tensor
+__all__ = [
+    "Encoded",
+    "MaskedText",
+    "MaskedTexts",
+    "Reading",
+    "Tokenizer",
+    "collate_ids",
+    "collate_masked",
+    "masked_text",
+    "names_a_side",
+    "pre_caption",
+    "pre_question",
+    "text_ids",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Special:
-    cls: str
-    sep: str
-    pad: str
-    mask: str
-    unknown: str
+class Reading:
+    """How a text becomes ids, apart from the tokenizer: one thing in training, evaluation and export."""
 
+    clean: Clean = "caption"
+    """The clean-up of captions, of questions, or none."""
+    max_words: int = 30
+    """Words kept by the clean-up; "none" keeps all."""
+    max_tokens: int | None = None
+    """Ids kept, special tokens included; None keeps all."""
+    separator: bool = False
+    """End texts with the end token ([SEP]), as ALBEF, VLC and CLIP do; X-VLM and ViCHA do not."""
 
-_BERT = _Special(cls="[CLS]", sep="[SEP]", pad="[PAD]", mask="[MASK]", unknown="[UNK]")
-_ROBERTA = _Special(cls="<s>", sep="</s>", pad="<pad>", mask="<mask>", unknown="<unk>")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tokenizer:
-    """Text to ids. Make one with `Tokenizer.wordpiece` or `Tokenizer.roberta`; picklable."""
-
-    kind: Literal["bert", "roberta"]
-    backend: tokenizers.Tokenizer = field(repr=False)
-    cls_id: int
-    sep_id: int
-    pad_id: int
-    mask_id: int
-    unknown_id: int
-    vocabulary: int
-    """Number of ids."""
-
-    @classmethod
-    def wordpiece(cls, vocab_file: str | Path, *, lowercase: bool = True) -> Self:
-        """BERT's tokenizer from `vocab.txt` (one piece per line, the line number is the id); a path or fsspec
-        URL.
-
-        Raises DataError when the file is missing or lacks a special token.
-        """
-        words = _read_lines(vocab_file)
-        vocabulary = {word: number for number, word in enumerate(words)}
-        if len(vocabulary) != len(words):
-            twice = next(word for number, word in enumerate(words) if vocabulary[word] != number)
-            raise DataError(f"{vocab_file}: the piece {twice!r} occurs twice")
-        backend = tokenizers.Tokenizer(
-            models.WordPiece(vocabulary, unk_token=_BERT.unknown, max_input_chars_per_word=100)
-        )
-        backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        backend.decoder = decoders.WordPiece()
-        return cls._finish("bert", backend, _BERT, vocab_file)
-
-    @classmethod
-    def roberta(cls, vocab_file: str | Path, merges_file: str | Path) -> Self:
-        """RoBERTa's byte-level tokenizer from `vocab.json` and `merges.txt` (no blank is put before the first
-        word, as X-VLM uses it).
-
-        Raises DataError when a file is missing or lacks a special token.
-        """
-        needed = "RoBERTa needs vocab.json and merges.txt"
-        content, lines = _read(vocab_file, needed), _read(merges_file, needed).split("\n")
-        pairs = (line.split(" ", 1) for line in lines if line.strip() and not line.startswith("#version"))
-        try:
-            merges = [(first, second) for first, second in pairs]
-            backend = tokenizers.Tokenizer(models.BPE(vocab=json.loads(content), merges=merges))
-        except Exception as error:  # the library raises plain Exception
-            raise DataError(
-                f"{vocab_file} and {merges_file} are no vocabulary with its merges: {error}"
-            ) from error
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        return cls._finish("roberta", backend, _ROBERTA, vocab_file)
-
-    @classmethod
-    def _finish(
-        cls,
-        kind: Literal["bert", "roberta"],
-        backend: tokenizers.Tokenizer,
-        special: _Special,
-        file: str | Path,
-    ) -> Self:
-        names = (special.cls, special.sep, special.pad, special.mask, special.unknown)
-        ids: dict[str, Any] = {name: backend.token_to_id(name) for name in names}
-        missing = [name for name, number in ids.items() if number is None]
-        if missing:
-            raise DataError(
-                f"{file} lacks the special tokens {', '.join(missing)}; is it a {kind} vocabulary?"
+    def __post_init__(self) -> None:
+        positive(self, "max_words")
+        if self.max_tokens is not None and self.max_tokens < 2 + self.separator:
+            raise ValueError(
+                f"max_tokens={self.max_tokens} leaves no room for a word beside the special tokens"
             )
-        strip = kind == "roberta"  # RoBERTa's <mask> takes the blank before it along
-        backend.add_special_tokens(
-            [tokenizers.AddedToken(n, special=True, lstrip=strip and n == special.mask) for n in names]
-        )
+
+    @classmethod
+    def of(cls, text: TextOptions, *, clean: Clean = "caption") -> Self:
+        """How a model that was trained with `text` reads; `clean` counts where the options leave it open."""
         return cls(
-            kind=kind,
-            backend=backend,
-            cls_id=ids[special.cls],
-            sep_id=ids[special.sep],
-            pad_id=ids[special.pad],
-            mask_id=ids[special.mask],
-            unknown_id=ids[special.unknown],
-            vocabulary=backend.get_vocab_size(),
+            clean=text.clean or clean,
+            max_words=text.max_words,
+            max_tokens=text.max_tokens,
+            separator=text.separator,
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("backend", "_word_starts", "_ids")}
-        return {**state, "backend": self.backend.to_str()}
+    def encode(self, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device | str) -> Encoded:
+        """Texts as ids and mask on a device, padded to the longest. Raises ValueError for a caption without a
+        word."""
+        words = [cleaned(text, self.clean, self.max_words) for text in texts]
+        encoded = tokenizer.encode(words, max_tokens=self.max_tokens, separator=self.separator)
+        return Encoded(*(x.to(device) for x in encoded))
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.__dict__["backend"] = tokenizers.Tokenizer.from_str(state["backend"])
+    def config(self) -> dict[str, Any]:
+        """What an export stores; `from_config` reads it."""
+        return asdict(self)
 
-    @cached_property
-    def _word_starts(self) -> list[bool]:
-        """Per id: the piece begins a word."""
-        starts = [True] * self.vocabulary
-        special = self.backend.get_added_tokens_decoder()
-        for piece, number in self.backend.get_vocab().items():
-            if self.kind == "bert":
-                starts[number] = not piece.startswith("##")
-            else:
-                starts[number] = (
-                    number in special or piece[0] in "\u0120\u010a"
-                )  # byte-level signs of blank and newline
-        return starts
-
-    def continues(self, ids: Sequence[int]) -> list[bool]:
-        """Per id whether the piece goes on with the word before it.
-
-        RoBERTa marks the beginnings of words instead, except the first word of a text, so the id after the
-        leading special token begins a word whatever it looks like. (The official X-VLM has whole-word masking
-        off for RoBERTa; specification 8.6.)
-        """
-        flags = [not self._word_starts[number] for number in ids]
-        if self.kind == "roberta":
-            for position in range(1, len(ids)):
-                if ids[position - 1] == self.cls_id:
-                    flags[position] = False
-        return flags
-
-    def tokens(self, text: str) -> list[str]:
-        """Pieces of a text, without special tokens."""
-        return self.backend.encode(text, add_special_tokens=False).tokens
-
-    def token_ids(self, text: str) -> list[int]:
-        """Ids of a text, without special tokens."""
-        return self.backend.encode(text, add_special_tokens=False).ids
-
-    def piece_ids(self, pieces: Sequence[str]) -> list[int]:
-        """Ids of given pieces; the unknown token's for those the vocabulary lacks."""
-        ids = (self.backend.token_to_id(piece) for piece in pieces)
-        return [self.unknown_id if number is None else number for number in ids]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, without special tokens."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
-
-    def frame(self, ids: Sequence[int], *, max_tokens: int | None, separator: bool) -> list[int]:
-        """[CLS] + ids (+ [SEP]), cut to `max_tokens` in all; the [SEP] is never cut off."""
-        room = None if max_tokens is None else max_tokens - 1 - separator
-        return [self.cls_id, *ids[:room], *([self.sep_id] if separator else [])]
-
-    def pad(self, rows: Sequence[Sequence[int]], length: int | None = None) -> Encoded:
-        """Rows of ids as tensors, padded to `length` or to the longest row."""
-        length = max(map(len, rows), default=0) if length is None else length
-        ids = torch.full((len(rows), length), self.pad_id)
-        mask = torch.zeros((len(rows), length), dtype=torch.int64)
-        for number, row in enumerate(rows):
-            ids[number, : len(row)] = torch.tensor(row, dtype=torch.int64)
-            mask[number, : len(row)] = 1
-        return Encoded(ids, mask)
-
-    def encode(
-        self,
-        texts: Sequence[str],
-        *,
-        max_tokens: int | None = None,
-        separator: bool,
-        pad: Literal["longest", "max"] = "longest",
-    ) -> Encoded:
-        """[CLS] + tokens of each text (+ [SEP]), cut to `max_tokens` (None: not cut) and padded. Texts are
-        taken as they are.
-
-        X-VLM encodes without separator except for captioning.
-        """
-        if pad == "max" and max_tokens is None:
-            raise ValueError('pad="max" needs max_tokens')
-        encoded = self.backend.encode_batch(list(texts), add_special_tokens=False)
-        rows = [self.frame(text.ids, max_tokens=max_tokens, separator=separator) for text in encoded]
-        return self.pad(rows, max_tokens if pad == "max" else None)
-
-
-def _read(file: str | Path, needed: str) -> str:
-    try:
-        return files.read(os.fspath(file)).decode("utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{file} not found; {needed}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text: {error}") from error
-
-
-def _read_lines(file: str | Path) -> list[str]:
-    text = _read(file, "BERT needs its vocab.txt")
-    # Only "\n" ends a line: vocabularies hold characters that str.splitlines would take for line ends.
-    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
-
-
-_caption = partial(pre_caption, empty="keep")  # `text_ids` reports empty texts itself
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """From `config()`. The key `tokenizer`, which an export keeps beside these, is left to
+        `TokenizerFiles.from_config`. Raises ValueError for an unknown key or value."""
+        own = {key: value for key, value in config.items() if key != "tokenizer"}
+        return from_mapping(cls, own, ("clean", "max_words", "max_tokens", "separator"), "reading")
 
 
 def text_ids(
@@ -272,17 +88,18 @@ def text_ids(
     tokenizer: Tokenizer,
     options: TextOptions,
     *,
-    clean: Callable[[str, int], str] = _caption,
+    clean: Clean = "caption",
     prompt: str = "",
 ) -> list[int]:
-    """Clean, tokenise and frame one text. `prompt` is put before the cleaned text as it is, its own blank
-    included. Raises BadSample ("empty text") for a text without a word."""
+    """Clean, tokenise and frame one text. `clean` is meant where the options leave it open; `prompt` is put
+    before the cleaned text as it is, its own blank included. Raises BadSample ("empty text") for a text
+    without a word."""
     if options.tokenized:
         ids = tokenizer.piece_ids(text.strip().split(" ")) if text.strip() else []
         start = tokenizer.token_ids(prompt.rstrip(" ")) if prompt else []
     else:
-        cleaned = clean(text, options.max_words)
-        ids, start = tokenizer.token_ids(prompt + cleaned) if cleaned.strip() else [], []
+        words = cleaned(text, options.clean or clean, options.max_words, empty="keep")
+        ids, start = tokenizer.token_ids(prompt + words) if words.strip() else [], []
     if not ids:
         raise BadSample("empty text", "", f"{text!r} holds no word")
     return tokenizer.frame([*start, *ids], max_tokens=options.max_tokens, separator=options.separator)
@@ -305,17 +122,17 @@ def masked_text(
     text: str, tokenizer: Tokenizer, options: TextOptions, masking: Masking, rng: random.Random
 ) -> MaskedText:
     """Clean, tokenise, frame and mask one text. Raises BadSample ("empty text") when fewer than two ids come
-    out."""
-    ids = text_ids(text, tokenizer, options)
+    out, and DataError when the tokenizer has no mask token."""
+    ids, mask_id = text_ids(text, tokenizer, options), tokenizer.require_mask()
     if isinstance(masking, IndependentMasking):
         draws = draw_independently(len(ids), masking, vocabulary=tokenizer.vocabulary, rng=rng)
         never = (tokenizer.cls_id, tokenizer.pad_id)
-        return MaskedText(ids, *mask_independently(ids, draws, mask_id=tokenizer.mask_id, never=never))
+        return MaskedText(ids, *mask_independently(ids, draws, mask_id=mask_id, never=never))
     masked = mask_tokens(
         ids,
         tokenizer.continues(ids),
         masking,
-        mask_id=tokenizer.mask_id,
+        mask_id=mask_id,
         vocabulary=tokenizer.vocabulary,
         rng=rng,
     )

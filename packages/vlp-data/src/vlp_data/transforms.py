@@ -1,14 +1,13 @@
-"""Views of an image, with the reference's pixels: Pillow bicubic resize, OpenCV RandAugment, CLIP
-normalisation.
+"""Steps that views are made of (`vlp_data.views`), with the references' pixels: resizing by Pillow,
+RandAugment by OpenCV. Every draw comes from the generator that is passed in.
 
-Source: X-VLM specification 4.1 (dataset/__init__.py). Every draw comes from the generator that is passed in.
-
-R side of the square output
+H height   W width
 """
 
 import math
 import random
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -17,29 +16,46 @@ from torch import Tensor
 
 from vlp_data import randaugment
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Per RGB channel, of values in 0..1 (CLIP's)."""
-STD = (0.26862954, 0.26130258, 0.27577711)
-
-_MEAN = torch.tensor(MEAN)[:, None, None]
-_STD = torch.tensor(STD)[:, None, None]
+Interpolation: TypeAlias = Literal["bicubic", "bilinear"]
+_RESAMPLING = {"bicubic": Pillow.Resampling.BICUBIC, "bilinear": Pillow.Resampling.BILINEAR}
 
 
-def normalise(image: Pillow.Image | np.ndarray) -> Tensor:
-    """RGB pixels (uint8) to a float32 tensor [3, H, W] with CLIP's mean and deviation."""
+def normalise(image: Pillow.Image | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """RGB pixels (uint8) as a float32 tensor [3, H, W]: divided by 255, less the mean, by the deviation."""
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
-    return pixels.to(torch.float32).div_(255).sub_(_MEAN).div_(_STD).contiguous()
+    return pixels.to(torch.float32).div_(255).sub_(_channels(mean)).div_(_channels(std)).contiguous()
 
 
-def denormalise(image_3RR: Tensor) -> np.ndarray:
+def denormalise(image_3HW: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """The inverse, uint8 [H, W, 3], for showing what a model saw."""
-    pixels = image_3RR.detach().float().cpu() * _STD + _MEAN
+    pixels = image_3HW.detach().float().cpu() * _channels(std) + _channels(mean)
     return pixels.mul(255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 
-def resize(image: Pillow.Image, size: int) -> Pillow.Image:
-    """Squash to size x size, bicubic (the aspect is not kept)."""
-    return image.resize((size, size), Pillow.Resampling.BICUBIC)
+def _channels(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values)[:, None, None]
+
+
+def resize(image: Pillow.Image, size: int, interpolation: Interpolation = "bicubic") -> Pillow.Image:
+    """Squash to size x size (the aspect is not kept)."""
+    return image.resize((size, size), _RESAMPLING[interpolation])
+
+
+def resize_short(image: Pillow.Image, short: int, interpolation: Interpolation) -> Pillow.Image:
+    """The short side to `short`, the aspect kept; the other side is rounded down, as torchvision does."""
+    if min(image.size) == short:
+        return image
+    width, height = (
+        short if side == min(image.size) else int(short * side / min(image.size)) for side in image.size
+    )
+    return image.resize((width, height), _RESAMPLING[interpolation])
+
+
+def centre(image: Pillow.Image, size: int) -> Pillow.Image:
+    """The square of this side in the middle, where torchvision puts it: half pixels to the even side. The
+    image must be at least as large."""
+    x, y = (round((side - size) / 2) for side in image.size)
+    return image.crop((x, y, x + size, y + size))
 
 
 def flip(image: Pillow.Image) -> Pillow.Image:
@@ -76,35 +92,6 @@ def random_crop_box(
     return x, y, x + w, y + h
 
 
-def augmented(image: Pillow.Image, operations: tuple[str, ...], rng: random.Random) -> Tensor:
-    """Two drawn RandAugment operations, then `normalise`."""
-    return normalise(randaugment.apply(np.asarray(image), randaugment.draw(operations, 2, rng)))
-
-
-def train_view(
-    image: Pillow.Image,
-    rng: random.Random,
-    *,
-    size: int,
-    view: Literal["random_resized_crop", "resize"] = "random_resized_crop",
-    min_scale: float = 0.2,
-    flip_probability: float = 0.5,
-    augment: bool = True,
-) -> Tensor:
-    """Random crop (or all of the image) resized to size x size, mirrored with `flip_probability`, two
-    RandAugment operations; float32 [3, size, size].
-
-    `min_scale` 0.2 is `pretrain_transform`, 0.5 `train_transform`; with `flip_probability=0`
-    `train_transform_wohflip`; `view="resize"` is that of weakly supervised grounding.
-    """
-    if view == "random_resized_crop":
-        image = image.crop(random_crop_box(*image.size, rng, min_scale=min_scale))
-    image = resize(image, size)
-    if rng.random() < flip_probability:
-        image = flip(image)
-    return augmented(image, randaugment.IMAGE_OPERATIONS, rng) if augment else normalise(image)
-
-
-def eval_view(image: Pillow.Image, *, size: int) -> Tensor:
-    """The whole image squashed to size x size; float32 [3, size, size]."""
-    return normalise(resize(image, size))
+def augmented(image: Pillow.Image, operations: tuple[str, ...], rng: random.Random) -> np.ndarray:
+    """Two drawn RandAugment operations; uint8 [H, W, 3]."""
+    return randaugment.apply(np.asarray(image), randaugment.draw(operations, 2, rng))

@@ -5,120 +5,95 @@ Source: X-VLM specification 4.5 (dataset/nlvr_dataset.py); ViCHA dataset/ve_data
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from vlp_data.batch import EntailmentBatch, NlvrBatch
-from vlp_data.concept_text import collate_concepts, sample_concepts
+from vlp_data.concept_text import collate_concepts
 from vlp_data.errors import BadSample
-from vlp_data.examples.base import Skipped, drawn_text, skipped, views
-from vlp_data.options import ConceptOptions, ImageOptions, TextOptions
-from vlp_data.schema import Role, Source
-from vlp_data.text import Tokenizer, collate_ids, text_ids
+from vlp_data.examples.base import Seen, TextExamples, drawn_text
+from vlp_data.schema import Sample
 
 
-class StatementExample(NamedTuple):
-    """One sentence with its images and its label."""
+def _label(sample: Sample) -> int:
+    if sample.target is None or sample.target.label is None:
+        raise BadSample("no label", sample.key, "the row has no label to learn")
+    return sample.target.label
+
+
+class NlvrExample(NamedTuple):
+    """One sentence with its two images and its label."""
 
     key: str
-    images: list[Tensor]
+    sides: tuple[Seen, Seen]
     ids: list[int]
     label: int
-    concepts: list[list[int]]
-    """Of each image."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NlvrExamples:
+class NlvrExamples(TextExamples):
     """Sentences about two images to `NlvrBatch`; the views of the two images are drawn independently."""
 
-    source: Source
-    tokenizer: Tokenizer
-    image: ImageOptions = field(default_factory=ImageOptions)
-    text: TextOptions = field(default_factory=TextOptions)
-    concepts: ConceptOptions | None = None
-    """Read the concepts of the images; None leaves them out of the batch."""
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def example(self, index: int, rng: random.Random) -> StatementExample | Skipped:
+    def example(self, index: int, rng: random.Random) -> NlvrExample:
         """Draws: view of the first image, view of the second, concepts of the first, concepts of the
         second."""
-        return _example(self, index, rng, role="sentence", count=2)
+        sample = self.source[index]
+        label, text = _label(sample), drawn_text(sample, ("sentence",), rng)
+        left, right = (self.view(sample, (text,), rng, number=side) for side in (0, 1))
+        ids = self.ids(text)
+        first, second = (self.words(sample, rng, number=side) for side in (0, 1))
+        return NlvrExample(sample.key, (Seen(left, first), Seen(right, second)), ids, label)
 
-    def collate(self, examples: Sequence[StatementExample], rng: random.Random) -> NlvrBatch:
+    def collate(self, examples: Sequence[NlvrExample], rng: random.Random) -> NlvrBatch:
         """Stack and pad; draws nothing."""
-        ids, mask = collate_ids([example.ids for example in examples], self.tokenizer, self.text)
-        sides = [[example.concepts[side] for example in examples] for side in (0, 1)]
-        concept_ids, concept_mask = collate_concepts(sides[0], self.tokenizer, self.concepts)
+        ids, mask = self.pad([example.ids for example in examples])
+        sides = [[example.sides[side] for example in examples] for side in (0, 1)]
+        image, padding = self.stack([seen.image for side in sides for seen in side])
         # Padded by themselves: the reference encodes the two sides apart, and the model sees padding.
-        second_ids, second_mask = collate_concepts(sides[1], self.tokenizer, self.concepts)
+        first, second = (
+            collate_concepts([seen.concepts for seen in side], self.tokenizer, self.concepts)
+            for side in sides
+        )
         return NlvrBatch(
             keys=tuple(example.key for example in examples),
-            image=torch.stack([example.images[side] for side in (0, 1) for example in examples]),
+            image=image,
+            padding=padding,
+            concepts=first,
+            second_concepts=second,
             text_ids=ids,
             attention_mask=mask,
             labels=torch.tensor([example.label for example in examples]),
-            concept_ids=concept_ids,
-            concept_mask=concept_mask,
-            second_concept_ids=second_ids,
-            second_concept_mask=second_mask,
         )
+
+
+class EntailmentExample(NamedTuple):
+    """One image with a hypothesis and its label."""
+
+    key: str
+    seen: Seen
+    ids: list[int]
+    label: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntailmentExamples:
+class EntailmentExamples(TextExamples):
     """Images with a hypothesis to `EntailmentBatch`."""
 
-    source: Source
-    tokenizer: Tokenizer
-    image: ImageOptions = field(default_factory=ImageOptions)
-    text: TextOptions = field(default_factory=TextOptions)
-    concepts: ConceptOptions | None = None
-    """Read the concepts of the images; None leaves them out of the batch."""
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def example(self, index: int, rng: random.Random) -> StatementExample | Skipped:
+    def example(self, index: int, rng: random.Random) -> EntailmentExample:
         """Draws: view of the image, concepts."""
-        return _example(self, index, rng, role="hypothesis", count=1)
+        sample = self.source[index]
+        label, text = _label(sample), drawn_text(sample, ("hypothesis",), rng)
+        view, ids = self.view(sample, (text,), rng), self.ids(text)
+        return EntailmentExample(sample.key, Seen(view, self.words(sample, rng)), ids, label)
 
-    def collate(self, examples: Sequence[StatementExample], rng: random.Random) -> EntailmentBatch:
+    def collate(self, examples: Sequence[EntailmentExample], rng: random.Random) -> EntailmentBatch:
         """Stack and pad; draws nothing."""
-        ids, mask = collate_ids([example.ids for example in examples], self.tokenizer, self.text)
-        concepts = [example.concepts[0] for example in examples]
-        concept_ids, concept_mask = collate_concepts(concepts, self.tokenizer, self.concepts)
+        ids, mask = self.pad([example.ids for example in examples])
         return EntailmentBatch(
-            keys=tuple(example.key for example in examples),
-            image=torch.stack([example.images[0] for example in examples]),
+            **self.images(examples),
             text_ids=ids,
             attention_mask=mask,
             labels=torch.tensor([example.label for example in examples]),
-            concept_ids=concept_ids,
-            concept_mask=concept_mask,
         )
-
-
-def _example(
-    options: NlvrExamples | EntailmentExamples, index: int, rng: random.Random, *, role: Role, count: int
-) -> StatementExample | Skipped:
-    sample = None
-    try:
-        sample = options.source[index]
-        if sample.target is None or sample.target.label is None:
-            raise BadSample("no label", sample.key, "the row has no label to learn")
-        text = drawn_text(sample, (role,), rng)
-        images = views(sample, options.image, (text,), rng, count=count)
-        ids = text_ids(text, options.tokenizer, options.text)
-        concepts = [
-            sample_concepts(sample, options.tokenizer, options.concepts, rng, image=number)
-            for number in range(count)
-        ]
-        return StatementExample(sample.key, images, ids, sample.target.label, concepts)
-    except BadSample as error:
-        return skipped(error, sample, index)
