@@ -20,8 +20,8 @@ NO_ID = -100
 
 
 def teacher_of(model: nn.Module, *, without: Iterable[str] = ()) -> nn.Module:
-    """A copy of a model that gets no gradient, without the named parts (direct children or parameters that
-    the teacher needs not)."""
+    """A copy of a model that gets no gradient, without the named parts (direct children or parameters that a
+    teacher has no use for)."""
     teacher = copy.deepcopy(model)
     for name in without:
         if hasattr(teacher, name):
@@ -79,7 +79,8 @@ class FeatureQueue(nn.Module):
         size, count = len(self.image), len(image_BE)
         if count > size:
             raise ValueError(
-                f"{count} pairs of all ranks do not fit a queue of {size}; make the queue larger or the batch smaller"
+                f"{count} pairs of all ranks do not fit a queue of {size}; make the queue larger or the "
+                "batch smaller"
             )
         if (ids_B is None) != (self.ids is None):
             raise ValueError("identities go with a queue that keeps them, and only with one")

@@ -40,7 +40,8 @@ class AdamW(Optimizer):
     ) -> None:
         if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(
-                f"lr={lr}, eps={eps} and weight_decay={weight_decay} must not be negative, betas={betas} must lie in 0..1"
+                f"lr={lr}, eps={eps} and weight_decay={weight_decay} must not be negative, betas={betas} "
+                "must lie in 0..1"
             )
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
 

@@ -63,7 +63,8 @@ def epoch_cosine(
     """
     if steps_per_epoch < 1 or epochs < 1 or warmup < 0 or step < 0:
         raise ValueError(
-            f"steps_per_epoch={steps_per_epoch} and epochs={epochs} must be at least 1, warmup={warmup} and step={step} at least 0"
+            f"steps_per_epoch={steps_per_epoch} and epochs={epochs} must be at least 1, warmup={warmup} "
+            f"and step={step} at least 0"
         )
     epoch, update = divmod(step, steps_per_epoch)
     if epoch:

@@ -1,5 +1,6 @@
 """Families that other packages bring: found, made, written, read and started from as our own."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from textwrap import dedent
 
 import pytest
 import torch
+import vlp_core
 from vlp_core import models
 from vlp_core.models.family import find
 from vlp_core.weights import CheckpointError
@@ -88,7 +90,12 @@ TOY = dedent(
         ),
         start=start,
         official=Official(
-            recognise=recognise, stage=stage_of, describe=describe, load=load, start=start_official, write=write
+            recognise=recognise,
+            stage=stage_of,
+            describe=describe,
+            load=load,
+            start=start_official,
+            write=write,
         ),
     )
     WRONG = 3
@@ -192,18 +199,20 @@ def test_rows_are_loaded_when_asked_for():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = {name.split(".")[2] for name in done.stdout.split()}
-    assert names == {"export", "family", "momentum"}
+    assert names == {"companions", "export", "family"}
 
 
 def test_a_model_starts_from_another_family_of_its_layout(tmp_path):
     """X-VLM's answers from a pre-training of ViCHA without concepts: heads of that are left behind."""
+    vision = {"kind": "vit", "image_size": 32, "patch": 16, "width": 8, "depth": 3, "heads": 2}
+    text = {"vocabulary": 9, "width": 8, "layers": 4, "heads": 2, "hidden": 8, "positions": 9}
     pretrained = {
-        "vision": {"kind": "vit", "image_size": 32, "patch": 16, "width": 8, "depth": 3, "heads": 2, "local_depth": 0},
-        "text": {"vocabulary": 9, "width": 8, "layers": 4, "heads": 2, "hidden": 8, "positions": 9, "fusion_layer": 2},
+        "vision": {**vision, "local_depth": 0},
+        "text": {**text, "fusion_layer": 2},
         "embed_width": 6,
         "levels": 2,
         "masked_image": {"width": 16, "depth": 1, "heads": 2},
-    }  # fmt: skip
+    }
     model = models.create("vicha", "pretrain", **pretrained)
     models.save(tmp_path, model, family="vicha", stage="pretrain", arguments=pretrained)
     arguments = models.derive("xvlm", "vqa", pretrained)
@@ -217,6 +226,28 @@ def test_a_model_starts_from_another_family_of_its_layout(tmp_path):
     }
     load_weights(mine.vision, model.vision.state_dict())
     assert torch.equal(mine.text.layers[3].expand.weight, model.text.layers[3].expand.weight)
+
+
+def imported(file: Path) -> set[str]:
+    """Modules that a file names in its import statements."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return found | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def test_a_family_stands_in_its_folder_alone():
+    """Neither shared code nor another family imports from it."""
+    package = Path(vlp_core.__file__).parent
+    folders = [row.parent for row in package.glob("models/*/family.py")]
+    assert {folder.name for folder in folders} == set(models.families())
+    for folder in folders:
+        inside = f"vlp_core.models.{folder.name}"
+        strangers = [
+            file
+            for file in package.rglob("*.py")
+            if folder not in file.parents and any(name.startswith(inside) for name in imported(file))
+        ]
+        assert strangers == []
 
 
 def test_every_family_says_what_it_is():

@@ -18,6 +18,7 @@ VISION = {
     "depths": [1, 2],
     "heads": [1, 2],
 }
+VIT = {"image_size": 32, "patch": 16, "width": 8, "depth": 2, "heads": 2, "local_depth": 1}
 TEXT = {
     "kind": "bert",
     "vocabulary": 20,
@@ -59,10 +60,10 @@ def pretrain(model, x: dict, **options):
     "vision",
     [
         VISION,
-        {"kind": "clip", "image_size": 32, "patch": 16, "width": 8, "depth": 2, "heads": 2, "hidden": 8, "local_depth": 1},
-        {"kind": "vit", "image_size": 32, "patch": 16, "width": 8, "depth": 2, "heads": 2, "local_depth": 1},
+        {"kind": "clip", "hidden": 8, **VIT},
+        {"kind": "vit", **VIT},
     ],
-)  # fmt: skip
+)
 def test_export_folder_gives_the_same_model(vision, tmp_path):
     model = make(vision=vision)
     vocabulary = tmp_path / "words.txt"

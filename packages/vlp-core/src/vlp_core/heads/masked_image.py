@@ -60,11 +60,13 @@ class MaskedImageDecoder(nn.Module):
             raise ValueError(f"ratio={ratio} must lie in 0..1")
         if image_size % patch:
             raise ValueError(
-                f"masked image modelling needs images of whole patches, image_size={image_size} is no multiple of patch={patch}"
+                f"masked image modelling needs images of whole patches, image_size={image_size} is no "
+                f"multiple of patch={patch}"
             )
         if by == "both" and width != image_width:
             raise ValueError(
-                f"by=both has one mask token for decoder and fusion layers: width={width} must be the image encoder's {image_width}"
+                f"by=both has one mask token for decoder and fusion layers: width={width} must be the "
+                f"image encoder's {image_width}"
             )
         self.by: By = by
         self.ratio = ratio

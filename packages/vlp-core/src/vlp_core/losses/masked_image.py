@@ -21,7 +21,8 @@ def patch_targets(image_NCHW: Tensor, patch: int) -> Tensor:
     height, width = image_NCHW.shape[2:]
     if height % patch or width % patch:
         raise ValueError(
-            f"masked image modelling needs images of whole patches, {height} x {width} is no multiple of patch={patch}"
+            f"masked image modelling needs images of whole patches, {height} x {width} is no multiple "
+            f"of patch={patch}"
         )
     x = image_NCHW.float().unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
     x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from vlp_core.models import export
-from vlp_core.models import momentum as companions
+from vlp_core.models import companions, export
 from vlp_core.models.family import Description, Family, Official, Stage, every, families, find, require_start
 from vlp_core.momentum import FeatureQueue
 from vlp_core.weights import Checkpoint, CheckpointError, LoadReport, read, read_checkpoint
@@ -134,7 +133,8 @@ def describe(path: str | Path) -> Description:
 def load(
     path: str | Path, *, ability: str | None = None, arguments: Mapping[str, Any] | None = None
 ) -> Loaded:
-    """Read an export folder, or an official checkpoint (`.th`, `.pth`, `.safetensors`) of an installed family.
+    """Read an export folder, or an official checkpoint (`.th`, `.pth`, `.safetensors`) of an installed
+    family.
 
     Args:
         path: Folder or file.
@@ -278,15 +278,15 @@ def _require_ability(family: Family, found: str, ability: str | None, path: Path
     if not able:
         known = dict.fromkeys(each for stage in family.stages for each in stage.abilities)
         raise CheckpointError(
-            f"{path} is a checkpoint of {family.name}, which cannot be evaluated on {ability!r}; it can be on "
-            f"{', '.join(known) or 'nothing'}"
+            f"{path} is a checkpoint of {family.name}, which cannot be evaluated on {ability!r}; it can be "
+            f"on {', '.join(known) or 'nothing'}"
         )
     if found in (stage.name for stage in able):
         return
     names = " or ".join(stage.name for stage in able)
     way = (
-        f"train a {names} model from it (`vlp-train ls {family.name}` lists recipes) and evaluate the export of "
-        "that run"
+        f"train a {names} model from it (`vlp-train ls {family.name}` lists recipes) and evaluate the export "
+        "of that run"
         if any(found in stage.starts_from for stage in able)
         else f"give a {names} checkpoint"
     )

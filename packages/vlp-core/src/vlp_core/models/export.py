@@ -10,8 +10,8 @@
      "reading": {"tokenizer": {"kind": "wordpiece", "files": ["vocab.txt"]}, "vocabulary": 30522,
                  "clean": "question", "max_words": 30, "max_tokens": 40, "separator": false}}
 
-Earlier versions wrote `model`, `image_size` and `text` instead of family, stage, view and reading; such folders
-are read as if they had been written today.
+Earlier versions wrote `model`, `image_size` and `text` instead of family, stage, view and reading; such
+folders are read as if they had been written today.
 """
 
 import json
@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import nn
 
-from vlp_core.models import momentum as companions
+from vlp_core.models import companions
 from vlp_core.models.family import Description, every
 from vlp_core.weights import files
 from vlp_core.weights.adapter import CheckpointError

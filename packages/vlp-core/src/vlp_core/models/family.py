@@ -9,8 +9,8 @@ The name of the entry point is that of the family. Rows are read when somebody a
 registers itself at import.
 
 Words. A *stage* is a stage of training ("pretrain", "vqa"): it decides which model is made. An *ability* is
-what a model can be evaluated on ("retrieval", "vqa"). A *layout* is a set of names for tensors and stages that
-several families may share, so that a model of one starts from exports of another.
+what a model can be evaluated on ("retrieval", "vqa"). A *layout* is a set of names for tensors and stages
+that several families may share, so that a model of one starts from exports of another.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -217,7 +217,8 @@ class Adapter:
             else:
                 if len(tensor) % len(rule.sources):
                     raise CheckpointError(
-                        f"{name} has {len(tensor)} rows, not divisible into {len(rule.sources)}: {rule.sources}"
+                        f"{name} has {len(tensor)} rows, not divisible into {len(rule.sources)}: "
+                        f"{rule.sources}"
                     )
                 # Copies, not views: files of tensors that share one storage cannot be written as safetensors.
                 source |= {

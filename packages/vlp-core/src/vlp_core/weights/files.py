@@ -97,7 +97,8 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
     others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(
-            f"{path} holds no state dict: {', '.join(others[:5])} {'is no tensor' if len(others) == 1 else 'are no tensors'}; "
+            f"{path} holds no state dict: {', '.join(others[:5])} "
+            f"{'is no tensor' if len(others) == 1 else 'are no tensors'}; "
             f"a state dict is expected at the top or under {' or '.join(WRAPPERS)}"
         )
     if all(str(name).startswith("module.") for name in content):

@@ -18,8 +18,8 @@ def heads_of(width: int, head_width: int, what: str) -> int:
     """
     if width % head_width:
         raise CheckpointError(
-            f"the {what} is {width} wide, no multiple of {head_width}, so its number of attention heads cannot "
-            "be told from the checkpoint; give `arguments`"
+            f"the {what} is {width} wide, no multiple of {head_width}, so its number of attention heads "
+            "cannot be told from the checkpoint; give `arguments`"
         )
     return width // head_width
 

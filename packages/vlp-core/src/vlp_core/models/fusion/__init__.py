@@ -1,2 +1,2 @@
-"""What families with two encoders and a fusion encoder share: their base, the models of their tasks, and what
-becomes of tensors from one stage of training to the next. A shared part, not a family."""
+"""What families with two encoders and a fusion encoder share: their base, the models of NLVR2, entailment,
+answers and captions, what becomes of tensors from one stage to the next, official files. Not a family itself."""

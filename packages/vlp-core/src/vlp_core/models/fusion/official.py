@@ -1,7 +1,7 @@
 """Official checkpoint files of fusion families, in and out.
 
-X-VLM, ViCHA and ALBEF publish one layout for each stage of training: an image encoder, a text encoder in
-Hugging Face's names, a decoder where there is one, heads at the top. What differs between families stands in an
+Their authors publish one layout for each stage of training: an image encoder, a text encoder in Hugging
+Face's names, a decoder where there is one, heads at the top. What differs between families stands in an
 `OfficialFiles`; what they have in common is here.
 
 A file may hold three things under one roof: a model, its momentum teacher and a queue of features.
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vlp_core.models.companions import copy_to_teacher, start_queue
 from vlp_core.models.export import tokenizer_kind
 from vlp_core.models.family import Description, Official, require_start
 from vlp_core.models.fusion.conversion import convert
 from vlp_core.models.fusion.stages import STARTS
-from vlp_core.models.momentum import copy_to_teacher, start_queue
 from vlp_core.momentum import FeatureQueue
 from vlp_core.text.bert import Bert
 from vlp_core.weights import files, loading
@@ -153,7 +153,8 @@ class OfficialFiles:
         queue: FeatureQueue | None = None,
         name: str | None = None,
     ) -> LoadReport:
-        """Fill a model of `stage` from a file of the same stage, and its teacher and queue where they are given.
+        """Fill a model of `stage` from a file of the same stage, and its teacher and queue where they are
+        given.
 
         Position tables for another image size are resized, those of the teacher too.
 
@@ -165,8 +166,8 @@ class OfficialFiles:
             name: What messages call the file; by default its path.
 
         Raises:
-            CheckpointError: A file of another stage, or without the teacher or queue that is to be filled, with
-                the way out; see also `vlp_core.weights.load`.
+            CheckpointError: A file of another stage, or without the teacher or queue that is to be filled,
+                with the way out; see also `vlp_core.weights.load`.
         """
         state, name = _open(source, name)
         found = self.stage(state)
@@ -202,10 +203,9 @@ class OfficialFiles:
             model: The model to fill.
             source: File, or its state dict.
             stage: Stage of the model.
-            teacher: Its momentum teacher, made by `teacher_of` before, so that both have the same fresh values
-                where the file has none. Filled from the file's teacher; from the model, once that is filled,
-                if the file has no teacher. (The released NLVR2 code of ViCHA fills no teacher at all: it stays
-                a copy of the fresh model. Leave `teacher` out for that.)
+            teacher: Its momentum teacher, made by `teacher_of` before, so that both have the same fresh
+                values where the file has none. Filled from the file's teacher; from the model, once that is
+                filled, if the file has no teacher. None leaves a teacher that exists as it is.
             queue: Goes on with the file's features, where it has some; identities it lacks stay unknown.
             name: What messages call the file; by default its path.
 
@@ -348,7 +348,8 @@ def text_adapter(model: nn.Module) -> Adapter:
 
 
 def earlier_text(text: Bert, found: str) -> EarlierNames:
-    """Names of a text encoder like `text` in a file of the stage `found`: `body` holds those of the encoder."""
+    """Names of a text encoder like `text` in a file of the stage `found`; `body` holds those of the
+    encoder."""
     if found != "pretrain":
         return EarlierNames(Adapter(()), encoder_adapter(text, source_prefix=TEXT, prefix="text."))
     encoder = encoder_adapter(text, source_prefix=f"{TEXT}{text.kind}.", prefix="text.")

@@ -1,5 +1,5 @@
-"""Stages of training that families of fusion models share: models of NLVR2, entailment, answers and captions, and
-how their arguments follow from those of pre-training.
+"""Stages of training that families of fusion models share: models of NLVR2, entailment, answers and captions,
+and how their arguments follow from those of pre-training.
 
 `vlp_core.models.fusion.conversion` says what becomes of the tensors.
 """

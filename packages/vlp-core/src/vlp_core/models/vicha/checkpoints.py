@@ -3,9 +3,12 @@ images.
 
 A file holds up to three things under one roof: a model, its momentum teacher (the same names with `_m` behind
 the first part), and a queue. `split` tells them apart. Seven layouts exist, one for each stage of training.
-`FILES` reads and writes them: `FILES.load` fills a model from a file of its own stage; `FILES.start` starts it
-from an earlier one; `FILES.write` makes an official file. All three take teacher and queue along where they are
-given.
+`FILES` reads and writes them: `FILES.load` fills a model from a file of its own stage; `FILES.start` starts
+it from an earlier one; `FILES.write` makes an official file. All three take teacher and queue along where
+they are given.
+
+The released NLVR2 code fills no teacher from a checkpoint: it stays a copy of the fresh model. Leave
+`teacher` out of `FILES.start` for that.
 
 Source: arXiv 2208.13628; ViCHA `models/model_*_kw_img.py`; ALBEF, arXiv 2107.07651.
 """
@@ -125,7 +128,7 @@ def _stage(state: Mapping[str, Tensor], parts: set[str]) -> str | None:
 
 
 def vicha_adapter(model: nn.Module) -> Adapter:
-    """Between the names of a model (or of its teacher) and those of official checkpoints of its task; `split`
+    """Between the names of a model (or of its teacher) and those of official checkpoints of its stage; `split`
     comes first."""
     adapter = _vision_adapter(model) + text_adapter(model)
     if hasattr(model, "masked_image"):

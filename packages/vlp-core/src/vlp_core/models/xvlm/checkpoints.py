@@ -1,4 +1,4 @@
-"""Official X-VLM checkpoints of all tasks, in and out.
+"""Official X-VLM checkpoints of all stages, in and out.
 
 Seven layouts exist, one for each stage of training, told apart by their names. `FILES` reads and writes them:
 `FILES.load` fills a model from a file of its own stage; `FILES.start` starts it from an earlier one, as the
@@ -96,7 +96,7 @@ def xvlm_vision_adapter(
 
 
 def xvlm_adapter(model: nn.Module) -> Adapter:
-    """Between a model's names and those of the official checkpoints of its task, buffers and tied names
+    """Between a model's names and those of the official checkpoints of its stage, buffers and tied names
     included.
 
     Raises:
@@ -121,7 +121,7 @@ def _earlier(model: nn.Module, found: str) -> EarlierNames:
 
 
 # Sizes
-# ------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 def vision_arguments(

@@ -1,5 +1,5 @@
-"""What goes with a model while it is trained, a momentum teacher and a queue of features, in export folders and
-at the start from a checkpoint."""
+"""What goes with a model while it is trained, a momentum teacher and a queue of features: in export folders,
+and at the start from a checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,8 +75,8 @@ def start_queue(queue: FeatureQueue, state: Mapping[str, Tensor], *, name: str) 
     if "image" in state and state["image"].shape != queue.image.shape:
         found, own = (" x ".join(map(str, shape)) for shape in (state["image"].shape, queue.image.shape))
         raise CheckpointError(
-            f"the queue of {name} holds {found} numbers, that of this run {own}; give both one size, or begin "
-            "with an empty queue"
+            f"the queue of {name} holds {found} numbers, that of this run {own}; give both one size, or "
+            "begin with an empty queue"
         )
     spare = ("ids",) if queue.ids is None else ()
     return loading.load(
