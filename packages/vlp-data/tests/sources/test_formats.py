@@ -28,7 +28,7 @@ class Pairs:
     format: Literal["pairs"] = "pairs"
     table: PathText
     """The file."""
-    pictures: FolderText
+    folder: FolderText
     """Folder of the images."""
     more: tuple[PathText, ...] = ()
     """Further files."""
@@ -54,7 +54,7 @@ class PairsSource:
         from vlp_data import files
 
         name, caption = self.rows[index]
-        image = Image(path=files.join(self.options.pictures, name))
+        image = Image(path=files.join(self.options.folder, name))
         return Sample(key=name, images=(image,), texts=(Text(text=caption, role="caption"),))
 
     def describe(self):
@@ -82,7 +82,7 @@ from vlp_data.roots import rooted
 
 pairs = next(kind for kind in get_args(ImageTextSource) if kind.__name__ == "Pairs")
 assert pairs not in get_args(RegionSource)
-options = pairs(table="pairs.tsv", pictures="", more=("b.tsv, c.tsv",), first=2)
+options = pairs(table="pairs.tsv", folder="", more=("b.tsv, c.tsv",), first=2)
 assert not {"torch", "numpy", "fsspec"} & set(sys.modules)
 options = rooted(options, sys.argv[1])
 print(options)
@@ -122,7 +122,7 @@ def test_a_format_of_another_package_is_read_like_any_other(tmp_path: Path) -> N
     done = run(environment, "-c", PROGRAM, str(tmp_path))
     assert done.returncode == 0, done.stderr
     options, rows = done.stdout.splitlines()
-    assert f"table='{tmp_path}/pairs.tsv', pictures='{tmp_path}', more=('{tmp_path}/b.tsv', " in options
+    assert f"table='{tmp_path}/pairs.tsv', folder='{tmp_path}', more=('{tmp_path}/b.tsv', " in options
     assert eval(rows) == [(f"{tmp_path}/a.jpg", "a dog"), (f"{tmp_path}/b.jpg", "a cat")]
 
     for words in ((), ("--format", "pairs")):
