@@ -222,7 +222,7 @@ def test_views_of_vlc(case):
     assert ImageNetCrop(size=size).short == case.config["imagenet_resize_short_side"]
 
 
-# ----------------------------------------------------------------------------------------- crops in the middle
+# ---------------------------------------------------------------------------------------- crops in the middle
 
 
 @pytest.mark.parametrize("shape", SHAPES)

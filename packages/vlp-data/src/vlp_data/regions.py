@@ -110,7 +110,8 @@ def sample_regions(
     `decoded` is the decoded image of `sample`. The box the crop is drawn around need not be among the pairs.
     Draws, in order: anchor box and crop corners x0, y0, x1, y1 (unless there is no crop); flip; RandAugment
     (if `image.augment`); then per pair the text, its attribute, its masking, with one shuffle of the
-    boxes after the caption of the whole image. Raises BadSample: "no regions", "box outside the image", "empty text".
+    boxes after the caption of the whole image. Raises BadSample: "no regions", "box outside the image",
+    "empty text".
     """
     width, height = decoded.size
     candidates = _usable_regions(sample, regions, width, height)
