@@ -1,5 +1,10 @@
 """Drop-in replacements: transformers' models give the same numbers through ms_deform_attn."""
 
+import copy
+import pickle
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -194,6 +199,45 @@ def test_transformers_model(name):
         torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
     error = (found[2] - expected[2]).abs().max()
     assert error <= 1e-4 * expected[2].abs().max()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_copies_are_patched_as_well(name, tmp_path):
+    model, inputs, count = made(name)
+    compat.patch_transformers(model)
+    copies = [copy.deepcopy(model)]
+    # transformers gives this one a hook that cannot be pickled, patched or not.
+    if name != "grounding_dino":
+        torch.save(model, tmp_path / "model.pt")
+        copies += [
+            pickle.loads(pickle.dumps(model)),
+            torch.load(tmp_path / "model.pt", weights_only=False),
+        ]
+    expected, _ = numbers(model, inputs)
+    for again in copies:
+        found, calls = numbers(again, inputs)
+        assert calls == count
+        for actual, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(actual, wanted, rtol=0, atol=0)
+        assert compat.patch_transformers(again) == count
+        # Its own numbers, not those of the model that it was copied from.
+        with torch.no_grad():
+            for parameter in again.parameters():
+                parameter.mul_(1.01)
+        assert not torch.equal(numbers(again, inputs)[0][0], expected[0])
+
+
+def test_a_pickled_model_is_loaded_in_another_process(tmp_path):
+    model, inputs, _ = made("rt_detr_v2")
+    compat.patch_transformers(model)
+    torch.save((model, {key: value.detach() for key, value in inputs.items()}), tmp_path / "model.pt")
+    code = (
+        "import sys, torch; model, inputs = torch.load(sys.argv[1], weights_only=False); "
+        "torch.save(model(**inputs).logits.detach(), sys.argv[2])"
+    )
+    files = [str(tmp_path / "model.pt"), str(tmp_path / "logits.pt")]
+    subprocess.run([sys.executable, "-c", code, *files], check=True)
+    torch.testing.assert_close(torch.load(files[1]), model(**inputs).logits, rtol=1e-5, atol=1e-6)
 
 
 def test_other_models_stay_as_they_are():

@@ -405,6 +405,23 @@ def test_opcheck(kind, device):
     for with_grad in (False, True):
         leaves = [t if with_grad else t.detach() for t in (image, text, scale, bias)]
         torch.library.opcheck(operators.sigmoid_loss.default, (*leaves, 1, False, with_grad, 4))
+    numbers = [t.detach() for t in (image, text, scale, bias)]
+    with torch.no_grad():
+        loss, *saved = operators.sigmoid_loss(*numbers, 1, False, True, 4)
+    for mask in ([True] * 4, [False, True, False, True]):
+        torch.library.opcheck(operators.sigmoid_loss_backward.default, (loss, *numbers, *saved, mask))
+
+
+@pytest.mark.parametrize("name", ["clip_loss", "info_nce", "siglip_loss"])
+def test_a_second_derivative_is_refused(name, device):
+    """Also where the upstream gradient is a constant: the Hessian is not 0."""
+    image = torch.randn(5, 4, dtype=torch.float64, device=device).requires_grad_()
+    text = torch.randn(5, 4, dtype=torch.float64, device=device)
+    function = {"clip_loss": clip_loss, "info_nce": info_nce, "siglip_loss": siglip_loss}[name]
+    loss = function(image, text, 2.0, *([-1.0] if name == "siglip_loss" else [])).sum()
+    (grad,) = torch.autograd.grad(loss, image, create_graph=True)
+    with pytest.raises(RuntimeError, match="_loss_backward cannot be differentiated"):
+        grad.square().sum().backward()
 
 
 @pytest.mark.parametrize("name", ["clip_loss", "siglip_loss", "info_nce"])

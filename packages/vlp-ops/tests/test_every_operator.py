@@ -1,6 +1,7 @@
 """Rules that hold for every operator: fake tensors, export, determinism, autocast, sizes beyond 32 bits."""
 
 import os
+import re
 
 import pytest
 import torch
@@ -144,6 +145,40 @@ def test_autocast_gives_gradients_in_the_dtype_of_the_inputs(program):
     wanted = [tensor for tensor in arguments if tensor.requires_grad]
     for grad, tensor in zip(torch.autograd.grad(out.float().sum(), wanted), wanted, strict=True):
         assert grad.dtype == tensor.dtype and torch.isfinite(grad).all()
+
+
+def test_a_second_derivative_is_right_or_refused(program):
+    """Also behind a constant upstream gradient, where PyTorch would go on in silence."""
+    function, arguments = program
+    arguments = tuple(
+        tensor.detach().double().requires_grad_() if tensor.requires_grad else tensor for tensor in arguments
+    )
+    leaves = [tensor for tensor in arguments if tensor.requires_grad]
+    directions = [torch.randn_like(tensor) for tensor in leaves]
+    factor = torch.randn(function(*arguments).shape, dtype=torch.float64)
+
+    def slope(step: float, create_graph: bool = False) -> torch.Tensor:
+        """The derivative of sum(factor * out) along the directions, `step` away along them."""
+        moved = iter([leaf + step * way for leaf, way in zip(leaves, directions, strict=True)])
+        given = [next(moved) if tensor.requires_grad else tensor for tensor in arguments]
+        floats = [tensor for tensor in given if tensor.requires_grad]
+        out = (factor * function(*given)).sum()
+        grads = torch.autograd.grad(out, floats, create_graph=create_graph)
+        return sum((grad * way).sum() for grad, way in zip(grads, directions, strict=True))
+
+    h = 1e-6
+    expected = (slope(h) - slope(-h)) / (2 * h)
+    try:
+        first = slope(0.0, create_graph=True)
+        grads = torch.autograd.grad(first, leaves, allow_unused=True) if first.requires_grad else []
+    except RuntimeError as error:
+        refused = "cannot be differentiated|derivative for .* is not implemented"
+        if not re.search(refused, str(error)):
+            raise
+        return
+    pairs = zip(grads, directions, strict=False)
+    found = sum((grad * way).sum() for grad, way in pairs if grad is not None)
+    torch.testing.assert_close(torch.as_tensor(found, dtype=torch.float64), expected, rtol=1e-4, atol=1e-5)
 
 
 # ---- sizes beyond 32 bits

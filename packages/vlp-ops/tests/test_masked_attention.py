@@ -81,6 +81,34 @@ def test_equals_reference(form, with_bias, device, close):
         close.gradient(grad, want, form)
 
 
+@pytest.mark.parametrize("none", ["keys", "queries", "samples", "width"])
+def test_nothing_to_attend_to_keeps_the_graph(none, device):
+    """Under DDP a rank without keys would otherwise wait for gradients that never come."""
+    sizes = {"keys": {"keys": 0}, "queries": {"queries": 0}, "samples": {"batch": 0}, "width": {"width": 0}}
+    query, key, value = arguments(device=device, **sizes[none])
+    bias = torch.randn(3, query.shape[2], key.shape[2], dtype=torch.float64, device=device).requires_grad_()
+    with torch.no_grad():
+        # Not a number in what nobody reads must not come out.
+        value.fill_(torch.nan)
+    out = attention(query, key, value, bias=bias)
+    assert out.shape == (*query.shape[:3], value.shape[3]) and (out == 0).all()
+    out.sum().backward()
+    for tensor in (query, key, value, bias):
+        assert tensor.grad.shape == tensor.shape and (tensor.grad == 0).all()
+    with torch.autocast(device.type, torch.bfloat16):
+        assert attention(query.float(), key.float(), value.float()).shape == out.shape
+
+
+def test_mixed_dtypes_are_refused(device):
+    query, key, value = arguments(torch.float32, device=device)
+    with pytest.raises(TypeError, match=r"query is torch.float32 but key is torch.bfloat16"):
+        attention(query, key.bfloat16(), value)
+    with pytest.raises(TypeError, match=r"query is torch.bfloat16 but value is torch.float32"):
+        attention_backend(query.bfloat16(), key.bfloat16(), value)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert attention(query, key.bfloat16(), value).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_empty_rows(with_bias, device):
     query, key, value = arguments(device=device)

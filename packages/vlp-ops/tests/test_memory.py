@@ -65,6 +65,18 @@ def test_bag_case(case, dtype, device, sparse, leaf, close):
         assert weight.grad._nnz() == int((~unused).sum())
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_second_derivative_is_refused(sparse, device):
+    """Behind a constant upstream gradient, too: that of the weights depends on the table."""
+    indices, weight, shares = bag_arguments(device=device)
+    out = embedding_bag(indices, weight, shares, sparse_grad=sparse).sum()
+    grads = torch.autograd.grad(out, (weight, shares), create_graph=True)
+    for grad in (grads[0].to_dense() if sparse else grads[0], grads[1]):
+        with pytest.raises(RuntimeError, match="embedding_bag_backward cannot be differentiated"):
+            torch.autograd.grad(grad.square().sum(), (weight, shares), retain_graph=True)
+
+
 @pytest.mark.golden(
     "memclip", lambda case: is_bag(case) and {"grad_weight", "output"} <= case.tensor_names("outputs")
 )

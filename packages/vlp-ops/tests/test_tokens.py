@@ -73,6 +73,46 @@ def test_an_index_may_come_twice(device):
     torch.testing.assert_close(grad, want)
 
 
+# PyTorch says that it calls the operator once for each.
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0), (2, 1)])
+def test_vmap(axes, device):
+    """Also of the ids, which are read for their range, with compiled kernels and without."""
+    x, ids, ids_restore, token = (tensor.detach() for tensor in arguments(device=device))
+
+    def many(tensor, axis):
+        made = torch.stack([tensor, tensor.flip(1), tensor.roll(1, 1), tensor])
+        return tensor if axis is None else made.movedim(0, axis)
+
+    xs, many_ids = many(x, axes[0]), many(ids, axes[1])
+    for function, first, second in (
+        (take_tokens, xs, many_ids),
+        (
+            lambda kept, order: restore_tokens(kept, order, token),
+            many(x[:, :3], axes[0]),
+            many(ids_restore, axes[1]),
+        ),
+    ):
+        found = torch.vmap(function, in_dims=axes)(first, second)
+        for i in range(4):
+            each = (
+                tensor if axis is None else tensor.select(axis, i)
+                for tensor, axis in zip((first, second), axes, strict=True)
+            )
+            assert torch.equal(found[i], function(*each))
+    if axes[1] is not None and device.type == "cpu":
+        wrong = many(ids, axes[1]).clone()
+        wrong.select(axes[1], 3)[1, 0] = 7
+        with pytest.raises(ValueError, match=exactly("take_tokens: index 7 is out of range for 7 tokens")):
+            torch.vmap(take_tokens, in_dims=axes)(xs, wrong)
+        twice = many(ids_restore, axes[1]).clone()
+        twice.select(axes[1], 3)[1, 0] = twice.select(axes[1], 3)[1, 1]
+        with pytest.raises(ValueError, match="must be a permutation"):
+            torch.vmap(lambda kept, order: restore_tokens(kept, order, token), in_dims=axes)(
+                many(x[:, :3], axes[0]), twice
+            )
+
+
 def test_gradcheck(device):
     x, ids, ids_restore, token = arguments(device=device)
     assert torch.autograd.gradcheck(lambda x: take_tokens(x, ids), (x,))

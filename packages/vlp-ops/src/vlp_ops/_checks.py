@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from vlp_ops._library import in_memory
+
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32)
 
@@ -43,6 +45,7 @@ def check_dim(op: str, name: str, tensor: Tensor, letters: str) -> None:
 
 def check_range(op: str, name: str, values: Tensor, length: int, what: str) -> None:
     """Reads the tensor on the host: call it only where `validates` says so."""
+    values = in_memory(values)
     if values.numel() == 0:
         return
     low, high = (int(bound) for bound in values.aminmax())

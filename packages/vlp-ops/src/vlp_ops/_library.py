@@ -56,6 +56,9 @@ _DEFINITIONS = """
         with_grad, SymInt tile) -> (Tensor loss, Tensor grad_a, Tensor grad_b, Tensor grad_scale, Tensor
         grad_bias)
 
+    sigmoid_loss_backward(Tensor grad, Tensor a, Tensor b, Tensor scale, Tensor bias, Tensor grad_a, Tensor
+        grad_b, Tensor grad_scale, Tensor grad_bias, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)
+
     contrastive_tile(Tensor(a!) products, Tensor scale, Tensor? labels, Tensor? ids_a, Tensor? ids_b, Tensor?
         soft, bool columns) -> (Tensor, Tensor)
 
@@ -147,9 +150,20 @@ def note_backend(tensor: Tensor) -> None:
 def validates(tensor: Tensor) -> bool:
     """Whether values (not only shapes) are checked: always on the CPU, elsewhere only with VLP_OPS_VALIDATE=1
     (it waits for the device)."""
-    if torch.compiler.is_compiling() or is_fake(tensor):
+    if torch.compiler.is_compiling() or is_fake(in_memory(tensor)):
         return False
     return tensor.device.type == "cpu" or os.environ.get("VLP_OPS_VALIDATE", "0") not in ("", "0")
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """The tensor below the wrappers of `torch.func`, whose values can be read; axes of `vmap` come first."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        axis = functorch.maybe_get_bdim(tensor)
+        tensor = functorch.get_unwrapped(tensor)
+        if axis >= 0:
+            tensor = tensor.movedim(axis, 0)
+    return tensor
 
 
 def is_fake(tensor: Tensor) -> bool:

@@ -1,7 +1,8 @@
 """Drop-in replacements for code that calls the published deformable-attention kernels."""
 
 from collections.abc import Callable, Sequence
-from types import FunctionType, MethodType
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -44,8 +45,10 @@ def patch_transformers(model: nn.Module) -> int:
     LW-DETR, ...); a call of the function `multi_scale_deformable_attention` (Mask2Former, OneFormer);
     a call of `multi_scale_deformable_attention_v2` (RT-DETR v2), or an attribute that holds it (D-FINE,
     DEIMv2), with its own number of points per level. Its "discrete" method rounds locations to whole pixels,
-    which is another operator: such modules keep their own code. Only modules of this model change; the class
-    and other models stay as they are. Patching twice changes nothing more. Raises ValueError when the model
+    which is another operator: such modules keep their own code. Only modules of this model change: each gets a
+    class of its own below the one that it had, so other models stay as they are. Copies of the model, also
+    those of `copy.deepcopy`, `pickle` and `torch.save`, are patched as it is. Patching twice changes nothing
+    more. Raises ValueError when the model
     holds none of them, because then nothing would have changed.
     """
     count = sum(_patch(part) for part in model.modules())
@@ -58,8 +61,9 @@ def patch_transformers(model: nn.Module) -> int:
 
 
 def _patch(part: nn.Module) -> bool:
-    if type(part).__name__ == "MultiScaleDeformableAttention":
-        part.forward = MethodType(_module_forward, part)
+    kind = _original(type(part))
+    if kind.__name__ == "MultiScaleDeformableAttention":
+        part.__class__ = _patched_class(kind, None)
         return True
     if getattr(part, "method", None) == "discrete" or getattr(part, "decoder_method", None) == "discrete":
         return False
@@ -71,13 +75,42 @@ def _patch(part: nn.Module) -> bool:
         ]
         for key in held:
             setattr(part, key, replacement)
-        forward = type(part).forward
-        if isinstance(forward, FunctionType) and name in forward.__code__.co_names:
-            part.forward = MethodType(_with_global(forward, name, replacement), part)
+        if isinstance(kind.forward, FunctionType) and name in kind.forward.__code__.co_names:
+            part.__class__ = _patched_class(kind, name)
             return True
         if held:
             return True
     return False
+
+
+class _Patched:
+    """Mixed into the class of a patched module."""
+
+    kind: type[nn.Module]
+    name: str | None
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # The class exists in this process only: what is stored is how to make it.
+        return _patched_module, (self.kind, self.name), self.__getstate__()
+
+
+def _original(kind: type) -> type:
+    return kind.kind if issubclass(kind, _Patched) else kind
+
+
+@cache
+def _patched_class(kind: type, name: str | None) -> type:
+    """A class below `kind` whose forward pass calls the operator: name is the function of transformers that it
+    called, None where the class itself is that function."""
+    forward = _module_forward if name is None else _with_global(kind.forward, name, _FUNCTIONS[name])
+    members = {"kind": kind, "name": name, "forward": forward, "__module__": kind.__module__}
+    return type(kind.__name__, (_Patched, kind), members)
+
+
+def _patched_module(kind: type[nn.Module], name: str | None) -> nn.Module:
+    """One without contents, which `pickle` and `copy` fill."""
+    made = _patched_class(kind, name)
+    return made.__new__(made)
 
 
 def _with_global(function: FunctionType, name: str, thing: Any) -> FunctionType:

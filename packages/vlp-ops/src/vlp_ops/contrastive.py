@@ -199,8 +199,8 @@ def siglip_loss(
     image (n, d), text (m, d); row i pairs with column labels_offset + i, with nothing when negative_only
     (texts of another rank). The normaliser is the number of local images, so the sum over text shards,
     averaged over ranks, is the loss of the global batch. When a gradient is wanted it is made in the forward
-    pass: three matrix products in all instead of four. Raises ValueError for shapes and devices, TypeError
-        for dtypes. Source: arXiv 2303.15343, algorithm 1.
+    pass: three matrix products in all instead of four. Once differentiable: a second derivative is refused.
+    Raises ValueError for shapes and devices, TypeError for dtypes. Source: arXiv 2303.15343, algorithm 1.
     """
     op = "siglip_loss"
     _check_features(op, image=image, text=text)
@@ -619,7 +619,7 @@ def _setup_sigmoid_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     ctx.with_grad = inputs[6]
-    ctx.save_for_backward(*output[1:])
+    ctx.save_for_backward(*inputs[:4], *output[1:])
 
 
 def _gradient_sigmoid_loss(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -629,11 +629,24 @@ def _gradient_sigmoid_loss(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any,
         raise RuntimeError(
             "vlp_ops::sigmoid_loss was called with with_grad=False; it kept nothing for a backward pass"
         )
-    grads = (
-        (saved * grad).to(saved.dtype) if needed else None
-        for saved, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[:4], strict=True)
+    mask = list(ctx.needs_input_grad[:4])
+    # An operator, although it only multiplies: it knows the inputs, so a second derivative is refused.
+    grads = torch.ops.vlp_ops.sigmoid_loss_backward(grad, *ctx.saved_tensors, mask)
+    return *(found if needed else None for found, needed in zip(grads, mask, strict=True)), *[None] * 4
+
+
+def _sigmoid_loss_backward(grad, a, b, scale, bias, grad_a, grad_b, grad_scale, grad_bias, mask):
+    return tuple(
+        (saved * grad).to(saved.dtype) if needed else saved.new_empty(0)
+        for saved, needed in zip((grad_a, grad_b, grad_scale, grad_bias), mask, strict=True)
     )
-    return *grads, *[None] * 4
+
+
+def _fake_sigmoid_loss_backward(grad, a, b, scale, bias, grad_a, grad_b, grad_scale, grad_bias, mask):
+    return tuple(
+        torch.empty_like(saved) if needed else saved.new_empty(0)
+        for saved, needed in zip((grad_a, grad_b, grad_scale, grad_bias), mask, strict=True)
+    )
 
 
 _library.register(
@@ -643,4 +656,5 @@ _library.register(
     backward=_gradient_sigmoid_loss,
     setup_context=_setup_sigmoid_loss,
 )
+_library.register("sigmoid_loss_backward", _sigmoid_loss_backward, _fake_sigmoid_loss_backward)
 _library.LIBRARY.impl("sigmoid_tile", _sigmoid_tile, "CompositeExplicitAutograd")

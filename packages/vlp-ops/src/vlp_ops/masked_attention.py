@@ -72,13 +72,14 @@ def attention(
     scale: default 1/sqrt(D). dropout_p: on the attention weights.
     backend: "sdpa" or "flex" by name; None chooses (see the top of this module and `attention_backend`).
         FlexAttention outside torch.compile is compiled on its first call on CUDA.
-    Raises ValueError for shapes, devices and a backend that cannot serve the call, TypeError for dtypes.
-    Source: arXiv 1706.03762; empty rows: arXiv 2112.01527, section 3.2.1; FlexAttention: arXiv 2412.05496.
+    Without keys or queries the result is zeros, and every input has a gradient of zeros. Raises ValueError for
+    shapes, devices and a backend that cannot serve the call, TypeError for dtypes, also where query, key and
+    value differ in it outside autocast. Source: arXiv 1706.03762; empty rows: arXiv 2112.01527, section 3.2.1; FlexAttention: arXiv 2412.05496.
     """
     call = _checked(query, key, value, mask, bias, key_lengths, cu_seqlens, empty_rows, scale, dropout_p)
     match _route(call, backend):
         case "empty":
-            return query.new_zeros(*query.shape[:3], value.shape[3])
+            return _empty(call)
         case "xformers":
             return _xformers(call)
         case "flex":
@@ -158,6 +159,9 @@ def _checked(
     if key.shape[:3] != value.shape[:3] or query.shape[:2] != key.shape[:2] or query.shape[3] != key.shape[3]:
         shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
         raise ValueError(f"{OP}: shapes (B, H, Q, D), (B, H, K, D), (B, H, K, D) do not fit: {shapes}")
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+            raise TypeError(f"{OP}: query is {query.dtype} but {name} is {tensor.dtype}")
     if empty_rows not in ("zero", "all"):
         raise ValueError(f"{OP}: empty_rows must be 'zero' or 'all', got {empty_rows!r}")
     foreign = None
@@ -332,6 +336,19 @@ def flex_pays(
         return False
     expanded = shared_bias and (masked or bias_gradient) and heads * pairs * bytes_per_number >= FLEX_BYTES
     return (packed and pairs >= FLEX_PAIRS) or expanded
+
+
+# ---- nothing to attend to ----------------------------------------------------------------------------------
+
+
+def _empty(call: _Call) -> Tensor:
+    """Zeros that hang on every input: a rank without keys must have a gradient, although it is 0, for every
+    parameter that the others have one for."""
+    scores = call.query @ call.key.transpose(-1, -2)
+    if call.bias is not None:
+        scores = scores + call.bias.to(scores.dtype)
+    # Sums over no key: 0 whatever the numbers are.
+    return scores[..., :0] @ call.value[..., :0, :]
 
 
 # ---- SDPA --------------------------------------------------------------------------------------------------

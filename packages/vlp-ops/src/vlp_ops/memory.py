@@ -165,7 +165,7 @@ def embedding_bag(
     sparse_grad: the gradient of weight is a sparse tensor that holds each used row once (eager mode only: its
         size depends on the data). Use it for tables that are much larger than B*bag, with an optimizer that
         takes sparse gradients.
-    Raises ValueError for shapes, devices and (on the CPU; elsewhere with VLP_OPS_VALIDATE=1) indices out of
+    Once differentiable: a second derivative is refused. Raises ValueError for shapes, devices and (on the CPU; elsewhere with VLP_OPS_VALIDATE=1) indices out of
     range; TypeError for dtypes.
     """
     op = "embedding_bag"
@@ -292,8 +292,9 @@ class _SparseBag(torch.autograd.Function):
         return torch.ops.vlp_ops.embedding_bag(indices, weight, per_sample_weights)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        # Not once_differentiable: that drops a second derivative without a word where grad is a constant; the
+        # operator below refuses it.
         indices, weight, per_sample_weights = ctx.saved_tensors
         mask = list(ctx.needs_input_grad[1:3])
         used, positions = indices.unique(return_inverse=True)

@@ -70,8 +70,9 @@ def restore_tokens(kept: Tensor, ids_restore: Tensor, mask_token: Tensor) -> Ten
     if _library.validates(ids_restore) and ids_restore.numel():
         length = ids_restore.shape[1]
         check_range("restore_tokens", "index", ids_restore, length, f"{length} tokens")
-        seen = torch.zeros(ids_restore.shape, dtype=torch.bool, device=kept.device)
-        if not seen.scatter_(1, ids_restore.long(), True).all():
+        places = _library.in_memory(ids_restore).long()
+        seen = torch.zeros_like(places, dtype=torch.bool)
+        if not seen.scatter_(-1, places, True).all():
             raise ValueError("restore_tokens: each row of ids_restore must be a permutation of 0..L-1")
     _library.note_backend(kept)
     return torch.ops.vlp_ops.restore_tokens(kept, ids_restore, mask_token.reshape(width).to(kept.dtype))
