@@ -228,15 +228,17 @@ def test_copies_are_patched_as_well(name, tmp_path):
 
 
 def test_a_pickled_model_is_loaded_in_another_process(tmp_path):
-    model, inputs, _ = made("rt_detr_v2")
+    model, inputs, count = made("rt_detr_v2")
     compat.patch_transformers(model)
     torch.save((model, {key: value.detach() for key, value in inputs.items()}), tmp_path / "model.pt")
     code = (
         "import sys, torch; model, inputs = torch.load(sys.argv[1], weights_only=False); "
-        "torch.save(model(**inputs).logits.detach(), sys.argv[2])"
+        "torch.save(model(**inputs).logits.detach(), sys.argv[2]); "
+        "print(sum('_Patched' in str(type(part).__mro__) for part in model.modules()))"
     )
     files = [str(tmp_path / "model.pt"), str(tmp_path / "logits.pt")]
-    subprocess.run([sys.executable, "-c", code, *files], check=True)
+    done = subprocess.run([sys.executable, "-c", code, *files], check=True, capture_output=True, text=True)
+    assert int(done.stdout) == count
     torch.testing.assert_close(torch.load(files[1]), model(**inputs).logits, rtol=1e-5, atol=1e-6)
 
 

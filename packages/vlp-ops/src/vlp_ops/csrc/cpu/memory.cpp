@@ -31,9 +31,33 @@ struct Better {
   bool operator()(const Candidate<A>& a, const Candidate<A>& b) const { return better(a, b); }
 };
 
+// As keep_best for at most kFew: each counts the scores above its own, without a branch. False, and nothing done, when two are equal or one is NaN.
+constexpr int kFew = 16;
+template <int kCount, typename A>
+VLP_INLINE bool keep_best_of_few(std::vector<Candidate<A>>& found, int64_t k) {
+  const int count = static_cast<int>(found.size());
+  A score[kCount];
+  int32_t above[kCount] = {};
+  Candidate<A> before[kCount];
+  for (int i = 0; i < kCount; ++i) score[i] = i < count ? found[i].score : -std::numeric_limits<A>::infinity();
+  for (int j = 0; j < kCount; ++j)
+    for (int i = 0; i < kCount; ++i) above[i] += score[j] > score[i] ? 1 : 0;
+  int total = 0;
+  for (int i = 0; i < count; ++i) {
+    total += above[i];
+    before[i] = found[i];
+  }
+  if (total != count * (count - 1) / 2) return false;
+  for (int i = 0; i < count; ++i) found[above[i]] = before[i];
+  if (count > k) found.resize(k);
+  return true;
+}
+
 // Leaves the k best in `found`, best first.
 template <typename A>
 VLP_INLINE void keep_best(std::vector<Candidate<A>>& found, int64_t k) {
+  const int64_t count = static_cast<int64_t>(found.size());
+  if (count <= kFew / 2 ? keep_best_of_few<kFew / 2>(found, k) : count <= kFew && keep_best_of_few<kFew>(found, k)) return;
   if (static_cast<int64_t>(found.size()) > k) {
     std::nth_element(found.begin(), found.begin() + k, found.end(), Better<A>());
     found.resize(k);
