@@ -45,8 +45,8 @@ def patch_transformers(model: nn.Module) -> int:
     LW-DETR, ...); a call of the function `multi_scale_deformable_attention` (Mask2Former, OneFormer);
     a call of `multi_scale_deformable_attention_v2` (RT-DETR v2), or an attribute that holds it (D-FINE,
     DEIMv2), with its own number of points per level. Its "discrete" method rounds locations to whole pixels,
-    which is another operator: such modules keep their own code. Only modules of this model change: each gets a
-    class of its own below the one that it had, so other models stay as they are. Copies of the model, also
+    which is another operator: such modules keep their own code. Only modules of this model change: each gets
+    a class of its own below the one that it had, so other models stay as they are. Copies of the model, also
     those of `copy.deepcopy`, `pickle` and `torch.save`, are patched as it is. Patching twice changes nothing
     more. Raises ValueError when the model
     holds none of them, because then nothing would have changed.
@@ -100,8 +100,8 @@ def _original(kind: type) -> type:
 
 @cache
 def _patched_class(kind: type, name: str | None) -> type:
-    """A class below `kind` whose forward pass calls the operator: name is the function of transformers that it
-    called, None where the class itself is that function."""
+    """A class below `kind` whose forward pass calls the operator: name is the function of transformers that
+    it called, None where the class itself is that function."""
     forward = _module_forward if name is None else _with_global(kind.forward, name, _FUNCTIONS[name])
     members = {"kind": kind, "name": name, "forward": forward, "__module__": kind.__module__}
     return type(kind.__name__, (_Patched, kind), members)

@@ -25,8 +25,8 @@ from torch.autograd import forward_ad
 # back if they come once.
 LEAST_FLOP = 1 << 28
 # AMD's numbers of processor families: which products oneDNN makes faster there. Zen 5 has 512 bits wide units
-# and takes half the time. Zen 4 has 256 bits and takes 3 to 17 % less, but up to a fifth more when the rows of
-# the left operand do not lie in memory one after the other (gradients of weights).
+# and takes half the time. Zen 4 has 256 bits and takes 3 to 17 % less, but up to a fifth more when the rows
+# of the left operand do not lie in memory one after the other (gradients of weights).
 ALL, ROWS = "all", "left operand in rows"
 GAINS = {26: ALL, 25: ROWS}
 
@@ -75,8 +75,8 @@ def linear_backend(
     if backend == "onednn":
         if not (fits and _is_served(*tensors)):
             raise ValueError(
-                "linear: oneDNN cannot serve this call: it needs plain float32 tensors on the CPU whose shapes "
-                "fit, and neither autocast nor torch.compile, torch.func, forward-mode differentiation or a "
+                "linear: oneDNN cannot serve this call: it needs plain float32 tensors on the CPU whose "
+                "shapes fit, and neither autocast nor torch.compile, torch.func, forward-mode differentiation or a "
                 "dispatch mode"
             )
         return "onednn"
@@ -93,8 +93,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _FoundAsLinear(type):
-    """Makes a class equal to `torch.nn.Linear` as a key: `torch.ao.quantization` looks a layer up by its exact
-    type, in a dict and in a list, and would pass over a class of its own without a word."""
+    """Makes a class equal to `torch.nn.Linear` as a key: `torch.ao.quantization` looks a layer up by its
+    exact type, in a dict and in a list, and would pass over a class of its own without a word."""
 
     def __eq__(cls, other: object) -> bool:
         return other is cls or other is nn.Linear

@@ -72,9 +72,10 @@ def attention(
     scale: default 1/sqrt(D). dropout_p: on the attention weights.
     backend: "sdpa" or "flex" by name; None chooses (see the top of this module and `attention_backend`).
         FlexAttention outside torch.compile is compiled on its first call on CUDA.
-    Without keys or queries the result is zeros, and every input has a gradient of zeros. Raises ValueError for
-    shapes, devices and a backend that cannot serve the call, TypeError for dtypes, also where query, key and
-    value differ in it outside autocast. Source: arXiv 1706.03762; empty rows: arXiv 2112.01527, section 3.2.1; FlexAttention: arXiv 2412.05496.
+    Without keys or queries the result is zeros, and every input has a gradient of zeros. Raises ValueError
+    for shapes, devices and a backend that cannot serve the call, TypeError for dtypes, also where query, key
+    and value differ in it outside autocast. Source: arXiv 1706.03762; empty rows: arXiv 2112.01527, section
+    3.2.1; FlexAttention: arXiv 2412.05496.
     """
     call = _checked(query, key, value, mask, bias, key_lengths, cu_seqlens, empty_rows, scale, dropout_p)
     match _route(call, backend):

@@ -165,7 +165,8 @@ def embedding_bag(
     sparse_grad: the gradient of weight is a sparse tensor that holds each used row once (eager mode only: its
         size depends on the data). Use it for tables that are much larger than B*bag, with an optimizer that
         takes sparse gradients.
-    Once differentiable: a second derivative is refused. Raises ValueError for shapes, devices and (on the CPU; elsewhere with VLP_OPS_VALIDATE=1) indices out of
+    Once differentiable: a second derivative is refused. Raises ValueError for shapes, devices and (on the
+    CPU; elsewhere with VLP_OPS_VALIDATE=1) indices out of
     range; TypeError for dtypes.
     """
     op = "embedding_bag"
