@@ -28,7 +28,7 @@ from vlp_core import models
 from vlp_core.concepts import Concepts
 from vlp_core.losses.matching import Negatives
 from vlp_core.models.vicha.checkpoints import Parts, join, vicha_adapter
-from vlp_core.models.vicha.losses import pretrain_losses
+from vlp_methods.vicha.losses import pretrain_losses
 from vlp_core.models.vicha.model import NOT_TAUGHT
 from vlp_core.momentum import FeatureQueue, follow, teacher_of
 

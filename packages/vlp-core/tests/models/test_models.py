@@ -6,7 +6,6 @@ from torch import nn
 from vlp_core import models
 from vlp_core.images import Images
 from vlp_core.losses import Negatives, masked_language_loss
-from vlp_core.models.xvlm.losses import pretrain_losses, retrieval_losses
 from vlp_core.models.xvlm.model import Xvlm
 from vlp_core.weights import CheckpointError
 
@@ -209,7 +208,7 @@ def test_masked_tokens_without_label_do_not_count(labels):
     some = pretrain(model, {**x, "labels": labels}, negatives=negatives)
     assert torch.equal(some.token_labels, labels[labels != -100])
     torch.testing.assert_close(some.token_logits, every.token_logits[labels.flatten() != -100])
-    loss = pretrain_losses(some, model.temperature)["mlm"]
+    loss = masked_language_loss(some.token_logits, some.token_labels)
     torch.testing.assert_close(
         loss,
         masked_language_loss(every.token_logits, labels.flatten()),
@@ -238,29 +237,7 @@ def test_match_asks_each_pair_alone():
     torch.testing.assert_close(together, torch.cat(alone))
 
 
-def test_losses_of_whole_images_leave_the_box_head_without_gradient():
-    model, x = make(), batch(3, 3)
-    pairs = pretrain(model, x)
-    losses = pretrain_losses(pairs, model.temperature)
-    assert list(losses) == ["itc", "itm", "mlm"]
-    torch.stack(list(losses.values())).sum().backward()
-    without = {key.split(".")[0] for key, p in model.named_parameters() if p.grad is None}
-    assert without == {"bbox_head"}
-    with pytest.raises(ValueError, match="target boxes belong to a region batch"):
-        pretrain_losses(pairs, model.temperature, target_boxes_B4=torch.ones(3, 4))
-
-
 def test_region_arguments_belong_together():
     x = batch(3, 3)
     with pytest.raises(ValueError, match="image_index and image_attention_mask belong together"):
         pretrain(make(), x, image_index_B=torch.tensor([0, 1, 2]))
-
-
-def test_losses_stay_fp32_in_bf16():
-    model, x = make(), batch(3, 3)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        pairs = pretrain(model, x)
-        losses = pretrain_losses(pairs, model.temperature)
-        losses |= retrieval_losses(pairs, model.temperature)
-    assert pairs.match_logits.dtype == torch.bfloat16
-    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())

@@ -12,9 +12,7 @@ from vlp_core import models
 from vlp_core.heads import MaskedLanguageHead
 from vlp_core.models.vicha import checkpoints as vicha
 from vlp_core.models.vicha.model import NOT_TAUGHT
-from vlp_core.models.vicha.rules import parameter_rules
 from vlp_core.momentum import NO_ID, FeatureQueue, teacher_of
-from vlp_core.optim import parameter_groups
 from vlp_core.text.bert import Bert
 from vlp_core.vision.positions import resize_position_table
 from vlp_core.weights import Checkpoint, CheckpointError
@@ -56,23 +54,6 @@ def test_released_layouts_load_at_full_size_and_are_written_back(case):
         idle = IDLE if found == "nlvr_domain" else ()
         written = {key: list(x.shape) for key, x in official(model, teacher, queue).items()}
         assert written == {key: shape for key, shape in shapes.items() if key not in idle}, name
-
-
-@pytest.mark.golden("vicha", lambda case: case.path.is_file() and case.path.stem == "param_groups")
-def test_every_parameter_of_pretraining_decays_as_in_the_reference(case):
-    expected = json.loads(case.path.read_text())["pretrain"]
-    names = [*expected["weight_decay_in_order"], *expected["no_weight_decay_in_order"]]
-    model = models.create("vicha", "pretrain", **full_depth(names))
-    groups = parameter_groups(model, lr=1.0, weight_decay=0.02, rules=parameter_rules())
-    found = {}
-    for group in groups:
-        members = dict(zip(group["names"], group["params"], strict=True))
-        source = vicha.vicha_adapter(model).to_source(members, gradients=True)
-        found |= dict.fromkeys(source, group["weight_decay"])
-    assert found == {
-        **dict.fromkeys(expected["weight_decay_in_order"], 0.02),
-        **dict.fromkeys(expected["no_weight_decay_in_order"], 0.0),
-    }
 
 
 def numbered(module: nn.Module, seed: int) -> None:
@@ -392,20 +373,6 @@ def test_files_of_another_stage_are_refused():
         vicha.FILES.load(tiny()[0], {"encoder.weight": torch.ones(1)}, stage="pretrain")
     with pytest.raises(CheckpointError, match="1 unknown tensors: extra"):
         vicha.FILES.start(tiny("retrieval")[0], {**state, "extra.weight": torch.ones(1)}, stage="retrieval")
-
-
-def test_vectors_decay_only_where_the_reference_has_a_table():
-    for stage in TASKS:
-        model = tiny(stage)[0]
-        (decayed,) = [
-            group["names"]
-            for group in parameter_groups(model, lr=1.0, weight_decay=0.02, rules=parameter_rules())
-            if group["weight_decay"]
-        ]
-        parameters = dict(model.named_parameters())
-        vectors = {name.split(".")[-1] for name in decayed if parameters[name].ndim == 1}
-        assert vectors <= {"class_token", "mask_token"}
-        assert all(parameters[name].ndim == 1 for name in parameters.keys() - set(decayed))
 
 
 # Published BERT

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from vlp_core import models
-from vlp_core.models.vicha.rules import parameter_rules
 from vlp_core.recipe import RecipeError, dump
 from vlp_methods.builders.model import derived_arguments, make
 from vlp_methods.builders.optimizer import adamw, learning_rate
 from vlp_methods.engine.entry import load, shipped
 from vlp_methods.sections.models import Start
 from vlp_methods.vicha.pretrain import model_arguments
+from vlp_methods.vicha.rules import parameter_rules
 
 EPOCH = 100
 """Steps of an epoch where the user has to say how long it is."""

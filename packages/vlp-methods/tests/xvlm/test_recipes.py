@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from vlp_core import models
-from vlp_core.models.xvlm.rules import parameter_rules
 from vlp_core.optim import parameter_groups
 from vlp_core.recipe import RecipeError, dump
 from vlp_methods.builders.model import derived_arguments, make
@@ -17,6 +16,7 @@ from vlp_methods.builders.optimizer import adamw
 from vlp_methods.engine.entry import load, shipped
 from vlp_methods.sections.models import Start
 from vlp_methods.xvlm.finetune import rules
+from vlp_methods.xvlm.rules import parameter_rules
 from vlp_methods.xvlm.schema.pretrain import Pretrain
 
 GIVEN = {

@@ -12,7 +12,7 @@ patches (concepts), lower layers are aligned too (hierarchy), and removed patche
     finetune.py  what the tasks after pre-training have in common
     recipes/     the official runs, and for each a small one on drawn images for two CPU cores
 
-The model itself is `vlp_core.models.vicha.model`, its losses are `vlp_core.models.vicha.losses`, the data side is
+The model itself is `vlp_core.models.vicha.model`, its losses are `vlp_methods.vicha.losses`, the data side is
 `vlp_data.examples`.
 """
 

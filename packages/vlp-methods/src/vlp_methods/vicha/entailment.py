@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from vlp_core.losses import distilled_cross_entropy
 from vlp_core.models.fusion.entailment import EntailmentModel
-from vlp_core.models.vicha.rules import parameter_rules
 from vlp_data.batch import EntailmentBatch
 from vlp_data.examples import EntailmentExamples
 
@@ -17,6 +16,7 @@ from vlp_methods.builders.assembly import assemble
 from vlp_methods.builders.data import images_of
 from vlp_methods.builders.teacher import Momentum, TaughtTask, momentum_of
 from vlp_methods.engine.job import Job
+from vlp_methods.vicha.rules import parameter_rules
 from vlp_methods.vicha.schema.entailment import Entailment
 
 

@@ -5,7 +5,6 @@ Source: ALBEF, arXiv 2107.07651 appendix A, whose way ViCHA follows; `Pretrain_n
 configs in the official code.
 """
 
-from vlp_core.models.vicha.rules import parameter_rules
 from vlp_data.examples import NlvrExamples, RetrievalExamples
 
 from vlp_methods.builders import evaluation
@@ -13,6 +12,7 @@ from vlp_methods.builders.assembly import assemble
 from vlp_methods.builders.tasks import AssignmentTask, NlvrTask
 from vlp_methods.builders.teacher import momentum_of
 from vlp_methods.engine.job import Job
+from vlp_methods.vicha.rules import parameter_rules
 from vlp_methods.vicha.schema.nlvr import Nlvr, NlvrDomain
 
 

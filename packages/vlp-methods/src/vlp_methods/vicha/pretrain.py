@@ -8,9 +8,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from vlp_core.models.vicha.losses import pretrain_losses
 from vlp_core.models.vicha.model import NOT_TAUGHT, Vicha
-from vlp_core.models.vicha.rules import parameter_rules
 from vlp_core.momentum import FeatureQueue
 from vlp_core.recipe import dump
 from vlp_data.batch import ImageTextBatch
@@ -24,6 +22,8 @@ from vlp_methods.builders.model import encoder_arguments, load_encoders
 from vlp_methods.builders.teacher import Momentum, TaughtTask
 from vlp_methods.engine.job import Job
 from vlp_methods.sections.teacher import QueueTeacher
+from vlp_methods.vicha.losses import pretrain_losses
+from vlp_methods.vicha.rules import parameter_rules
 from vlp_methods.vicha.schema.pretrain import Hierarchy, MaskedImage, Model, Pretrain
 
 

@@ -6,9 +6,7 @@ Source: arXiv 2208.13628; `Retrieval.py`, `Grounding.py`, `configs/Retrieval_*.y
 """
 
 from torch import Tensor
-from vlp_core.models.vicha.losses import retrieval_losses
 from vlp_core.models.vicha.model import NOT_TAUGHT, Vicha
-from vlp_core.models.vicha.rules import parameter_rules
 from vlp_core.momentum import FeatureQueue
 from vlp_data.batch import RetrievalBatch
 from vlp_data.examples import RetrievalExamples
@@ -19,6 +17,8 @@ from vlp_methods.builders.data import images_of
 from vlp_methods.builders.teacher import Momentum, TaughtTask
 from vlp_methods.engine.job import Job
 from vlp_methods.sections.teacher import QueueTeacher
+from vlp_methods.vicha.losses import retrieval_losses
+from vlp_methods.vicha.rules import parameter_rules
 from vlp_methods.vicha.schema.grounding import WeakGrounding
 from vlp_methods.vicha.schema.retrieval import Retrieval
 

@@ -1,10 +1,10 @@
 """What the tasks of X-VLM after pre-training have in common beside `vlp_methods.builders`."""
 
 from torch import nn
-from vlp_core.models.xvlm.rules import parameter_rules
 from vlp_core.optim import ParameterRule
 
 from vlp_methods.engine.options import Training
+from vlp_methods.xvlm.rules import parameter_rules
 
 
 def rules(recipe: Training, model: nn.Module) -> list[ParameterRule]:

@@ -11,9 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from vlp_core import distributed
-from vlp_core.models.xvlm.losses import pretrain_losses
 from vlp_core.models.xvlm.model import Xvlm
-from vlp_core.models.xvlm.rules import parameter_rules
 from vlp_data.batch import ImageTextBatch, RegionBatch
 from vlp_data.examples import ImageTextExamples
 from vlp_data.loader import Loader
@@ -24,7 +22,9 @@ from vlp_methods.builders.assembly import assemble
 from vlp_methods.builders.data import images_of
 from vlp_methods.builders.model import encoder_arguments, load_encoders
 from vlp_methods.engine.job import Job, Mixing
+from vlp_methods.xvlm.losses import pretrain_losses
 from vlp_methods.xvlm.regions import open_regions
+from vlp_methods.xvlm.rules import parameter_rules
 from vlp_methods.xvlm.schema.pretrain import Data, Model, Pretrain
 
 

@@ -5,7 +5,6 @@ Source: arXiv 2111.08276 section 4.2; `Retrieval.py` and `configs/Retrieval_*.ya
 
 from torch import Tensor, nn
 from vlp_core import distributed
-from vlp_core.models.xvlm.losses import retrieval_losses
 from vlp_core.models.xvlm.model import Xvlm
 from vlp_data.batch import RetrievalBatch
 from vlp_data.examples import RetrievalExamples
@@ -15,6 +14,7 @@ from vlp_methods.builders.assembly import assemble
 from vlp_methods.builders.data import images_of
 from vlp_methods.engine.job import Job
 from vlp_methods.xvlm.finetune import rules
+from vlp_methods.xvlm.losses import retrieval_losses
 from vlp_methods.xvlm.schema.retrieval import Retrieval
 
 

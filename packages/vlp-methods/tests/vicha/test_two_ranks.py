@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from vlp_core.models.vicha.losses import pretrain_losses
 from vlp_core.models.vicha.model import Pairs, Taught
 from vlp_core.momentum import FeatureQueue
+from vlp_methods.vicha.losses import pretrain_losses
 
 ROWS, LEVELS, WIDTH = 3, 2, 8
 

@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 import vlp_ops
 from torch import Tensor
-
 from vlp_core import distributed
 from vlp_core.losses import (
     distilled_cross_entropy,

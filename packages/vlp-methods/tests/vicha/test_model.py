@@ -9,15 +9,15 @@ from vlp_core.images import Concepts, Images
 from vlp_core.losses import Negatives, momentum_targets, negative_weights
 from vlp_core.models.fusion.official import Contents
 from vlp_core.models.vicha import checkpoints as vicha
-from vlp_core.models.vicha.losses import (
+from vlp_core.models.vicha.model import NOT_TAUGHT
+from vlp_core.momentum import FeatureQueue, follow, teacher_of
+from vlp_core.weights import loading
+from vlp_methods.vicha.losses import (
     hidden_loss,
     momentum_contrastive_loss,
     pretrain_losses,
     retrieval_losses,
 )
-from vlp_core.models.vicha.model import NOT_TAUGHT
-from vlp_core.momentum import FeatureQueue, follow, teacher_of
-from vlp_core.weights import loading
 
 TIED = (
     "text_encoder.cls.predictions.decoder.weight",

@@ -2,7 +2,6 @@
 its models."""
 
 from torch import nn
-
 from vlp_core.models.fusion.nlvr import NlvrModel
 from vlp_core.models.fusion.vqa import VqaModel
 from vlp_core.models.xvlm.model import Xvlm

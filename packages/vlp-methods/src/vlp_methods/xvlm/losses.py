@@ -4,7 +4,6 @@ Source: arXiv 2111.08276 section 3.2 and 3.3.
 """
 
 from torch import Tensor
-
 from vlp_core.distributed import GatherGradient, gather
 from vlp_core.losses import box_losses, info_nce, masked_language_loss, matching_loss
 from vlp_core.models.xvlm.model import Pairs
