@@ -6,25 +6,49 @@ pycocoevalcap 1.2.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from vlp_data.errors import DataError
 from vlp_data.examples import prompt_ids
 from vlp_data.schema import Identifier, Sample, Source
 from vlp_data.sources.rows import read_json
-from vlp_data.text import Tokenizer
 
+from vlp_eval.benchmarks.captioning import CaptioningFiles, CaptioningOptions
 from vlp_eval.concepts import require_fit
-from vlp_eval.inference import ImageBatch, RowOptions, evaluate_rows, read, require_unique
+from vlp_eval.inference import (
+    EXECUTION,
+    Execution,
+    ImageBatch,
+    evaluate_rows,
+    read,
+    require_unique,
+    settings_of,
+)
 from vlp_eval.metrics import captioning as metric
-from vlp_eval.protocol import Captioner
 from vlp_eval.report import Scores
-
-JavaMetric = Literal["meteor", "spice"]
+from vlp_eval.subject import Subject
 
 PROMPT = "a picture of "
 """What X-VLM's captions begin with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioned:
+    """What captioning is measured on."""
+
+    source: Source
+    """Rows of one image; rows of one image file are one image."""
+    references: Mapping[Identifier, Sequence[str]] | None = None
+    """What people wrote, by image id (the number in the file name where the source gives none); None takes
+    the captions of the rows. Where there are none, the result has no numbers."""
+
+
+def open_captions(source: Source, files: CaptioningFiles, options: CaptioningOptions) -> Captioned:
+    """The images with their references. Raises FileNotFoundError, DataError for the file."""
+    return Captioned(
+        source=source, references=read_references(files.references) if files.references else None
+    )
 
 
 class _Image(NamedTuple):
@@ -52,60 +76,45 @@ class _Chosen:
 
 @torch.no_grad()
 def evaluate_captioning(
-    model: Captioner,
-    source: Source,
-    tokenizer: Tokenizer,
-    options: RowOptions,
-    *,
-    prompt: str = PROMPT,
-    beams: int = 3,
-    max_tokens: int = 20,
-    min_tokens: int = 5,
-    length_penalty: float = 1.0,
-    references: Mapping[Identifier, Sequence[str]] | None = None,
-    java: Sequence[JavaMetric] = (),
+    subject: Subject, data: Captioned, options: CaptioningOptions, execution: Execution = EXECUTION
 ) -> Scores:
     """Write one caption for every image of a source, and judge it by BLEU, ROUGE-L and CIDEr.
 
     Args:
-        model: Writes captions.
-        source: Rows of one image; rows of one image file are one image.
-        tokenizer: The model's.
-        options: How rows are read. CIDEr depends on which images are judged together, so on `limit`.
-        prompt: What a caption begins with; not part of the result.
-        beams: Of the search.
-        max_tokens: Longest caption in tokens, the prompt's included.
-        min_tokens: Shortest caption, the same way.
-        length_penalty: Exponent of the length by which sums of log-probabilities are divided.
-        references: What people wrote, by image id (the number in the file name where the source gives none);
-            None takes the captions of the rows. Where there are none, the result has no numbers.
-        java: Metrics besides that need Java and the extra `vlp-eval[caption-java]`.
+        subject: Its model is a `vlp_eval.protocol.Captioner`. The prompt, which is not part of a caption, is
+            `options.prompt`, or else `subject.settings["prompt"]`, or else `PROMPT`.
+        data: The images. CIDEr depends on which are judged together, so on `options.limit`.
+        options: How captions are written and measured.
+        execution: How the evaluation runs.
 
     Raises:
         DataError: A row without image, or two images with one id; ValueError: settings that cannot take
             effect, an image that cannot be opened, references missing.
     """
-    require_fit(model, options.concepts)
-    rows = read(source, _image, options)
+    model, (tokenizer, _) = subject.model, subject.text()
+    require_fit(model, subject.concepts)
+    rows = read(data.source, _image, options.limit, subject.concepts)
     images = _grouped(rows)
     require_unique((one.id for one in images.values()), "image")
-    truth = _references(list(images.values()), references)
-    if java and truth is None:
-        raise ValueError(f"java={list(java)} has no effect without references")
+    truth = _references(list(images.values()), data.references)
+    if options.java and truth is None:
+        raise ValueError(f"java={list(options.java)} has no effect without references")
+    prompt = subject.settings.get("prompt", PROMPT) if options.prompt is None else options.prompt
     start = prompt_ids(tokenizer, prompt)
-    if max_tokens <= len(start):
+    if options.max_tokens <= len(start):
         raise ValueError(
-            f"max_tokens={max_tokens} counts the {len(start)} tokens that the prompt {prompt!r} takes; give more"
+            f"max_tokens={options.max_tokens} counts the {len(start)} tokens that the prompt {prompt!r} "
+            "takes; give more"
         )
 
     def run(chosen: Sequence[int], batch: ImageBatch) -> list[str]:
         written = model.generate(
             model.vision(batch.image.squeeze(1), *batch.given),
             torch.tensor([start] * len(chosen), device=batch.image.device),
-            beams=beams,
-            max_tokens=max_tokens,
-            min_tokens=min_tokens,
-            length_penalty=length_penalty,
+            beams=options.beams,
+            max_tokens=options.max_tokens,
+            min_tokens=options.min_tokens,
+            length_penalty=options.length_penalty,
             end_id=tokenizer.sep_id,
             pad_id=tokenizer.pad_id,
         )
@@ -114,25 +123,18 @@ def evaluate_captioning(
     first: dict[str, int] = {}
     for number, row in enumerate(rows):
         first.setdefault(row.name, number)
-    captions = evaluate_rows(
-        model,
-        _Chosen(source, tuple(first.values())),
-        len(first),
-        run,
-        options,
-        tokenizer=tokenizer,
-        what="captions",
-    )
+    chosen = _Chosen(data.source, tuple(first.values()))
+    captions = evaluate_rows(subject, chosen, len(first), run, options, execution, what="captions")
     written = {one.id: text for one, text in zip(images.values(), captions, strict=True)}
     settings = {
         "prompt": prompt,
-        "beams": beams,
-        "max_tokens": max_tokens,
-        "min_tokens": min_tokens,
-        "length_penalty": length_penalty,
-        **options.settings(),
+        "beams": options.beams,
+        "max_tokens": options.max_tokens,
+        "min_tokens": options.min_tokens,
+        "length_penalty": options.length_penalty,
+        **settings_of(subject, execution),
     }
-    return _scores(written, truth, java, settings)
+    return _scores(written, truth, options.java, settings)
 
 
 def read_references(path: str) -> dict[Identifier, list[str]]:
@@ -185,7 +187,7 @@ def _references(
 def _scores(
     written: Mapping[Identifier, str],
     truth: Mapping[Identifier, Sequence[str]] | None,
-    java: Sequence[JavaMetric],
+    java: Sequence[str],
     settings: dict[str, Any],
 ) -> Scores:
     samples: list[dict[str, Any]] = [{"id": one, "caption": text} for one, text in written.items()]
@@ -195,7 +197,7 @@ def _scores(
             benchmark="captioning",
             settings=settings,
             counts=counts,
-            stages={},
+            results={},
             hits={},
             samples={"images": samples},
             notes=("the images come without captions of people: no numbers, only the file of captions",),
@@ -219,7 +221,7 @@ def _scores(
         benchmark="captioning",
         settings=settings,
         counts={**counts, "references": sum(map(len, truth.values()))},
-        stages={"written": {name: 100 * value for name, value in total.items()}},
+        results={"written": {name: 100 * value for name, value in total.items()}},
         hits={},
         samples={"images": samples},
         notes=tuple(notes),

@@ -9,48 +9,23 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from vlp_eval import __version__
+from vlp_eval.benchmarks import benchmarks, find
 
 if TYPE_CHECKING:
     from vlp_core.recipe import Line
-
-RECIPES = Path(__file__).parent / "recipes"
-
-
-class Benchmark(NamedTuple):
-    """What the command line knows of a benchmark before torch is imported."""
-
-    about: str
-    schema: str
-    """Class of `vlp_eval.options`."""
-    sources: tuple[str, ...]
-    """Classes of `vlp_data.options` that its `data` may be."""
-
-
-BENCHMARKS = {
-    "retrieval": Benchmark(
-        "Image-text retrieval, by similarity and re-ranked",
-        "Retrieval",
-        ("Karpathy", "CocoCaptions", "TaskJson", "ImageTextLines"),
-    ),
-    "vqa": Benchmark("Visual question answering, chosen or written answers", "Vqa", ("TaskJson",)),
-    "nlvr": Benchmark("NLVR2: sentences about two images", "Nlvr", ("TaskJson",)),
-    "entailment": Benchmark("SNLI-VE: does a hypothesis follow from an image?", "Entailment", ("TaskJson",)),
-    "grounding": Benchmark(
-        "Referring expressions, by boxes or by heat of attention", "Grounding", ("Refer",)
-    ),
-    "captioning": Benchmark(
-        "Image captioning", "Captioning", ("TaskJson", "CocoCaptions", "Karpathy", "ImageTextLines")
-    ),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = [*BENCHMARKS, "ls", "show"]
+    try:
+        commands = [*benchmarks(), "ls", "show"]
+    except ValueError as problem:  # a row of another package that cannot be used
+        print(f"vlp-eval: {problem}", file=sys.stderr)
+        return 2
     if words and not words[0].startswith("-") and words[0] not in commands:
         from vlp_core.recipe import nearest
 
@@ -76,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vlp-eval", description="Evaluate vision-language models.")
     parser.add_argument("--version", action="version", version=f"vlp-eval {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, benchmark in BENCHMARKS.items():
+    for name, benchmark in benchmarks().items():
         command = commands.add_parser(name, help=benchmark.about, description=f"{benchmark.about}.")
         command.add_argument(
             "checkpoint", metavar="CHECKPOINT", help="export folder, or an official checkpoint file"
@@ -90,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("ls", help="list the benchmarks")
     listing.set_defaults(run=_list, debug=False)
     show = commands.add_parser("show", help="every key of a benchmark with default and meaning")
-    show.add_argument("benchmark", choices=list(BENCHMARKS), metavar="BENCHMARK")
+    show.add_argument("benchmark", choices=list(benchmarks()), metavar="BENCHMARK")
     show.set_defaults(run=_show, debug=False)
     return parser
 
@@ -107,77 +82,45 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _list(options: argparse.Namespace) -> None:
-    for name, benchmark in BENCHMARKS.items():
-        print(f"{name:<12} {benchmark.about}")
+    for name, benchmark in benchmarks().items():
+        print(f"{name:<15} {benchmark.about}")
 
 
 def _show(options: argparse.Namespace) -> None:
-    from vlp_core.recipe import describe
+    from vlp_eval.command import keys
 
-    for number, (choice, example) in enumerate(_examples(options.benchmark)):
-        section = choice.partition(".")[0] + "."
-        lines = describe(example, {})
-        for line in lines if number == 0 else ():
-            if not line.key.startswith(section):
-                _show_line(line)
-        print(f"\nwith {choice}")
+    found = keys(find(options.benchmark))
+    for line in found.common:
+        _show_line(line)
+    for name, lines in found.formats.items():
+        print(f"\nwith data.format={name}")
         for line in lines:
-            if line.key.startswith(section):
-                _show_line(line)
+            _show_line(line)
 
 
 def _show_line(line: "Line") -> None:
-    value = (
-        "(must be given)" if line.value in ("???", ["???"]) else json.dumps(line.value, ensure_ascii=False)
-    )
+    value = "(must be given)" if line.value == "???" else json.dumps(line.value, ensure_ascii=False)
     print(f"  {line.key} = {value}   {line.kind}")
     if line.doc:
         print(f"      {line.doc}")
 
 
 def _benchmark(options: argparse.Namespace) -> None:
-    from vlp_core.recipe import RecipeError, load
+    from vlp_core.recipe import RecipeError, read
 
-    start = options.recipe or RECIPES / f"{options.command}.yaml"
+    from vlp_eval.command import load
+
+    benchmark = find(options.command)
     try:
-        recipe = load(start, _schema(options.command), options.overrides)
+        given = load(benchmark, read(options.recipe) if options.recipe else {}, options.overrides)
     except RecipeError as error:
-        # The file that holds no more than "data: ???" is none of the user's business.
         lines = [f"{options.recipe}:"] if options.recipe else []
         raise ValueError("\n  ".join([*lines, *error.problems])) from error
     if not Path(options.checkpoint).exists():
         raise FileNotFoundError(f"{options.checkpoint} not found; give an export folder or a checkpoint file")
-    from vlp_eval import run
+    from vlp_eval.run import run
 
-    getattr(run, options.command)(options.checkpoint, recipe)
-
-
-def _schema(name: str) -> type:
-    from vlp_eval import options
-
-    return getattr(options, BENCHMARKS[name].schema)
-
-
-def _examples(name: str) -> list[tuple[str, Any]]:
-    """Options with placeholders for what the user has to give, each with the choice it stands for, to list
-    all keys."""
-    from dataclasses import MISSING, fields
-
-    from vlp_data import options as data
-
-    found = []
-    for kind in BENCHMARKS[name].sources:
-        source = getattr(data, kind)
-        required = [
-            field.name
-            for field in fields(source)
-            if field.default is MISSING and field.default_factory is MISSING
-        ]
-        # `files` is a list of paths, everything else one path; a split is whatever the user says.
-        given = {key: ("???",) if key == "files" else "test" if key == "split" else "???" for key in required}
-        example = source(**given)
-        found.append((f"data.format={example.format}", _schema(name)(data=example)))
-    return found
+    run(benchmark, options.checkpoint, given)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Images of what a model answered, for a README, a report or a look at what it confuses."""
+"""Figures of what a model answered, for a README, a report or a look at what it confuses."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,71 +9,97 @@ from PIL import Image, ImageDraw, ImageFont
 from vlp_data.images import open_image
 from vlp_data.schema import Source
 
+from vlp_eval.benchmarks.grounding import WeakGroundingOptions
+from vlp_eval.benchmarks.options import BenchmarkOptions
 from vlp_eval.concepts import words_of
 from vlp_eval.gallery import Gallery
+from vlp_eval.grounding import word_heat
 from vlp_eval.report import Scores
+from vlp_eval.subject import Subject
 
 THUMB, GAP, MARGIN, TEXT_WIDTH = 168, 14, 24, 300
 SHOWN = 5
 BEST_WIDTH = SHOWN * (THUMB + GAP) - GAP
 WIDTH = 2 * MARGIN + TEXT_WIDTH + GAP + BEST_WIDTH
 INK, FAINT, RIGHT, WRONG, PAPER, PANEL = "#1b1f24", "#6a737d", "#1a7f37", "#c62828", "#ffffff", "#eef1f4"
-Heat = Callable[[Image.Image, str, Sequence[str]], Sequence[tuple[str, np.ndarray]]]
-"""From an image, a text and the words attached to the image to (word, heat [P,P]), such as
-`vlp_eval.grounding.word_heat` with its first arguments filled in."""
 
 
-def retrieval_figure(scores: Scores, gallery: Gallery, *, queries: int = 4) -> Image.Image:
-    """Texts with their five best images, then images with their five best texts, by the last stage of
+def retrieval_figure(
+    scores: Scores, gallery: Gallery, options: BenchmarkOptions, subject: Subject | None = None
+) -> Image.Image:
+    """Texts with their five best images, then images with their five best texts, by the last result of
     `scores`.
 
-    `queries` of each kind, spread evenly over the gallery, so that they are neither the best nor the worst
-    ones. Right answers have a green frame or green letters and the word "right"; where the right one is not
-    among the five, its rank is said. `gallery` must be the one that `scores` is of.
+    `options.figures` of each kind, spread evenly over the gallery, so that they are neither the best nor the
+    worst ones. Right answers have a green frame or green letters and the word "right"; where the right one is
+    not among the five, its rank is said. Texts are as the model read them. `gallery` must be the one that
+    `scores` is of.
     """
-    stage = list(scores.stages)[-1]
+    result = list(scores.results)[-1]
     images, texts = scores.samples["images"], scores.samples["texts"]
     if [one["id"] for one in images] != list(gallery.image_ids) or [one["id"] for one in texts] != list(
         gallery.text_ids
     ):
         raise ValueError("the scores are of another gallery: ids differ")
     place = {name: i for i, name in enumerate(gallery.image_ids)}
-    words = dict(zip(gallery.text_ids, gallery.texts, strict=True))
-    head = f"{stage}: {len(images)} images, {len(texts)} texts"
+    words = {one["id"]: one["text"] for one in texts}
+    head = f"{result}: {len(images)} images, {len(texts)} texts"
     blocks = [_heading(f"Text to image, {head}")]
-    blocks += [_text_row(texts[j], stage, place, gallery) for j in _spread(len(texts), queries)]
+    blocks += [_text_row(texts[j], result, place, gallery) for j in _spread(len(texts), options.figures)]
     blocks += [_heading(f"Image to text, {head}")]
-    blocks += [_image_row(images[i], stage, words, gallery.image(i)) for i in _spread(len(images), queries)]
+    blocks += [
+        _image_row(images[i], result, words, gallery.image(i)) for i in _spread(len(images), options.figures)
+    ]
     return _page(blocks)
 
 
-def samples_figure(scores: Scores, source: Source, *, queries: int = 4) -> Image.Image:
+def samples_figure(
+    scores: Scores, data: Any, options: BenchmarkOptions, subject: Subject | None = None
+) -> Image.Image:
     """Questions, statements or captions of `scores` beside their images, spread evenly over the data; right
     ones green, wrong ones red.
 
-    `source` must be the one that `scores` is of. Captions are not judged one by one, so they are black.
+    `data` must be what `scores` is of: a source, or what holds one as `source`. Captions are not judged one
+    by one, so they are black.
     """
+    source = getattr(data, "source", data)
     (samples,) = scores.samples.values()
     rows = _rows(scores, source)
     blocks = [_heading(f"{scores.benchmark}: {len(samples)} {next(iter(scores.samples))}")]
-    for n in _spread(len(samples), queries):
+    for n in _spread(len(samples), options.figures):
         images = [open_image(image) for image in source[rows[n]].images]
         blocks.append(_sample_row(images, *_lines(samples[n])))
     return _page(blocks)
 
 
 def grounding_figure(
-    scores: Scores, source: Source, *, queries: int = 4, heat: Heat | None = None
+    scores: Scores, source: Source, options: BenchmarkOptions, subject: Subject | None = None
 ) -> Image.Image:
-    """Expressions with the true box (green) and the predicted one (red) and, with `heat`, where the model
-    looks for each word."""
+    """Expressions with the true box (green) and the predicted one (red)."""
+    return _grounding_page(scores, source, options, lambda image, text, words: ())
+
+
+def heat_figure(
+    scores: Scores, source: Source, options: WeakGroundingOptions, subject: Subject
+) -> Image.Image:
+    """Expressions with the true box (green) and the chosen one (red), and where the model looks for each
+    word."""
+    return _grounding_page(scores, source, options, partial(word_heat, subject, options=options))
+
+
+def _grounding_page(
+    scores: Scores,
+    source: Source,
+    options: BenchmarkOptions,
+    heat: Callable[[Image.Image, str, Sequence[str]], Sequence[tuple[str, np.ndarray]]],
+) -> Image.Image:
+    """`heat`: from an image, a text and the words attached to the image to (word, heat [P,P])."""
     samples = scores.samples["expressions"]
     blocks = [_heading(f"{scores.benchmark}: {len(samples)} expressions, true box green, predicted box red")]
-    for n in _spread(len(samples), queries):
+    for n in _spread(len(samples), options.figures):
         row = source[n]
         image = open_image(row.images[0])
-        maps = () if heat is None else heat(image, samples[n]["text"], words_of(row))
-        blocks.append(_grounding_row(samples[n], image, maps))
+        blocks.append(_grounding_row(samples[n], image, heat(image, samples[n]["text"], words_of(row))))
     return _page(blocks)
 
 
@@ -224,11 +251,11 @@ def _heading(text: str) -> Image.Image:
     return block
 
 
-def _text_row(text: Mapping[str, Any], stage: str, place: dict[str, int], gallery: Gallery) -> Image.Image:
+def _text_row(text: Mapping[str, Any], result: str, place: dict[str, int], gallery: Gallery) -> Image.Image:
     block, draw = _canvas(THUMB + 26)
     bottom = _paragraph(draw, (0, 0), text["text"], TEXT_WIDTH - GAP, _font(18), INK, lines=6)
-    draw.text((0, bottom + 6), f"right image: rank {text['rank'][stage]}", font=_font(15), fill=FAINT)
-    for n, name in enumerate(text["best"][stage]):
+    draw.text((0, bottom + 6), f"right image: rank {text['rank'][result]}", font=_font(15), fill=FAINT)
+    for n, name in enumerate(text["best"][result]):
         left = TEXT_WIDTH + GAP + n * (THUMB + GAP)
         right = name == text["image"]
         _thumb(block, draw, (left, 0), gallery.image(place[name]), right=right)
@@ -238,13 +265,13 @@ def _text_row(text: Mapping[str, Any], stage: str, place: dict[str, int], galler
 
 
 def _image_row(
-    image: Mapping[str, Any], stage: str, words: dict[str, str], shown: Image.Image
+    image: Mapping[str, Any], result: str, words: dict[str, str], shown: Image.Image
 ) -> Image.Image:
     step, left = 48, THUMB + 2 * GAP
     block, draw = _canvas(max(THUMB + 26, SHOWN * step))
     _thumb(block, draw, (0, 0), shown, right=False)
-    draw.text((0, THUMB + 4), f"first right text: rank {image['rank'][stage]}", font=_font(15), fill=FAINT)
-    for n, name in enumerate(image["best"][stage]):
+    draw.text((0, THUMB + 4), f"first right text: rank {image['rank'][result]}", font=_font(15), fill=FAINT)
+    for n, name in enumerate(image["best"][result]):
         right, top = name in image["texts"], n * step
         draw.text(
             (left, top),

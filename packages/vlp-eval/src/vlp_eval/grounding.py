@@ -1,46 +1,44 @@
 """Referring expressions: the box that a text means, told by a box head, or chosen among detections by where
 the model looks.
 
-With "boxes" the model tells (cx, cy, w, h) of the squashed image, which are fractions of the stored one too.
-With "heat" nothing was trained on boxes: the heat of attention (`vlp_core.explain`) decides among the
-detections of the image, so accuracy is bounded by them. It is the heat of the match logit by cross-attention
-(mode "itm"), or that of the similarity of image and text by a block of the image encoder ("itc"). A
-prediction is right if it overlaps the annotated box by at least one half.
+`evaluate_grounding`: the model predicts (cx, cy, w, h) of the squashed image, which are fractions of the
+stored one too. `evaluate_weak_grounding`: nothing was trained on boxes; the heat of attention
+(`vlp_core.explain`) decides among the detections of the image, so accuracy is bounded by them. It is the heat
+of the match logit by cross-attention (mode "itm"), or that of the similarity of image and text by a block of
+the image encoder ("itc"). A prediction is right if it overlaps the annotated box by at least one half.
 
 Source: RefCOCO+; X-VLM `Grounding_bbox.py`, `Grounding.py`, specification 6.4 and 6.5; ViCHA specification 6.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from vlp_core.explain import attention_heat, detection_scores, similarity_heat
 from vlp_data.errors import DataError
-from vlp_data.options import ConceptOptions
 from vlp_data.schema import Sample, Source
-from vlp_data.text import Tokenizer
 
-from vlp_eval.concepts import ConceptReader, require_fit
+from vlp_eval.benchmarks.grounding import GroundingOptions, WeakGroundingOptions
+from vlp_eval.benchmarks.options import TextBenchmarkOptions
+from vlp_eval.concepts import require_fit
 from vlp_eval.inference import (
-    READING,
+    EXECUTION,
+    Execution,
     ImageBatch,
-    Reading,
-    RowOptions,
-    View,
     device_of,
     evaluate_rows,
     evaluating,
     read,
     require_unique,
+    settings_of,
 )
 from vlp_eval.metrics import grounding as metric
-from vlp_eval.protocol import Grounder, HeatMapper
 from vlp_eval.report import Scores
+from vlp_eval.subject import Subject
 
 By = Literal["boxes", "heat"]
-Mode = Literal["itm", "itc"]
 Box = tuple[float, float, float, float]
 """x, y, w, h in pixels of the stored image."""
 
@@ -60,109 +58,138 @@ class _Found(NamedTuple):
 
 @torch.no_grad()
 def evaluate_grounding(
-    model: Grounder | HeatMapper,
-    source: Source,
-    tokenizer: Tokenizer,
-    options: RowOptions,
-    *,
-    reading: Reading = READING,
-    by: By = "boxes",
-    mode: Mode = "itm",
-    layer: int | None = None,
-    alpha: float = 0.5,
+    subject: Subject, source: Source, options: GroundingOptions, execution: Execution = EXECUTION
 ) -> Scores:
-    """The box of every expression of a source.
+    """The box that the model predicts for every expression.
 
     Args:
-        model: With a box head (`locate`), or for "heat" one with a match head ("itm"), or with projections
-            and a ViT ("itc").
+        subject: Its model is a `vlp_eval.protocol.Grounder`. The view must squash the whole image.
+        source: Rows of an image with an expression and the box it means (`vlp_data.options.Refer`).
+        options: How predicted boxes are measured.
+        execution: How the evaluation runs.
+
+    `accuracy` is over all expressions, besides it that of each split (val, testA, testB) where the rows tell
+    it. `chance`: the whole image as box.
+
+    Raises:
+        DataError: A row without expression, image or box; ValueError: a model without box head, an image that
+            cannot be opened, a box that is NaN.
+    """
+    model = subject.model
+    if not hasattr(model, "locate"):
+        raise ValueError(
+            "the model has no box head (locate); use weak_grounding, or a model trained for boxes"
+        )
+
+    def run(
+        expressions: Sequence[_Expression], images: ImageBatch, ids: Tensor, mask: Tensor
+    ) -> list[Box | None]:
+        index = torch.arange(len(expressions), device=ids.device)
+        features = model.encode_image(images.image.squeeze(1), *images.given)
+        text = model.encode_text(ids, mask)
+        told = model.locate(features, text, index, index).float().cpu().numpy()
+        if np.isnan(told).any():
+            raise ValueError("a predicted box is NaN")
+        return [_box(box) for box in metric.pixel_boxes(told, [own[0] for own in images.sizes])]
+
+    return _evaluate("grounding", "boxes", subject, source, options, execution, run)
+
+
+@torch.no_grad()
+def evaluate_weak_grounding(
+    subject: Subject, source: Source, options: WeakGroundingOptions, execution: Execution = EXECUTION
+) -> Scores:
+    """The detection that the heat of attention chooses for every expression.
+
+    Args:
+        subject: Its model is a `vlp_eval.protocol.HeatMapper` (mode "itm"), or has projections and a ViT
+            ("itc"). The view must squash the whole image.
         source: Rows of an image with an expression and the box it means (`vlp_data.options.Refer`); regions
             after it are detections.
-        tokenizer: The model's.
-        options: How rows are read; the view must squash the whole image, as `vlp_data.transforms.eval_view`
-            does. ViCHA pads concepts to `max_tokens` here.
-        reading: How expressions become ids.
-        by: What decides, see above.
-        mode: "heat": whose heat it is.
-        layer: "heat": layer whose attention is read, of the text encoder ("itm": X-VLM 9, ALBEF and ViCHA 8)
-            or of the image encoder ("itc"), counted over all its layers.
-        alpha: "heat": a detection's heat is divided by its area to this power.
+        options: Whose heat decides.
+        execution: How the evaluation runs.
 
     A detection counts only if its heat is above 0, as in the reference; without one there is no box, which is
-    wrong (the reference takes the box of the sample before). `accuracy` is over all expressions, besides it
-    that of each split (val, testA, testB) where the rows tell it. `chance`: the whole image as box, or a
+    wrong (the reference takes the box of the sample before). Numbers as in `evaluate_grounding`; `chance`: a
     detection drawn at random.
 
     Raises:
-        DataError: A row without expression, image or box; ValueError: settings that cannot take effect, an
-            image that cannot be opened.
+        DataError: A row without expression, image or box, or no row with detections; ValueError: a model
+            without what the mode needs, an image that cannot be opened.
     """
-    _check(model, by, mode, layer)
-    require_fit(model, options.concepts)
-    expressions = read(source, _expression, options)
-    require_unique((one.id for one in expressions), "expression")
+    needed = {"itm": "itm_head", "itc": "vision_proj"}[options.mode]
+    if not hasattr(subject.model, needed):
+        raise ValueError(
+            f"mode={options.mode}: the model has no {needed}; use another mode, the benchmark grounding, or a "
+            "model trained for it"
+        )
 
-    def run(rows: Sequence[int], images: ImageBatch) -> list[_Found]:
-        device = images.image.device
-        ids, mask = reading.encode(tokenizer, [expressions[row].text for row in rows], device)
-        sizes = [own[0] for own in images.sizes]
-        image = images.image.squeeze(1)
-        if by == "boxes":
-            index = torch.arange(len(rows), device=device)
-            grounder = cast(Grounder, model)
-            features = grounder.encode_image(image, *images.given)
-            text = grounder.encode_text(ids, mask)
-            told = grounder.locate(features, text, index, index).float().cpu().numpy()
-            if np.isnan(told).any():
-                raise ValueError("a predicted box is NaN")
-            boxes = metric.pixel_boxes(told, sizes)
-            return [_Found(_box(box), size) for box, size in zip(boxes, sizes, strict=True)]
-        heat = _heat(model, image, ids, mask, mode, cast(int, layer), images.given).mean.cpu()
+    def run(
+        expressions: Sequence[_Expression], images: ImageBatch, ids: Tensor, mask: Tensor
+    ) -> list[Box | None]:
+        heat = _heat(subject.model, images, ids, mask, options).mean.cpu()
         return [
-            _Found(_chosen(one, expressions[row].detections, size, alpha), size)
-            for row, one, size in zip(rows, heat, sizes, strict=True)
+            _chosen(one, expression.detections, own[0], options.alpha)
+            for expression, one, own in zip(expressions, heat, images.sizes, strict=True)
         ]
 
-    found = evaluate_rows(
-        model, source, len(expressions), run, options, tokenizer=tokenizer, what="expressions"
-    )
-    settings = {"by": by, **asdict(reading), **options.settings()}
-    if by == "heat":
-        settings |= {"mode": mode, "layer": layer, "alpha": alpha}
-    return _scores(expressions, found, by, settings)
+    return _evaluate("weak_grounding", "heat", subject, source, options, execution, run)
+
+
+Locate = Callable[[Sequence[_Expression], ImageBatch, Tensor, Tensor], list[Box | None]]
+"""From expressions, their images, ids and mask to a box for each."""
+
+
+def _evaluate(
+    benchmark: str,
+    by: By,
+    subject: Subject,
+    source: Source,
+    options: TextBenchmarkOptions,
+    execution: Execution,
+    locate: Locate,
+) -> Scores:
+    require_fit(subject.model, subject.concepts)
+    tokenizer, reading = subject.text()[0], subject.reads(options)
+    expressions = read(source, _expression, options.limit, subject.concepts)
+    require_unique((one.id for one in expressions), "expression")
+    if by == "heat" and not any(one.detections for one in expressions):
+        raise DataError(
+            "no expression has detections to choose from; give data.detections=dets.json, the boxes of each "
+            "image"
+        )
+
+    def run(rows: Sequence[int], images: ImageBatch) -> list[_Found]:
+        own = [expressions[row] for row in rows]
+        ids, mask = reading.encode(tokenizer, [one.text for one in own], images.image.device)
+        boxes = locate(own, images, ids, mask)
+        return [_Found(box, sizes[0]) for box, sizes in zip(boxes, images.sizes, strict=True)]
+
+    found = evaluate_rows(subject, source, len(expressions), run, options, execution, what="expressions")
+    settings = settings_of(subject, execution, reading)
+    if isinstance(options, WeakGroundingOptions):
+        settings |= {"mode": options.mode, "layer": options.layer, "alpha": options.alpha}
+    return _scores(benchmark, expressions, found, by, settings)
 
 
 @torch.no_grad()
 def word_heat(
-    model: HeatMapper,
-    tokenizer: Tokenizer,
-    image: Any,
-    text: str,
-    words: Sequence[str] = (),
-    *,
-    view: View,
-    layer: int,
-    mode: Mode = "itm",
-    reading: Reading = READING,
-    concepts: ConceptOptions | None = None,
+    subject: Subject, image: Any, text: str, words: Sequence[str] = (), *, options: WeakGroundingOptions
 ) -> list[tuple[str, np.ndarray]]:
     """Where the model looks in an image for each word of a text: (word, heat [P,P] float32) in order, pieces
     of a word averaged.
 
-    The mean over all tokens, of which `evaluate_grounding` takes the best detection, comes first as "all
-    words"; with mode "itc" it is all there is. `words` are the concepts of the image. Other arguments as
-    there.
+    The mean over all tokens, of which `evaluate_weak_grounding` takes the best detection, comes first as "all
+    words"; with mode "itc" it is all there is. `words` are the concepts of the image.
     """
-    require_fit(model, concepts)
-    device = device_of(model)
-    ids, mask = reading.encode(tokenizer, [text], device)
-    given = ()
-    if concepts is not None:
-        reader = ConceptReader(tokenizer, concepts)
-        read_words = reader.collate([reader.ids(words)])
-        given = (read_words._make(x.to(device) for x in read_words),)
-    with evaluating(model):
-        heat = _heat(model, view(image)[None].to(device), ids, mask, mode, layer, given)
+    tokenizer = subject.text()[0]
+    device = device_of(subject.model)
+    ids, mask = subject.reads(options).encode(tokenizer, [text], device)
+    reader = subject.concept_reader()
+    concepts = () if reader is None else (reader.collate([reader.ids(words)]),)
+    images = ImageBatch(subject.view(image)[None, None], [[image.size]], concepts).to(device)
+    with evaluating(subject.model):
+        heat = _heat(subject.model, images, ids, mask, options)
     found = [("all words", heat.mean[0].cpu().numpy())]
     if heat.words is None:
         return found
@@ -182,51 +209,26 @@ def word_heat(
 class _Heat(NamedTuple):
     """`mean` [B,P,P], and `words` [B,T,P,P] where each token has a map of its own."""
 
-    mean: torch.Tensor
-    words: torch.Tensor | None
+    mean: Tensor
+    words: Tensor | None
 
 
-def _heat(
-    model: Any,
-    image: torch.Tensor,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    mode: Mode,
-    layer: int,
-    given: tuple[Any, ...],
-) -> _Heat:
-    if mode == "itc":
-        return _Heat(
-            similarity_heat(model, image, ids, mask, block=layer, concepts=given[0] if given else None), None
-        )
+def _heat(model: Any, images: ImageBatch, ids: Tensor, mask: Tensor, options: WeakGroundingOptions) -> _Heat:
+    image, given = images.image.squeeze(1), images.given
+    if options.mode == "itc":
+        concepts = given[0] if given else None
+        return _Heat(similarity_heat(model, image, ids, mask, block=options.layer, concepts=concepts), None)
     features = model.encode_image(image, *given)
     heat = attention_heat(
         model,
         features.embeds,
         ids,
         mask,
-        layer=layer,
+        layer=options.layer,
         tokens=model.vision.tokens if given else None,
         image_mask_BS=getattr(features, "attention_mask", None),
     )
     return _Heat(heat.mean, heat.words)
-
-
-def _check(model: Any, by: By, mode: Mode, layer: int | None) -> None:
-    if by not in ("boxes", "heat"):
-        raise ValueError(f"by={by!r} is not known; choose boxes or heat")
-    if mode not in ("itm", "itc"):
-        raise ValueError(f"mode={mode!r} is not known; choose itm or itc")
-    if by == "boxes" and (layer is not None or mode != "itm"):
-        raise ValueError(f"layer={layer} and mode={mode} have no effect with by=boxes; leave them out")
-    if by == "heat" and layer is None:
-        raise ValueError(
-            "by=heat needs the layer whose attention is read (X-VLM takes 9 of its 12, ALBEF and ViCHA 8)"
-        )
-    needed = "locate" if by == "boxes" else "itm_head" if mode == "itm" else "vision_proj"
-    if not hasattr(model, needed):
-        other = "by=heat" if by == "boxes" else "by=boxes"
-        raise ValueError(f"by={by}: the model has no {needed}; use {other}, or a model trained for it")
 
 
 def _expression(sample: Sample) -> _Expression:
@@ -234,7 +236,8 @@ def _expression(sample: Sample) -> _Expression:
     place = None if sample.target is None else sample.target.box
     if len(texts) != 1 or len(sample.images) != 1 or place is None:
         raise DataError(
-            f"{sample.key}: grounding needs rows of one image with one expression and its box; data.format=refer joins lists with REFER's files"
+            f"{sample.key}: grounding needs rows of one image with one expression and its box; "
+            "data.format=refer joins lists with REFER's files"
         )
     boxes = [_xywh(region.box) for region in sample.regions]
     detections = tuple(box for number, box in enumerate(boxes) if number != place)
@@ -251,9 +254,7 @@ def _box(box: Any) -> Box:
     return x, y, w, h
 
 
-def _chosen(
-    heat: torch.Tensor, detections: tuple[Box, ...], size: tuple[int, int], alpha: float
-) -> Box | None:
+def _chosen(heat: Tensor, detections: tuple[Box, ...], size: tuple[int, int], alpha: float) -> Box | None:
     if not detections:
         return None
     scores = detection_scores(heat, torch.tensor(detections), size, alpha=alpha)
@@ -262,7 +263,11 @@ def _chosen(
 
 
 def _scores(
-    expressions: Sequence[_Expression], found: Sequence[_Found], by: By, settings: dict[str, Any]
+    benchmark: str,
+    expressions: Sequence[_Expression],
+    found: Sequence[_Found],
+    by: By,
+    settings: dict[str, Any],
 ) -> Scores:
     truth = {one.id: one.box for one in expressions}
     predictions = {one.id: given.box for one, given in zip(expressions, found, strict=True)}
@@ -278,13 +283,13 @@ def _scores(
     if by == "heat" and (bare := sum(not one.detections for one in expressions)):
         notes.append(f"{bare} expressions have no detection to choose from and count as wrong")
     return Scores(
-        benchmark="grounding",
+        benchmark=benchmark,
         settings={
             **settings,
             "chance": "the whole image as box" if by == "boxes" else "a detection drawn at random",
         },
         counts={"expressions": len(truth)},
-        stages={by: {name: 100 * sum(right[one] for one in ids) / len(ids) for name, ids in groups.items()}},
+        results={by: {name: 100 * sum(right[one] for one in ids) / len(ids) for name, ids in groups.items()}},
         hits={by: {name: sum(right[one] for one in ids) for name, ids in groups.items()}},
         chance={name: 100 * sum(blind[place[one]] for one in ids) / len(ids) for name, ids in groups.items()},
         samples={

@@ -1,9 +1,6 @@
 """What all evaluations share: the model's mode, device and precision, images in batches, and samples shared
 out among ranks.
 
-Evaluations of rows (everything but retrieval, whose images and texts are no pairs) take one value for what
-they have in common, `RowOptions`, and those with a text in each row another, `Reading`.
-
 Rank r of w takes the samples r, r + w, ...; none is evaluated twice when their number does not divide, unlike
 with a sampler that pads. Every rank gets all results, in order of the samples.
 """
@@ -12,7 +9,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -24,9 +21,13 @@ from vlp_data.errors import BadSample, DataError
 from vlp_data.images import open_image
 from vlp_data.options import ConceptOptions
 from vlp_data.schema import Sample, Source
-from vlp_data.text import Encoded, Tokenizer, pre_caption
+from vlp_data.text import Encoded, Tokenizer, pre_caption, pre_question
 
+from vlp_eval.benchmarks.options import BenchmarkOptions
 from vlp_eval.concepts import ConceptReader, words_of
+
+if TYPE_CHECKING:
+    from vlp_eval.subject import Subject
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Progress = Callable[[str, int, int], None]
@@ -38,20 +39,9 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowOptions:
-    """How the rows of a source are read and pass through a model; what every evaluation of rows takes."""
+class Execution:
+    """How an evaluation runs; changes nothing but rounding."""
 
-    view: View
-    """From an image to the model's input [3,H,W]."""
-    concepts: ConceptOptions | None = None
-    """How the words attached to each image are read; needed by a model with a concept encoder and refused by
-    any other. Padding of concepts is visible to such models: with `pad="longest"` the result depends on which
-    rows share a batch (as in the reference for questions, NLVR2 and entailment), with `pad="max"` it does not
-    (as in the reference for grounding)."""
-    limit: int | None = None
-    """First so many rows only."""
-    image_batch: int = 32
-    """Rows taken together."""
     workers: int = 0
     """Processes that decode images; 0 decodes in this one."""
     device: torch.device | str | None = None
@@ -59,44 +49,44 @@ class RowOptions:
     precision: Precision = "fp32"
     """Below fp32 the model runs in autocast."""
     progress: Progress | None = None
-    """Told how many rows of how many are done."""
+    """Told what is counted, how many are done, and of how many."""
 
-    def settings(self) -> dict[str, Any]:
-        """What a report says of them: that which changes numbers."""
-        concepts = {} if self.concepts is None else {"concepts": asdict(self.concepts)}
-        return {"precision": self.precision, **concepts}
+    def place(self, model: Any) -> torch.device:
+        """The device that images and texts go to."""
+        return device_of(model) if self.device is None else torch.device(self.device)
+
+
+EXECUTION = Execution()
+"""In this process, where the model is, in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How the text of a row becomes ids."""
+    """How a text becomes ids."""
 
+    clean: Literal["caption", "question", "none"] = "caption"
+    """Clean texts as the ALBEF family does captions or questions, or take them as they are."""
     max_words: int = 30
-    """Words kept."""
+    """Words kept by the clean-up."""
     max_tokens: int | None = None
     """Tokens kept; None keeps all."""
     separator: bool = False
     """End texts with [SEP], as ALBEF does; X-VLM and ViCHA do not."""
 
-    def encode(
-        self,
-        tokenizer: Tokenizer,
-        texts: Sequence[str],
-        device: torch.device,
-        *,
-        clean: Callable[[str, int], str] = pre_caption,
-    ) -> Encoded:
+    def cleaned(self, text: str) -> str:
+        """The text that is read. Raises ValueError for a caption of which nothing is left."""
+        if self.clean == "none":
+            return text
+        return (pre_caption if self.clean == "caption" else pre_question)(text, self.max_words)
+
+    def encode(self, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device) -> Encoded:
         """Cleaned texts as ids and mask, padded to the longest."""
-        cleaned = [clean(text, self.max_words) for text in texts]
+        cleaned = [self.cleaned(text) for text in texts]
         encoded = tokenizer.encode(cleaned, max_tokens=self.max_tokens, separator=self.separator)
         return Encoded(*(x.to(device) for x in encoded))
 
 
-READING = Reading()
-"""How captions, sentences, hypotheses and expressions are read where nothing else is said."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
+def silent(what: str, done: int, total: int) -> None:
     """No progress."""
 
 
@@ -131,7 +121,7 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
-class DecodedImage(NamedTuple):
+class Described(NamedTuple):
     """A decoded image, and the words attached to it."""
 
     image: Any
@@ -157,7 +147,7 @@ class ImageRows(Dataset):
 
     def __init__(
         self,
-        images: Callable[[int], Sequence[DecodedImage]],
+        images: Callable[[int], Sequence[Described]],
         rows: Sequence[int],
         view: View,
         name: Callable[[int], str],
@@ -233,10 +223,10 @@ class SourceImages:
     def __init__(self, source: Source) -> None:
         self.source = source
 
-    def __call__(self, row: int) -> list[DecodedImage]:
+    def __call__(self, row: int) -> list[Described]:
         sample = self.source[row]
         return [
-            DecodedImage(open_image(image, sample.key), words_of(sample, number))
+            Described(open_image(image, sample.key), words_of(sample, number))
             for number, image in enumerate(sample.images)
         ]
 
@@ -246,15 +236,23 @@ def _row(row: int) -> str:
     return f"row {row} of the source"
 
 
-def read(source: Source, parse: Callable[[Sample], T], options: RowOptions) -> list[T]:
-    """What `parse` makes of each row that the options name. Raises DataError for a row that cannot be read,
-    or that lacks the concepts of a image where they are wanted: leaving it out would change the result."""
-    total = len(source) if options.limit is None else min(options.limit, len(source))
+def read(
+    source: Source,
+    parse: Callable[[Sample], T],
+    limit: int | None,
+    concepts: ConceptOptions | None = None,
+) -> list[T]:
+    """What `parse` makes of the first `limit` rows, or of all.
+
+    Raises DataError for a row that cannot be read, or that lacks the concepts of an image where they are
+    wanted: leaving it out would change the result.
+    """
+    total = len(source) if limit is None else min(limit, len(source))
     if not total:
         raise DataError("the source has no rows to evaluate")
 
     def one(sample: Sample) -> T:
-        if options.concepts is not None:
+        if concepts is not None:
             for number in range(len(sample.images)):
                 concept_words(sample, image=number)
         return parse(sample)
@@ -273,33 +271,31 @@ def require_unique(ids: Iterable[Hashable], what: str) -> None:
 
 
 def evaluate_rows(
-    model: Any,
+    subject: "Subject",
     source: Source,
     rows: int,
     run: Callable[[Sequence[int], ImageBatch], Sequence[T]],
-    options: RowOptions,
+    options: BenchmarkOptions,
+    execution: Execution,
     *,
-    tokenizer: Tokenizer,
     what: str,
 ) -> list[T]:
     """Results of the first `rows` rows of a source, each evaluated by exactly one rank, in order of the rows
     on every rank.
 
     `run(rows, images)` returns one picklable result for each of the rows of a batch; the model is in
-    evaluation mode meanwhile. `tokenizer` reads concepts. An image that cannot be used is a ValueError on all
-    ranks.
+    evaluation mode meanwhile. `what` is counted. An image that cannot be used is a ValueError on all ranks.
     """
     own = range(distributed.rank(), rows, distributed.world_size())
-    device = device_of(model) if options.device is None else torch.device(options.device)
-    reader = None if options.concepts is None else ConceptReader(tokenizer, options.concepts)
-    say = speaker(options.progress)
+    device = execution.place(subject.model)
+    say = speaker(execution.progress)
     found: dict[int, T] = {}
     problem = ""
-    images = ImageRows(SourceImages(source), own, options.view, _row, reader)
+    images = ImageRows(SourceImages(source), own, subject.view, _row, subject.concept_reader())
     try:
-        with evaluating(model), autocast(device, options.precision):
-            for part in image_batches(images, batch=options.image_batch, workers=options.workers):
-                chosen = own[len(found) : len(found) + len(part.image)]
+        with evaluating(subject.model), autocast(device, execution.precision):
+            for part in image_batches(images, batch=options.image_batch, workers=execution.workers):
+                chosen = own[len(found) : len(found) + len(part.sizes)]
                 results = run(chosen, part.to(device))
                 found |= dict(zip(chosen, results, strict=True))
                 say(what, len(found), len(own))
@@ -316,3 +312,12 @@ def evaluate_rows(
         "a row was not evaluated exactly once"
     )
     return list(ordered.values())
+
+
+def settings_of(subject: "Subject", execution: Execution, reading: Reading | None = None) -> dict[str, Any]:
+    """What a report says of these: that which changes numbers."""
+    return {
+        **({} if reading is None else asdict(reading)),
+        "precision": execution.precision,
+        **({} if subject.concepts is None else {"concepts": asdict(subject.concepts)}),
+    }

@@ -13,7 +13,8 @@ Letters: B images or texts, N image tokens, T text tokens, E shared embedding, D
 answers to choose from, L answer tokens, K classes.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 from vlp_core.explain import Matching
@@ -137,6 +138,20 @@ class QuestionAnswering(Protocol):
         max_tokens: int,
     ) -> Written:
         """An answer to each question, by beam search."""
+        ...
+
+
+@runtime_checkable
+class AnswerClasses(Protocol):
+    """Answers questions about images by classification over the answers that it was trained with (ViLT, VLC)."""
+
+    @property
+    def answers(self) -> Sequence[str]:
+        """The C answers, in order of the logits."""
+        ...
+
+    def classify_answers(self, image: Tensor, ids: Tensor, attention_mask: Tensor, /) -> Tensor:
+        """Logits [B,C] of B questions about images [B,3,H,W]."""
         ...
 
 

@@ -10,7 +10,7 @@ from typing import Any
 class Scores:
     """Result of one benchmark.
 
-    `stages` maps the name of a stage ("dual", "reranked") to its numbers, in percent; empty where nothing
+    `results` maps the name of a result ("dual", "reranked") to its numbers, in percent; empty where nothing
     could be compared with the truth. `hits` holds the counts behind them, `chance` what one gets without
     looking (the benchmark says how), `counts` the sizes. `samples` has one entry per sample, in order of the
     data, so that two runs can be compared sample by sample. `notes` are sentences that a reader of the
@@ -20,7 +20,7 @@ class Scores:
     benchmark: str
     settings: Mapping[str, Any]
     counts: Mapping[str, int]
-    stages: Mapping[str, Mapping[str, float]]
+    results: Mapping[str, Mapping[str, float]]
     hits: Mapping[str, Mapping[str, int]]
     chance: Mapping[str, float] = field(default_factory=dict)
     samples: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -29,12 +29,25 @@ class Scores:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Numbers of the last stage: the result. Empty without a stage."""
-        return list(self.stages.values())[-1] if self.stages else {}
+        """Numbers of the last result, which counts. Empty without one."""
+        return list(self.results.values())[-1] if self.results else {}
+
+    @classmethod
+    def read(cls, text: str) -> "Scores":
+        """Scores of the text that `json` made, of this version or one before (`results` were called `stages`).
+
+        Raises ValueError for another text.
+        """
+        try:
+            content = json.loads(text)
+            if "stages" in content:
+                content["results"] = content.pop("stages")
+            return cls(**content)
+        except (TypeError, AttributeError, json.JSONDecodeError) as problem:
+            raise ValueError(f"this is no report of vlp-eval: {problem}") from problem
 
     def json(self) -> str:
-        """Everything as JSON text in ASCII, one sample per line; `Scores(**json.loads(text))` gives it
-        back."""
+        """Everything as JSON text in ASCII, one sample per line; `Scores.read` gives it back."""
         content = asdict(self)
         samples = content.pop("samples")
         head = json.dumps(content, indent=1, allow_nan=False)
@@ -50,11 +63,11 @@ class Scores:
         """The numbers as text for a terminal: in percent with two decimals, the counts behind them in a
         second line."""
         columns = list(self.shown or self.metrics)
-        first = max([8, *(len(name) for name in self.stages)])
+        first = max([8, *(len(name) for name in self.results)])
         rows = [["", *(_heading(key) for key in columns)]]
-        for stage, numbers in self.stages.items():
-            rows.append([stage, *(f"{numbers[key]:.2f}" for key in columns)])
-            hits = self.hits.get(stage)
+        for result, numbers in self.results.items():
+            rows.append([result, *(f"{numbers[key]:.2f}" for key in columns)])
+            hits = self.hits.get(result)
             if hits is not None:
                 rows.append(["  hits", *(str(hits[key]) if key in hits else "" for key in columns)])
         if self.chance:
@@ -63,7 +76,7 @@ class Scores:
             )
         widths = [max(9, 2 + max(len(row[n]) for row in rows)) for n in range(1, len(rows[0]))]
         lines = [f"{self.benchmark}: " + ", ".join(f"{count} {name}" for name, count in self.counts.items())]
-        for row in rows if self.stages else ():
+        for row in rows if self.results else ():
             cells = "".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths, strict=True))
             lines.append(f"{row[0]:<{first}}{cells}".rstrip())
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

@@ -1,12 +1,12 @@
 """Image-text retrieval: by similarity of the two encoders, and re-ranked by the fusion encoder.
 
-Two stages, as in ALBEF, X-VLM and ViCHA (evaluation of ALBEF, arXiv 2107.07651, section 6; X-VLM
+Two steps, as in ALBEF, X-VLM and ViCHA (evaluation of ALBEF, arXiv 2107.07651, section 6; X-VLM
 `Retrieval.py`):
 
 1. similarity of all images and texts: inner products of the projections, without temperature;
 2. for each image the K most similar texts, and for each text the K most similar images, are scored by
-    `model.match`; this score
-   alone ranks them (the similarity is not added), and what is no candidate stands behind all candidates.
+   `model.match`; this score alone ranks them (the similarity is not added), and what is no candidate stands
+   behind all candidates.
 
 Different from the reference, with the same ranks: a pair wanted in both directions is scored once, many
 queries share a batch, padding is cut to the longest text of a batch, scores of ranks are gathered and not
@@ -19,8 +19,7 @@ Letters: N images, M texts, K candidates, P pairs, T tokens, E shared embedding.
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Any, Literal, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,72 +27,60 @@ from torch import Tensor
 from torch.nn.functional import pad
 from vlp_core import distributed
 from vlp_data.options import ConceptOptions
+from vlp_data.schema import Source
 
-from vlp_eval.concepts import ConceptReader, require_fit
+from vlp_eval.benchmarks.retrieval import RetrievalOptions
+from vlp_eval.concepts import ConceptReader
 from vlp_eval.gallery import Gallery
 from vlp_eval.inference import (
-    DecodedImage,
+    EXECUTION,
+    Described,
+    Execution,
     ImageRows,
-    Precision,
     Progress,
-    View,
     autocast,
-    device_of,
     evaluating,
     image_batches,
+    settings_of,
     silent,
     speaker,
 )
 from vlp_eval.metrics import retrieval as metric
 from vlp_eval.protocol import DualEncoder, ImageFeatures, RetrievalModel, TextFeatures
 from vlp_eval.report import Scores
+from vlp_eval.subject import Subject
 
 AT = (1, 5, 10)
 SHOWN = 5
 
 
-class Tokenizer(Protocol):
-    """The part of `vlp_data.text.Tokenizer` that is needed here."""
+RERANK = 128
+"""Candidates of each query where `RetrievalOptions.rerank` is None and there is a fusion encoder."""
 
-    def encode(
-        self, texts: Sequence[str], *, max_tokens: int, separator: bool, pad: Literal["longest", "max"]
-    ) -> tuple[Tensor, Tensor]:
-        """Token ids [B,T] and attention mask [B,T], int64."""
-        ...
+
+def open_gallery(source: Source, files: None, options: RetrievalOptions) -> Gallery:
+    """The images and captions of a source that the options name; texts are as in the data."""
+    gallery = Gallery.from_source(source, limit=options.limit)
+    if options.first_captions is not None:
+        gallery = gallery.first_texts(options.first_captions)
+    return gallery if options.repeated_captions else gallery.without_repeated_texts()
 
 
 @torch.no_grad()  # not inference_mode: what a model caches on the way must stay usable in training
 def evaluate_retrieval(
-    model: DualEncoder,
-    gallery: Gallery,
-    tokenizer: Tokenizer,
-    *,
-    view: View,
-    concepts: ConceptOptions | None = None,
-    max_tokens: int = 40,
-    separator: bool = False,
-    rerank: int = 0,
-    ties: metric.Ties = "pessimistic",
-    fold_size: int | None = None,
-    image_batch: int = 32,
-    text_batch: int = 256,
-    pair_batch: int = 256,
-    workers: int = 0,
-    device: torch.device | str | None = None,
-    precision: Precision = "fp32",
-    progress: Progress | None = None,
+    subject: Subject, gallery: Gallery, options: RetrievalOptions, execution: Execution = EXECUTION
 ) -> Scores:
-    """Retrieval in both directions, by similarity and, with `rerank`, by the fusion encoder.
+    """Retrieval in both directions, by similarity and, with `options.rerank`, by the fusion encoder.
 
-    `view` makes the model's input [3,H,W] from what `gallery.image` returns. `concepts` says how the words
-    attached to the images (`gallery.concepts`) are read, which a model with a concept encoder needs and any
-    other refuses; their padding is visible to it, so it must be the same for all images (`pad="max"`, as in
-    the reference). `rerank` is K, the number of candidates of each query that `model.match` scores; 0 leaves
-    the second stage out, and a K above the size of the gallery scores all pairs and says so in the notes.
-    `fold_size` adds the stage "dual, folds of ...": the mean over folds of that many images ("COCO 1k":
-    1000). Batch sizes, workers and the number of ranks change nothing but rounding. `device` defaults to
-    where the model is; images and texts are moved there, the model is not. With `precision` below fp32 the
-    model runs in autocast; scores are ranked in fp32.
+    Args:
+        subject: Its model is a `vlp_eval.protocol.DualEncoder`, with `match` (a `RetrievalModel`) for
+            re-ranking. Concepts come from the gallery; their padding is visible to the model, so
+            `subject.concepts.pad` must be "max".
+        gallery: Images and texts, which are cleaned here as the subject reads them.
+        options: How retrieval is measured. More candidates than the gallery holds score all pairs, and the
+            notes say so. `fold_size` adds the result "dual, folds of ...". Batch sizes change nothing but
+            rounding.
+        execution: How the evaluation runs. Scores are ranked in fp32 whatever its precision.
 
     Under torch.distributed each rank encodes its share, each sample exactly once, and all ranks return the
     same Scores. The model is in evaluation mode meanwhile. Tied scores, cut K and the like become `notes` of
@@ -101,72 +88,49 @@ def evaluate_retrieval(
 
     Raises ValueError for settings that cannot take effect, and for features or scores that are NaN.
     """
+    model, (tokenizer, _), reading = subject.model, subject.text(), subject.reads(options)
     world, rank = distributed.world_size(), distributed.rank()
     images, texts = len(gallery.image_ids), len(gallery.texts)
-    if rerank < 0:
-        raise ValueError(
-            f"rerank={rerank} must be 0 (no re-ranking) or the number of candidates of each query"
-        )
-    if rerank and not hasattr(model, "match"):
-        raise ValueError(
-            f"rerank={rerank}: {type(model).__name__} has no fusion encoder (`match`); use rerank=0"
-        )
+    wanted = _candidates(model, options)
     if world > min(images, texts):
         raise ValueError(f"{images} images and {texts} texts cannot be shared by {world} ranks; start fewer")
-    require_fit(model, concepts)
-    reader = None if concepts is None else _reader(gallery, tokenizer, concepts)
-    device = device_of(model) if device is None else torch.device(device)
-    say = speaker(progress)
+    reader = subject.concept_reader()
+    if reader is not None:
+        _require_concepts(gallery, reader.options)
+    gallery = gallery.map_texts(reading.cleaned)
+    device = execution.place(model)
+    say = speaker(execution.progress)
     image_of_text = torch.tensor(gallery.image_of_text)
-    result = _Result(gallery, ties)
+    result = _Result(gallery, options.ties)
 
-    with evaluating(model), autocast(device, precision):
+    with evaluating(model), autocast(device, execution.precision):
         image = _encode_images(
-            model, gallery, range(rank, images, world), view, reader, image_batch, workers, device, say
+            subject, gallery, range(rank, images, world), reader, options, execution.workers, device, say
         )
-        text = _encode_texts(
-            model,
-            tokenizer,
-            gallery.texts,
-            range(rank, texts, world),
-            max_tokens,
-            separator,
-            text_batch,
-            device,
-            say,
+        ids, mask = tokenizer.encode(
+            gallery.texts, max_tokens=reading.max_tokens, separator=reading.separator, pad="longest"
         )
+        text = _encode_texts(model, ids, mask, range(rank, texts, world), options.text_batch, device, say)
         text = cast(Any, text)._make(
             None if share is None else _everyone(share, texts) for share in cast(Any, text)
         )
         similarity_NM = _everyone(image.projection, images).float() @ text.projection.float().T
-        with _caught(result.notes):
-            result.add(
-                "dual",
-                metric.text_ranks(similarity_NM, image_of_text, ties=ties),
-                metric.image_ranks(similarity_NM.T, image_of_text, ties=ties),
-                best_in_order(similarity_NM, SHOWN),
-                best_in_order(similarity_NM.T, SHOWN),
-            )
-            if fold_size is not None:
-                mean, _ = metric.folds(
-                    similarity_NM, similarity_NM.T, image_of_text, size=fold_size, ties=ties
-                )
-                result.add_mean(f"dual, folds of {fold_size}", mean)
-        if rerank:
-            of_image = _everyone(metric.top(similarity_NM[rank::world], min(rerank, texts)), images).cpu()
-            of_text = _everyone(metric.top(similarity_NM.T[rank::world], min(rerank, images)), texts).cpu()
+        result.add_all("dual", similarity_NM, fold_size=options.fold_size)
+        if wanted:
+            of_image = _everyone(metric.top(similarity_NM[rank::world], min(wanted, texts)), images).cpu()
+            of_text = _everyone(metric.top(similarity_NM.T[rank::world], min(wanted, images)), texts).cpu()
             del similarity_NM
             scores_NK, scores_MK = _rerank(
-                cast(RetrievalModel, model), image, text, of_image, of_text, pair_batch, say
+                cast(RetrievalModel, model), image, text, of_image, of_text, options.pair_batch, say
             )
             with _caught(result.notes):
                 text_ranks, text_found = metric.candidate_text_ranks(
-                    of_image, scores_NK, image_of_text, ties=ties
+                    of_image, scores_NK, image_of_text, ties=options.ties
                 )
                 image_ranks, image_found = metric.candidate_image_ranks(
-                    of_text, scores_MK, image_of_text, images=images, ties=ties
+                    of_text, scores_MK, image_of_text, images=images, ties=options.ties
                 )
-            result.note_candidates(rerank, text_found, image_found)
+            result.note_candidates(wanted, text_found, image_found)
             result.add(
                 "reranked",
                 text_ranks,
@@ -174,16 +138,17 @@ def evaluate_retrieval(
                 of_image.gather(1, best_in_order(scores_NK, SHOWN)),
                 of_text.gather(1, best_in_order(scores_MK, SHOWN)),
             )
-    settings: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "separator": separator,
-        "rerank": rerank,
-        "ties": ties,
-        "precision": precision,
-    }
-    if concepts is not None:
-        settings["concepts"] = asdict(concepts)
-    return result.scores(settings)
+    return result.scores({**settings_of(subject, execution, reading), "rerank": wanted, "ties": options.ties})
+
+
+def _candidates(model: Any, options: RetrievalOptions) -> int:
+    """Candidates of each query that are re-ranked."""
+    fuses = hasattr(model, "match")
+    if options.rerank and not fuses:
+        raise ValueError(
+            f"rerank={options.rerank}: {type(model).__name__} has no fusion encoder (`match`); use rerank=0"
+        )
+    return (RERANK if fuses else 0) if options.rerank is None else options.rerank
 
 
 def rerank(
@@ -297,13 +262,13 @@ def _rerank(
     return scores[: of_image.numel()].view_as(of_image), scores[of_image.numel() :].view_as(of_text)
 
 
-def _reader(gallery: Gallery, tokenizer: Any, concepts: ConceptOptions) -> ConceptReader:
-    """What reads the gallery's concepts. Raises ValueError where there are none, or their padding would
-    differ between batches."""
+def _require_concepts(gallery: Gallery, concepts: ConceptOptions) -> None:
+    """Raise ValueError where the images of a gallery have no concepts, or their padding would differ between
+    batches."""
     if concepts.pad != "max":
         raise ValueError(
-            f"concepts.pad={concepts.pad}: the features of an image would depend on its batch, and all images of a gallery are compared; "
-            "give pad=max"
+            f"concepts.pad={concepts.pad}: the features of an image would depend on its batch, and all images "
+            "of a gallery are compared; give pad=max"
         )
     if not gallery.concepts:
         raise ValueError(
@@ -312,7 +277,6 @@ def _reader(gallery: Gallery, tokenizer: Any, concepts: ConceptOptions) -> Conce
     for name, words in zip(gallery.image_ids, gallery.concepts, strict=True):
         if not words:
             raise ValueError(f"image {name!r} of the gallery has no concepts, others have")
-    return ConceptReader(tokenizer, concepts)
 
 
 class _GalleryImages:
@@ -321,35 +285,33 @@ class _GalleryImages:
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
 
-    def __call__(self, i: int) -> list[DecodedImage]:
+    def __call__(self, i: int) -> list[Described]:
         words = self.gallery.concepts[i] if self.gallery.concepts else ()
-        return [DecodedImage(self.gallery.image(i), words)]
+        return [Described(self.gallery.image(i), words)]
 
     def name(self, i: int) -> str:
         return f"image {self.gallery.image_ids[i]!r} of the gallery"
 
 
 def _encode_images(
-    model: DualEncoder,
+    subject: Subject,
     gallery: Gallery,
     indices: Sequence[int],
-    view: View,
     reader: ConceptReader | None,
-    batch: int,
+    options: RetrievalOptions,
     workers: int,
     device: torch.device,
     say: Progress,
 ) -> ImageFeatures:
     images = _GalleryImages(gallery)
+    rows = ImageRows(images, indices, subject.view, images.name, reader)
     parts = []
-    for part in image_batches(
-        ImageRows(images, indices, view, images.name, reader), batch=batch, workers=workers
-    ):
+    for part in image_batches(rows, batch=options.image_batch, workers=workers):
         part = part.to(device)
-        parts.append(model.encode_image(part.image.squeeze(1), *part.given))
+        parts.append(subject.model.encode_image(part.image.squeeze(1), *part.given))
         if parts[0].projection is None:
             raise ValueError(
-                f"{type(model).__name__} has no projection into a shared space; it cannot retrieve"
+                f"{type(subject.model).__name__} has no projection into a shared space; it cannot retrieve"
             )
         say("images", sum(len(part.projection) for part in parts), len(indices))
     return _join(parts)
@@ -357,18 +319,15 @@ def _encode_images(
 
 def _encode_texts(
     model: DualEncoder,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
+    ids: Tensor,
+    mask: Tensor,
     indices: Sequence[int],
-    max_tokens: int,
-    separator: bool,
     batch: int,
     device: torch.device,
     say: Progress,
 ) -> TextFeatures:
-    """Features in order of `indices`, padded to the longest of all texts, so that all ranks agree on the
-    shape."""
-    ids, mask = tokenizer.encode(texts, max_tokens=max_tokens, separator=separator, pad="longest")
+    """Features in order of `indices`, padded to the longest of all texts (`ids`), so that all ranks agree on
+    the shape."""
     own = torch.tensor(indices)
     length = mask.sum(1)
     order = own[length[own].argsort(stable=True)]
@@ -391,12 +350,12 @@ def _encode_texts(
 
 
 class _Result:
-    """Collects the stages of one evaluation."""
+    """Collects the results of one evaluation."""
 
     def __init__(self, gallery: Gallery, ties: metric.Ties) -> None:
-        self.gallery = gallery
+        self.gallery, self.ties = gallery, ties
         self.notes: list[str] = []
-        self.stages: dict[str, dict[str, float]] = {}
+        self.results: dict[str, dict[str, float]] = {}
         self.hits: dict[str, dict[str, int]] = {}
         self.counts = {"images": len(gallery.image_ids), "texts": len(gallery.texts)}
         texts: list[list[str]] = [[] for _ in gallery.image_ids]
@@ -411,16 +370,32 @@ class _Result:
             for name, i, words in zip(gallery.text_ids, gallery.image_of_text, gallery.texts, strict=True)
         ]
 
+    def add_all(self, name: str, scores_NM: Tensor, *, fold_size: int | None) -> None:
+        """A result of the scores of all images and texts."""
+        image_of_text = torch.tensor(self.gallery.image_of_text)
+        with _caught(self.notes):
+            self.add(
+                name,
+                metric.text_ranks(scores_NM, image_of_text, ties=self.ties),
+                metric.image_ranks(scores_NM.T, image_of_text, ties=self.ties),
+                best_in_order(scores_NM, SHOWN),
+                best_in_order(scores_NM.T, SHOWN),
+            )
+            if fold_size is not None:
+                mean, _ = metric.folds(scores_NM, scores_NM.T, image_of_text, size=fold_size, ties=self.ties)
+                self.results[f"{name}, folds of {fold_size}"] = mean
+                self.hits[f"{name}, folds of {fold_size}"] = {}
+
     def add(
         self,
-        stage: str,
+        result: str,
         text_ranks: metric.Ranks,
         image_ranks: metric.Ranks,
         texts_NS: Tensor,
         images_MS: Tensor,
     ) -> None:
-        self.stages[stage] = metric.summary(text_ranks, image_ranks, at=AT)
-        self.hits[stage] = {
+        self.results[result] = metric.summary(text_ranks, image_ranks, at=AT)
+        self.hits[result] = {
             f"{name}_r{k}": count
             for name, ranks in (("tr", text_ranks), ("ir", image_ranks))
             for k, count in metric.hit_counts(ranks, at=AT).items()
@@ -430,12 +405,8 @@ class _Result:
             (self.texts, image_ranks, images_MS, self.gallery.image_ids),
         ):
             for sample, one, places in zip(samples, ranks.tolist(), best.tolist(), strict=True):
-                sample["rank"][stage] = one
-                sample["best"][stage] = [ids[place] for place in places]
-
-    def add_mean(self, stage: str, numbers: dict[str, float]) -> None:
-        self.stages[stage] = numbers
-        self.hits[stage] = {}
+                sample["rank"][result] = one
+                sample["best"][result] = [ids[place] for place in places]
 
     def note_candidates(self, wanted: int, text_found: metric.Found, image_found: metric.Found) -> None:
         for name, queries, gallery, found in (
@@ -451,7 +422,8 @@ class _Result:
             self.counts[f"{queries} without a right candidate"] = int(np.count_nonzero(~found))
             if wanted < max(AT) < total:
                 self.notes.append(
-                    f"{name} retrieval: rerank={wanted} leaves R@{max(AT)} nothing to find beyond the {wanted} candidates"
+                    f"{name} retrieval: rerank={wanted} leaves R@{max(AT)} nothing to find beyond the {wanted} "
+                    "candidates"
                 )
 
     def scores(self, settings: dict[str, Any]) -> Scores:
@@ -459,7 +431,7 @@ class _Result:
             benchmark="retrieval",
             settings=settings,
             counts=self.counts,
-            stages=self.stages,
+            results=self.results,
             hits=self.hits,
             chance=metric.chance(self.gallery.image_of_text, images=len(self.gallery.image_ids), at=AT),
             samples={"images": self.images, "texts": self.texts},

@@ -7,21 +7,29 @@ Source: NLVR2, arXiv 1811.00491; SNLI-VE, arXiv 1901.06706; evaluation of ALBEF 
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from vlp_data.errors import DataError
 from vlp_data.schema import Role, Sample, Source
 from vlp_data.sources.task_json import ENTAILMENT_LABELS, NLVR_LABELS
-from vlp_data.text import Tokenizer
 
+from vlp_eval.benchmarks.options import TextBenchmarkOptions
+from vlp_eval.benchmarks.statements import EntailmentOptions, NlvrOptions
 from vlp_eval.concepts import require_fit
-from vlp_eval.inference import READING, ImageBatch, Reading, RowOptions, evaluate_rows, read, require_unique
+from vlp_eval.inference import (
+    EXECUTION,
+    Execution,
+    ImageBatch,
+    evaluate_rows,
+    read,
+    require_unique,
+    settings_of,
+)
 from vlp_eval.metrics import labels as metric
-from vlp_eval.protocol import Classifier, PairClassifier
 from vlp_eval.report import Scores
+from vlp_eval.subject import Subject
 
 
 class _Statement(NamedTuple):
@@ -31,20 +39,16 @@ class _Statement(NamedTuple):
 
 
 def evaluate_nlvr(
-    model: PairClassifier,
-    source: Source,
-    tokenizer: Tokenizer,
-    options: RowOptions,
-    *,
-    reading: Reading = READING,
+    subject: Subject, source: Source, options: NlvrOptions, execution: Execution = EXECUTION
 ) -> Scores:
     """Whether sentences about two images are true: accuracy, and consistency where the rows carry NLVR2
     identifiers.
 
     Consistency is the share of sentences that are right with all of their image pairs; only a whole split
-    makes it meaningful. `chance` is the share of the more frequent label. The model gets the concepts of the
-    first images and of the second ones as a pair. Other arguments and errors as in `evaluate_vqa`.
+    makes it meaningful. `chance` is the share of the more frequent label. The model is a
+    `vlp_eval.protocol.PairClassifier`. Arguments and errors as in `evaluate_vqa`.
     """
+    model = subject.model
 
     def logits(batch: ImageBatch, ids: Tensor, mask: Tensor) -> Tensor:
         image_BI3HW = batch.image
@@ -53,44 +57,31 @@ def evaluate_nlvr(
         return model(images, rows, rows + len(rows), ids, mask, *batch.given)
 
     return _evaluate(
-        "nlvr",
-        model,
-        logits,
-        source,
-        tokenizer,
-        options,
-        reading,
-        role="sentence",
-        images=2,
-        names=NLVR_LABELS,
+        "nlvr", subject, logits, source, options, execution, role="sentence", images=2, names=NLVR_LABELS
     )
 
 
 def evaluate_entailment(
-    model: Classifier,
-    source: Source,
-    tokenizer: Tokenizer,
-    options: RowOptions,
-    *,
-    reading: Reading = READING,
+    subject: Subject, source: Source, options: EntailmentOptions, execution: Execution = EXECUTION
 ) -> Scores:
     """Whether hypotheses follow from an image (contradiction, neutral, entailment): accuracy on the original
     labels, and of each label.
 
-    `chance` is the share of the most frequent label. Other arguments and errors as in `evaluate_vqa`.
+    `chance` is the share of the most frequent label. The model is a `vlp_eval.protocol.Classifier`. Arguments
+    and errors as in `evaluate_vqa`.
     """
+    model = subject.model
 
     def logits(batch: ImageBatch, ids: Tensor, mask: Tensor) -> Tensor:
         return model(batch.image.squeeze(1), ids, mask, *batch.given)
 
     return _evaluate(
         "entailment",
-        model,
+        subject,
         logits,
         source,
-        tokenizer,
         options,
-        reading,
+        execution,
         role="hypothesis",
         images=1,
         names=ENTAILMENT_LABELS,
@@ -100,12 +91,11 @@ def evaluate_entailment(
 @torch.no_grad()
 def _evaluate(
     benchmark: str,
-    model: Any,
+    subject: Subject,
     logits: Callable[[ImageBatch, Tensor, Tensor], Tensor],
     source: Source,
-    tokenizer: Tokenizer,
-    options: RowOptions,
-    reading: Reading,
+    options: TextBenchmarkOptions,
+    execution: Execution,
     *,
     role: Role,
     images: int,
@@ -120,8 +110,9 @@ def _evaluate(
             )
         return _Statement(str(sample.meta.get("identifier", sample.key)), texts[0], label)
 
-    require_fit(model, options.concepts)
-    statements = read(source, parse, options)
+    require_fit(subject.model, subject.concepts)
+    tokenizer, reading = subject.text()[0], subject.reads(options)
+    statements = read(source, parse, options.limit, subject.concepts)
     require_unique((one.id for one in statements), "statement")
 
     def run(rows: Sequence[int], batch: ImageBatch) -> list[int]:
@@ -129,15 +120,14 @@ def _evaluate(
         found = logits(batch, ids, mask)
         if found.shape != (len(rows), len(names)):
             raise ValueError(
-                f"the model gives logits of shape {tuple(found.shape)} for {len(rows)} statements of {len(names)} labels"
+                f"the model gives logits of shape {tuple(found.shape)} for {len(rows)} statements of "
+                f"{len(names)} labels"
             )
         if found.isnan().any():
             raise ValueError("a logit is NaN")
         return found.argmax(1).tolist()
 
-    given = evaluate_rows(
-        model, source, len(statements), run, options, tokenizer=tokenizer, what="statements"
-    )
+    given = evaluate_rows(subject, source, len(statements), run, options, execution, what="statements")
     predictions = {one.id: label for one, label in zip(statements, given, strict=True)}
     truth = {one.id: one.label for one in statements}
     found = metric.accuracy(predictions, truth)
@@ -157,12 +147,11 @@ def _evaluate(
     return Scores(
         benchmark=benchmark,
         settings={
-            **asdict(reading),
-            **options.settings(),
+            **settings_of(subject, execution, reading),
             "chance": "always the most frequent label",
         },
         counts=counts,
-        stages={"classified": numbers},
+        results={"classified": numbers},
         hits={"classified": hits},
         chance={"accuracy": 100 * frequent / found.total},
         samples={

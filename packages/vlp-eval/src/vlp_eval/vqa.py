@@ -1,32 +1,78 @@
-"""Visual question answering: answers chosen from a list by likelihood, or written by beam search.
+"""Visual question answering: answers chosen from a list by likelihood, written by beam search, or classified.
 
 Choosing is the way of ALBEF, X-VLM and ViCHA (X-VLM `VQA.py`, specification 4.4): of the answers whose first
-word is most probable, the one that the decoder finds most likely. The accuracy is the official one where ten
-annotators answered (`vlp_eval.metrics.vqa`); where each question has one answer (VLUE) it is the share of
-answers that equal it.
+word is most probable, the one that the decoder finds most likely. Classifying is that of ViLT and VLC: one
+class for each answer that the model was trained with. The accuracy is the official one where ten annotators
+answered (`vlp_eval.metrics.vqa`); where each question has one answer (VLUE) it is the share of answers that
+equal it.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from vlp_data.errors import DataError
 from vlp_data.examples import answer_ids
 from vlp_data.schema import Identifier, Sample, Source
 from vlp_data.sources.rows import read_json
-from vlp_data.text import Tokenizer, pre_question
+from vlp_data.text import Tokenizer
 
+from vlp_eval.benchmarks.vqa import VqaFiles, VqaOptions
 from vlp_eval.concepts import require_fit
-from vlp_eval.inference import ImageBatch, Reading, RowOptions, evaluate_rows, read, require_unique
+from vlp_eval.inference import (
+    EXECUTION,
+    Execution,
+    ImageBatch,
+    Reading,
+    evaluate_rows,
+    read,
+    require_unique,
+    settings_of,
+)
 from vlp_eval.metrics import vqa as metric
-from vlp_eval.protocol import QuestionAnswering
+from vlp_eval.protocol import AnswerClasses, QuestionAnswering
 from vlp_eval.report import Scores
+from vlp_eval.subject import Subject
 
-READING = Reading(max_words=50)
-"""How questions are read where nothing else is said."""
+CANDIDATES, PAIR_BATCH, BEAMS, ANSWER_TOKENS, MAX_WORDS = 128, 1024, 3, 10, 50
+"""What `VqaOptions` means by null."""
+
+Answer = Callable[[ImageBatch, Tensor, Tensor], list[str]]
+"""From images and questions (ids, mask) to one answer each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What visual question answering is measured on."""
+
+    source: Source
+    """Rows of an image with a question; `question_id`, or the key of the row, names it."""
+    answers: Sequence[str] | None = None
+    """The answers to choose from (mode=rank); None: no list."""
+    annotations: Mapping[Identifier, Mapping[str, Any]] | None = None
+    """What people answered, by question id, as in the `annotations` of VQA v2 files: gives accuracies per
+    answer type too. None takes the answers of the rows; where they have none the result has no accuracy."""
+
+
+def open_questions(source: Source, files: VqaFiles, options: VqaOptions) -> Questions:
+    """Questions with the answers to choose from and the annotations. Raises ValueError for an answer list
+    that `options.mode` does not use, or lacks; FileNotFoundError, DataError for the files."""
+    if options.mode == "rank" and not files.answers:
+        raise ValueError(
+            "mode=rank needs answers=answer_list.json, the answers to choose from; give it, or mode=generate "
+            "for a model that writes, or mode=classes for one with answer classes of its own"
+        )
+    if options.mode != "rank" and files.answers:
+        raise ValueError(f"answers={files.answers} has no effect with mode={options.mode}; leave it out")
+    return Questions(
+        source=source,
+        answers=read_answers(files.answers) if files.answers else None,
+        annotations=read_annotations(files.annotations) if files.annotations else None,
+    )
 
 
 class _Question(NamedTuple):
@@ -37,80 +83,121 @@ class _Question(NamedTuple):
 
 @torch.no_grad()
 def evaluate_vqa(
-    model: QuestionAnswering,
-    source: Source,
-    tokenizer: Tokenizer,
-    options: RowOptions,
-    *,
-    candidates: Sequence[str] | None,
-    k: int = 128,
-    annotations: Mapping[Identifier, Mapping[str, Any]] | None = None,
-    variant: metric.Variant = "official",
-    reading: Reading = READING,
-    answer_tokens: int = 10,
-    beams: int = 3,
-    pairs: int = 1024,
+    subject: Subject, data: Questions, options: VqaOptions, execution: Execution = EXECUTION
 ) -> Scores:
-    """Answer every question of a source.
+    """Answer every question.
 
     Args:
-        model: Made for questions; in evaluation mode meanwhile.
-        source: Rows of an image with a question; `question_id`, or the key of the row, names it.
-        tokenizer: The model's.
-        options: How rows are read; with `concepts` the model is given those of each image.
-        candidates: The answers to choose from; None lets the model write.
-        k: So many candidates are scored to the end.
-        annotations: What people answered, by question id, as in the `annotations` of VQA v2 files: gives
-            accuracies per answer type too. None takes the answers of the rows; where they have none the
-            result has no accuracy.
-        variant: "official", or "albef" for comparing with logs of the ALBEF family.
-        reading: How questions become ids.
-        answer_tokens: Longest answer that is written, the start token included.
-        beams: Of the search, where answers are written.
-        pairs: Candidates scored at a time.
+        subject: Its model is a `vlp_eval.protocol.QuestionAnswering`, or with mode=classes an
+            `AnswerClasses`; in evaluation mode meanwhile. It is given the concepts of each image where it
+            reads some.
+        data: The questions.
+        options: How they are answered and judged.
+        execution: How the evaluation runs.
 
     Raises:
         DataError: A row without question or image, an image without concepts where they are wanted, or an id
             that occurs twice; ValueError: settings that cannot take effect, concepts for a model that reads
             none or none for one that does, an image that cannot be opened, annotations of other questions.
     """
-    require_fit(model, options.concepts)
-    questions = read(source, _question, options)
+    require_fit(subject.model, subject.concepts)
+    tokenizer, reading = subject.text()[0], _reading(subject, options)
+    questions = read(data.source, _question, options.limit, subject.concepts)
     require_unique((one.id for one in questions), "question")
-    if candidates is not None and not 1 <= k <= len(candidates):
-        raise ValueError(f"k={k} must lie in 1..{len(candidates)}, the number of answers to choose from")
-    answers = _answers(questions, annotations)
-    choices = None if candidates is None else answer_ids(tokenizer, candidates)
+    answers = _answers(questions, data.annotations)
+    answer, settings = _WAYS[options.mode](subject.model, tokenizer, data, options)
 
     def run(rows: Sequence[int], images: ImageBatch) -> list[str]:
-        device = images.image.device
-        ids, mask = reading.encode(
-            tokenizer, [questions[row].text for row in rows], device, clean=pre_question
+        texts = [questions[row].text for row in rows]
+        return answer(images, *reading.encode(tokenizer, texts, images.image.device))
+
+    given = evaluate_rows(subject, data.source, len(questions), run, options, execution, what="questions")
+    settings = {"mode": options.mode, **settings, **settings_of(subject, execution, reading)}
+    result = {"rank": "chosen", "generate": "written", "classes": "classified"}[options.mode]
+    return _scores(questions, given, answers, data.annotations, options.rule, result, settings)
+
+
+def _reading(subject: Subject, options: VqaOptions) -> Reading:
+    """How questions are read: as the options say, else cleaned as questions by a model that was trained with
+    cleaned texts."""
+    reading = subject.reads(options)
+    if options.clean is None and reading.clean == "caption":
+        reading = replace(reading, clean="question")
+    if options.max_words is None and reading.clean != "none":
+        reading = replace(reading, max_words=MAX_WORDS)
+    return reading
+
+
+def _rank(
+    model: QuestionAnswering, tokenizer: Tokenizer, data: Questions, options: VqaOptions
+) -> tuple[Answer, dict[str, Any]]:
+    if not data.answers:
+        raise ValueError("mode=rank needs the answers to choose from")
+    listed = data.answers
+    count = min(options.candidates or CANDIDATES, len(listed))
+    pairs = options.pair_batch or PAIR_BATCH
+    choices = answer_ids(tokenizer, listed)
+
+    def answer(images: ImageBatch, ids: Tensor, mask: Tensor) -> list[str]:
+        ranked = model.rank_answers(
+            model.ask(images.image.squeeze(1), ids, mask, *images.given),
+            mask,
+            choices.ids.to(ids.device),
+            choices.attention_mask.to(ids.device),
+            count,
+            pairs=pairs,
         )
-        states = model.ask(images.image.squeeze(1), ids, mask, *images.given)
-        if candidates is not None and choices is not None:
-            ranked = model.rank_answers(
-                states, mask, choices.ids.to(device), choices.attention_mask.to(device), k, pairs=pairs
-            )
-            best = ranked.indices[:, 0]
-            return [candidates[place] for place in best.tolist()]
+        return [listed[place] for place in ranked.indices[:, 0].tolist()]
+
+    return answer, {"candidates": count, "answers": len(listed)}
+
+
+def _generate(
+    model: QuestionAnswering, tokenizer: Tokenizer, data: Questions, options: VqaOptions
+) -> tuple[Answer, dict[str, Any]]:
+    beams, length = options.beams or BEAMS, options.answer_tokens or ANSWER_TOKENS
+
+    def answer(images: ImageBatch, ids: Tensor, mask: Tensor) -> list[str]:
         written = model.generate_answers(
-            states,
+            model.ask(images.image.squeeze(1), ids, mask, *images.given),
             mask,
             start_id=tokenizer.cls_id,
             end_id=tokenizer.sep_id,
             pad_id=tokenizer.pad_id,
             beams=beams,
-            max_tokens=answer_tokens,
+            max_tokens=length,
         )
         return [tokenizer.decode(row) for row in written.ids.tolist()]
 
-    given = evaluate_rows(model, source, len(questions), run, options, tokenizer=tokenizer, what="questions")
-    settings = {"k": k, "candidates": len(candidates)} if candidates is not None else {"beams": beams}
-    settings |= {**asdict(reading), **options.settings()}
-    return _scores(
-        questions, given, answers, annotations, variant, "chosen" if candidates else "written", settings
-    )
+    return answer, {"beams": beams, "answer_tokens": length}
+
+
+def _classes(
+    model: AnswerClasses, tokenizer: Tokenizer, data: Questions, options: VqaOptions
+) -> tuple[Answer, dict[str, Any]]:
+    if not isinstance(model, AnswerClasses):  # noqa: TRY004 - the user chose a mode that does not fit
+        raise ValueError(f"mode=classes: {type(model).__name__} has no answer classes of its own")
+    names = tuple(model.answers)
+
+    def answer(images: ImageBatch, ids: Tensor, mask: Tensor) -> list[str]:
+        logits = model.classify_answers(images.image.squeeze(1), ids, mask, *images.given)
+        if logits.shape != (len(ids), len(names)):
+            raise ValueError(
+                f"the model gives logits of shape {tuple(logits.shape)} for {len(ids)} questions and "
+                f"{len(names)} answers"
+            )
+        if logits.isnan().any():
+            raise ValueError("a logit is NaN")
+        return [names[place] for place in logits.argmax(1).tolist()]
+
+    return answer, {"answers": len(names)}
+
+
+_WAYS: dict[str, Callable[[Any, Tokenizer, Questions, VqaOptions], tuple[Answer, dict[str, Any]]]] = {
+    "rank": _rank,
+    "generate": _generate,
+    "classes": _classes,
+}
 
 
 def _question(sample: Sample) -> _Question:
@@ -139,7 +226,8 @@ def _answers(
     if len({len(one.answers) == 1 for one in known}) == 2:
         single = next(one.id for one in known if len(one.answers) == 1)
         raise ValueError(
-            f"question {single!r} has a single answer, others have several; their accuracies are no mean: leave one kind out"
+            f"question {single!r} has a single answer, others have several; their accuracies are no mean: "
+            "leave one kind out"
         )
     return {one.id: one.answers for one in known} or None
 
@@ -150,7 +238,7 @@ def _scores(
     answers: Mapping[Identifier, Sequence[str]] | None,
     annotations: Mapping[Identifier, Mapping[str, Any]] | None,
     variant: metric.Variant,
-    stage: str,
+    result: str,
     settings: dict[str, Any],
 ) -> Scores:
     samples = [
@@ -160,7 +248,7 @@ def _scores(
     build = partial(Scores, benchmark="vqa", counts={"questions": len(questions)})
     if answers is None:
         note = "the questions come without answers: no accuracy, only the file to send to the server"
-        return build(settings=settings, stages={}, hits={}, samples={"questions": samples}, notes=(note,))
+        return build(settings=settings, results={}, hits={}, samples={"questions": samples}, notes=(note,))
     predictions = {one.id: answer for one, answer in zip(questions, given, strict=True)}
     common, _ = Counter(answer for own in answers.values() for answer in own).most_common(1)[0]
     constant = dict.fromkeys(predictions, common)
@@ -169,7 +257,7 @@ def _scores(
         numbers = {"accuracy": 100 * sum(right.values()) / len(right)}
         chance = {"accuracy": 100 * sum([common] == list(own) for own in answers.values()) / len(right)}
         each, rule = {one: 100.0 * value for one, value in right.items()}, "equal"
-        hits = {stage: {"accuracy": sum(right.values())}}
+        hits = {result: {"accuracy": sum(right.values())}}
     else:
         kinds = None
         if annotations is not None:
@@ -183,14 +271,14 @@ def _scores(
         sample |= {"accuracy": each[sample["id"]], "answers": list(answers[sample["id"]])}
     return build(
         settings={**settings, "rule": rule, "chance": f"always {common!r}, the most frequent answer"},
-        stages={stage: numbers},
+        results={result: numbers},
         hits=hits,
         chance=chance,
         samples={"questions": samples},
     )
 
 
-def read_candidates(path: str) -> list[str]:
+def read_answers(path: str) -> list[str]:
     """The answers to choose from: a JSON list of strings (answer_list.json). Raises FileNotFoundError,
     DataError."""
     answers = read_json(path, list)
