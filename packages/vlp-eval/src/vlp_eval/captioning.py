@@ -108,15 +108,17 @@ def evaluate_captioning(
         )
 
     def run(chosen: Sequence[int], batch: ImageBatch) -> list[str]:
+        embeds, visible = model.vision.encode(batch.images)
         written = model.generate(
-            model.vision(batch.image.squeeze(1), *batch.given),
-            torch.tensor([start] * len(chosen), device=batch.image.device),
+            embeds,
+            torch.tensor([start] * len(chosen), device=embeds.device),
             beams=options.beams,
             max_tokens=options.max_tokens,
             min_tokens=options.min_tokens,
             length_penalty=options.length_penalty,
             end_id=tokenizer.sep_id,
             pad_id=tokenizer.pad_id,
+            image_mask_BL=visible,
         )
         return [tokenizer.decode(ids[len(start) :]).strip() for ids in written.ids.tolist()]
 

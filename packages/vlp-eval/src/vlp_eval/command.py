@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from vlp_core import recipe
 from vlp_core.recipe import PathText
 from vlp_data.options import ConceptOptions
+from vlp_data.sources import source_type
 
 from vlp_eval.benchmarks import Benchmark
 from vlp_eval.benchmarks.options import BenchmarkOptions, at_least
@@ -74,10 +75,12 @@ def schema(benchmark: Benchmark) -> type:
         for part in _parts(benchmark):
             _piece(part, self)
 
-    fields = [("data", hints["data"], dataclasses.field())] + [
-        (name, hints[name], dataclasses.field(default=one.default, default_factory=one.default_factory))
-        for name, one in found.items()
-    ]
+    fields: list[Any] = [("data", hints["data"])]
+    for name, one in found.items():
+        # Only the value: a field object belongs to the class that it was made in.
+        given = {"default": one.default, "default_factory": one.default_factory}
+        known = {key: value for key, value in given.items() if value is not dataclasses.MISSING}
+        fields.append((name, hints[name], dataclasses.field(**known)))
     return dataclasses.make_dataclass(
         f"{benchmark.name}_options", fields, namespace={"__post_init__": check}, frozen=True, kw_only=True
     )
@@ -164,15 +167,3 @@ def _placeholder(hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         return (recipe.REQUIRED,)
     return {int: 1, float: 1.0}.get(hint, recipe.REQUIRED)
-
-
-def source_type(holds: str) -> Any:
-    from vlp_data import options
-
-    return {
-        "captions": options.ImageTextSource,
-        "questions": options.TaskJson,
-        "sentences": options.TaskJson,
-        "hypotheses": options.TaskJson,
-        "expression_boxes": options.Refer,
-    }[holds]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from vlp_core.explain import attention_heat, detection_scores, similarity_heat
+from vlp_core.images import Images
 from vlp_data.errors import DataError
 from vlp_data.schema import Sample, Source
 
@@ -82,15 +83,15 @@ def evaluate_grounding(
         )
 
     def run(
-        expressions: Sequence[_Expression], images: ImageBatch, ids: Tensor, mask: Tensor
+        expressions: Sequence[_Expression], batch: ImageBatch, ids: Tensor, mask: Tensor
     ) -> list[Box | None]:
         index = torch.arange(len(expressions), device=ids.device)
-        features = model.encode_image(images.image.squeeze(1), *images.given)
+        features = model.encode_image(batch.images)
         text = model.encode_text(ids, mask)
         told = model.locate(features, text, index, index).float().cpu().numpy()
         if np.isnan(told).any():
             raise ValueError("a predicted box is NaN")
-        return [_box(box) for box in metric.pixel_boxes(told, [own[0] for own in images.sizes])]
+        return [_box(box) for box in metric.pixel_boxes(told, [own[0] for own in batch.sizes])]
 
     return _evaluate("grounding", "boxes", subject, source, options, execution, run)
 
@@ -125,12 +126,12 @@ def evaluate_weak_grounding(
         )
 
     def run(
-        expressions: Sequence[_Expression], images: ImageBatch, ids: Tensor, mask: Tensor
+        expressions: Sequence[_Expression], batch: ImageBatch, ids: Tensor, mask: Tensor
     ) -> list[Box | None]:
-        heat = _heat(subject.model, images, ids, mask, options).mean.cpu()
+        heat = _heat(subject.model, batch.images, ids, mask, options).mean.cpu()
         return [
             _chosen(one, expression.detections, own[0], options.alpha)
-            for expression, one, own in zip(expressions, heat, images.sizes, strict=True)
+            for expression, one, own in zip(expressions, heat, batch.sizes, strict=True)
         ]
 
     return _evaluate("weak_grounding", "heat", subject, source, options, execution, run)
@@ -159,11 +160,11 @@ def _evaluate(
             "image"
         )
 
-    def run(rows: Sequence[int], images: ImageBatch) -> list[_Found]:
+    def run(rows: Sequence[int], batch: ImageBatch) -> list[_Found]:
         own = [expressions[row] for row in rows]
-        ids, mask = reading.encode(tokenizer, [one.text for one in own], images.image.device)
-        boxes = locate(own, images, ids, mask)
-        return [_Found(box, sizes[0]) for box, sizes in zip(boxes, images.sizes, strict=True)]
+        ids, mask = reading.encode(tokenizer, [one.text for one in own], batch.images.device)
+        boxes = locate(own, batch, ids, mask)
+        return [_Found(box, sizes[0]) for box, sizes in zip(boxes, batch.sizes, strict=True)]
 
     found = evaluate_rows(subject, source, len(expressions), run, options, execution, what="expressions")
     settings = settings_of(subject, execution, reading)
@@ -186,8 +187,8 @@ def word_heat(
     device = device_of(subject.model)
     ids, mask = subject.reads(options).encode(tokenizer, [text], device)
     reader = subject.concept_reader()
-    concepts = () if reader is None else (reader.collate([reader.ids(words)]),)
-    images = ImageBatch(subject.view(image)[None, None], [[image.size]], concepts).to(device)
+    concepts = None if reader is None else reader.collate([reader.ids(words)])
+    images = Images(subject.view(image)[None], concepts=concepts).to(device)
     with evaluating(subject.model):
         heat = _heat(subject.model, images, ids, mask, options)
     found = [("all words", heat.mean[0].cpu().numpy())]
@@ -213,19 +214,17 @@ class _Heat(NamedTuple):
     words: Tensor | None
 
 
-def _heat(model: Any, images: ImageBatch, ids: Tensor, mask: Tensor, options: WeakGroundingOptions) -> _Heat:
-    image, given = images.image.squeeze(1), images.given
+def _heat(model: Any, images: Images, ids: Tensor, mask: Tensor, options: WeakGroundingOptions) -> _Heat:
     if options.mode == "itc":
-        concepts = given[0] if given else None
-        return _Heat(similarity_heat(model, image, ids, mask, block=options.layer, concepts=concepts), None)
-    features = model.encode_image(image, *given)
+        return _Heat(similarity_heat(model, images, ids, mask, block=options.layer), None)
+    features = model.encode_image(images)
     heat = attention_heat(
         model,
         features.embeds,
         ids,
         mask,
         layer=options.layer,
-        tokens=model.vision.tokens if given else None,
+        tokens=model.vision.tokens if images.concepts is not None else None,
         image_mask_BS=getattr(features, "attention_mask", None),
     )
     return _Heat(heat.mean, heat.words)

@@ -9,13 +9,13 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from vlp_core import distributed
-from vlp_core.concepts import Concepts
+from vlp_core.images import Images
 from vlp_data.concept_text import concept_words
 from vlp_data.errors import BadSample, DataError
 from vlp_data.images import open_image
@@ -121,24 +121,24 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
-class Described(NamedTuple):
+class ImageWithWords(NamedTuple):
     """A decoded image, and the words attached to it."""
 
     image: Any
     words: tuple[str, ...] = ()
 
 
-class _Views(NamedTuple):
-    """What a worker makes of a row: views [I,3,H,W] and sizes of its images, ids of their concepts; or what
-    is wrong with them."""
+class _Viewed(NamedTuple):
+    """What a worker makes of a row: views [3,H,W] and sizes of its images, ids of their concepts; or what is
+    wrong with them."""
 
-    image: Tensor | None
+    views: list[Tensor]
     sizes: list[tuple[int, int]]
     concepts: list[list[int]]
     problem: str = ""
 
 
-class ImageRows(Dataset):
+class ViewedRows(Dataset):
     """Views of the images of a row with their sizes and concepts, or what is wrong with them.
 
     An exception would reach the user wrapped in the tracebacks of worker processes, so a fault is returned as
@@ -147,7 +147,7 @@ class ImageRows(Dataset):
 
     def __init__(
         self,
-        images: Callable[[int], Sequence[Described]],
+        images: Callable[[int], Sequence[ImageWithWords]],
         rows: Sequence[int],
         view: View,
         name: Callable[[int], str],
@@ -158,62 +158,80 @@ class ImageRows(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> _Views:
+    def __getitem__(self, place: int) -> _Viewed:
         row = self.rows[place]
         try:
             images = self.images(row)
             sizes = [getattr(one.image, "size", (0, 0)) for one in images]
             words = [] if self.concepts is None else [self.concepts.ids(one.words) for one in images]
-            return _Views(torch.stack([self.view(one.image) for one in images]), sizes, words)
+            return _Viewed([self.view(one.image) for one in images], sizes, words)
         except Exception as problem:  # whatever a decoder raises: a missing image would change the result
-            return _Views(None, [], [], f"{self.name(row)}: {problem}")
+            return _Viewed([], [], [], f"{self.name(row)}: {problem}")
 
 
 class ImageBatch(NamedTuple):
-    """Views [B,I,3,H,W] of the I images of B rows, the images' (width, height) as stored, and with a concept
-    reader the concepts of the first images, of the second ones and so on."""
+    """The images of some rows.
 
-    image: Tensor
+    `groups` holds the first images of the rows, the second ones and so on; `sizes` for each row the (width,
+    height) of its images as stored.
+    """
+
+    groups: tuple[Images, ...]
     sizes: list[list[tuple[int, int]]]
-    concepts: tuple[Concepts, ...] = ()
 
     def to(self, device: torch.device) -> "ImageBatch":
         """The same on a device."""
-        concepts = tuple(Concepts(*(x.to(device) for x in one)) for one in self.concepts)
-        return self._replace(image=self.image.to(device), concepts=concepts)
+        return self._replace(groups=tuple(images.to(device) for images in self.groups))
 
     @property
-    def given(self) -> tuple[Any, ...]:
-        """What a model is given last: nothing, the concepts of the one image of each row, or a pair of
-        concepts."""
-        if not self.concepts:
-            return ()
-        return (self.concepts[0] if len(self.concepts) == 1 else self.concepts,)
+    def images(self) -> Images:
+        """The one image of each row. Raises ValueError for rows of several images."""
+        (images,) = self.groups
+        return images
 
 
-def image_batches(images: ImageRows, *, batch: int, workers: int) -> Iterator[ImageBatch]:
-    """The rows of `images` in order. Raises ValueError that names the first image that cannot be used."""
+def image_batches(rows: ViewedRows, *, batch: int, workers: int) -> Iterator[ImageBatch]:
+    """The rows in order. Raises ValueError that names the first image that cannot be used."""
     # A generator of its own: the loader draws a seed for its workers, and evaluation must not move the
     # training's random state.
     loader = DataLoader(
-        images, batch_size=batch, num_workers=workers, collate_fn=_stack, generator=torch.Generator()
+        rows, batch_size=batch, num_workers=workers, collate_fn=_collate, generator=torch.Generator()
     )
-    reader = images.concepts
-    for image, sizes, words, problem in loader:
+    reader = rows.concepts
+    for groups, sizes, words, problem in loader:
         if problem:
             raise ValueError(problem)
-        concepts = () if reader is None else tuple(reader.collate(own) for own in zip(*words, strict=True))
-        yield ImageBatch(image, sizes, concepts)
+        concepts = [None] * len(groups) if reader is None else map(reader.collate, zip(*words, strict=True))
+        yield ImageBatch(
+            tuple(
+                Images(pixels, padding, own) for (pixels, padding), own in zip(groups, concepts, strict=True)
+            ),
+            sizes,
+        )
 
 
-def _stack(
-    rows: Sequence[_Views],
-) -> tuple[Tensor | None, list[list[tuple[int, int]]], list[list[list[int]]], str]:
+def _collate(
+    rows: Sequence[_Viewed],
+) -> tuple[list[tuple[Tensor, Tensor | None]], list[list[tuple[int, int]]], list[list[list[int]]], str]:
     problem = next((row.problem for row in rows if row.problem), "")
     if problem:
-        return None, [], [], problem
-    views = torch.stack([cast(Tensor, row.image) for row in rows])
-    return views, [row.sizes for row in rows], [row.concepts for row in rows], ""
+        return [], [], [], problem
+    groups = [stack_views(views) for views in zip(*(row.views for row in rows), strict=True)]
+    return groups, [row.sizes for row in rows], [row.concepts for row in rows], ""
+
+
+def stack_views(views: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Views [3,H,W] as one batch [B,3,H,W]; where their sizes differ, zeros at the right and below, and the
+    mask [B,H,W] that is True there, else None."""
+    if len({view.shape for view in views}) == 1:
+        return torch.stack(tuple(views)), None
+    height, width = (max(view.shape[axis] for view in views) for axis in (1, 2))
+    pixels = views[0].new_zeros(len(views), len(views[0]), height, width)
+    padding = torch.ones(len(views), height, width, dtype=torch.bool)
+    for place, view in enumerate(views):
+        pixels[place, :, : view.shape[1], : view.shape[2]] = view
+        padding[place, : view.shape[1], : view.shape[2]] = False
+    return pixels, padding
 
 
 class SourceImages:
@@ -223,10 +241,10 @@ class SourceImages:
     def __init__(self, source: Source) -> None:
         self.source = source
 
-    def __call__(self, row: int) -> list[Described]:
+    def __call__(self, row: int) -> list[ImageWithWords]:
         sample = self.source[row]
         return [
-            Described(open_image(image, sample.key), words_of(sample, number))
+            ImageWithWords(open_image(image, sample.key), words_of(sample, number))
             for number, image in enumerate(sample.images)
         ]
 
@@ -291,10 +309,10 @@ def evaluate_rows(
     say = speaker(execution.progress)
     found: dict[int, T] = {}
     problem = ""
-    images = ImageRows(SourceImages(source), own, subject.view, _row, subject.concept_reader())
+    viewed = ViewedRows(SourceImages(source), own, subject.view, _row, subject.concept_reader())
     try:
         with evaluating(subject.model), autocast(device, execution.precision):
-            for part in image_batches(images, batch=options.image_batch, workers=execution.workers):
+            for part in image_batches(viewed, batch=options.image_batch, workers=execution.workers):
                 chosen = own[len(found) : len(found) + len(part.sizes)]
                 results = run(chosen, part.to(device))
                 found |= dict(zip(chosen, results, strict=True))

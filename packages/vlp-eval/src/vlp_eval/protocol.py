@@ -1,16 +1,12 @@
 """What a model must offer to be evaluated. Nothing is inherited: any object with these methods will do.
 
-Features are NamedTuples of tensors whose first axis counts the images or texts, so that an evaluation can
-cut, gather and select them without knowing the model.
-
-A model whose image encoder sees words attached to the images (`vision.concepts` is its encoder of them, as in
-`vlp_core.concepts.ConceptVision`) takes them last wherever it takes images: `encode_image(image, concepts)`,
-`ask(image, ids, mask, concepts)` and so on, `concepts` a `vlp_core.concepts.Concepts`; for two images a pair
-of these. Its `embeds` may be longer than the patches (`vision.tokens` is 1 and the number of these), and its
-image features may have an `attention_mask` [B,N] beside them. Fields of features may be None.
+Images come as one value, `vlp_core.images.Images`: pixels with what belongs to them, such as padding and the
+words attached to them (`vision.concepts` is the encoder of a model that reads these). Features are
+NamedTuples of tensors whose first axis counts the images or texts, so that an evaluation can cut, gather and
+select them without knowing the model; their fields may be None.
 
 Letters: B images or texts, N image tokens, T text tokens, E shared embedding, D / W widths, R pairs, C
-answers to choose from, L answer tokens, K classes.
+answers to choose from, L answer tokens, K classes, Q objects, P x P patches.
 """
 
 from collections.abc import Sequence
@@ -18,10 +14,16 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 from vlp_core.explain import Matching
+from vlp_core.images import Images
+from vlp_core.vision.encoder import ImageEncoder
+
+# --------------------------------------------------------------------------------------------------
+# images and texts
 
 
 class ImageFeatures(Protocol):
-    """NamedTuple of tensors [B, ...]; these two fields at least."""
+    """NamedTuple of tensors [B, ...]; these two fields at least, and `attention_mask` [B,N] where a model
+    hides some of its tokens."""
 
     @property
     def embeds(self) -> Tensor:
@@ -56,8 +58,8 @@ class TextFeatures(Protocol):
 class DualEncoder(Protocol):
     """Enough for retrieval by similarity alone."""
 
-    def encode_image(self, image: Tensor, /) -> ImageFeatures:
-        """Features of images [B,3,H,W]."""
+    def encode_image(self, images: Images, /) -> ImageFeatures:
+        """Features of B images."""
         ...
 
     def encode_text(self, ids: Tensor, attention_mask: Tensor, /) -> TextFeatures:
@@ -78,6 +80,21 @@ class RetrievalModel(DualEncoder, Protocol):
         `image`.
         """
         ...
+
+
+@runtime_checkable
+class PairScorer(Protocol):
+    """Scores an image and a text together and has no encoders of its own for each (ViLT, VLC): retrieval
+    scores all pairs."""
+
+    def score(self, images: Images, ids: Tensor, attention_mask: Tensor, /) -> Tensor:
+        """Scores [R], higher is better, of R images with one text each, [R,T]; must not depend on how far a
+        text is padded."""
+        ...
+
+
+# --------------------------------------------------------------------------------------------------
+# questions
 
 
 class Ranked(Protocol):
@@ -106,8 +123,8 @@ class Written(Protocol):
 class QuestionAnswering(Protocol):
     """Answers questions about images, by choosing (`rank_answers`) or by writing (`generate_answers`)."""
 
-    def ask(self, image: Tensor, ids: Tensor, attention_mask: Tensor, /) -> Tensor:
-        """States [B,T,W] of B questions about images [B,3,H,W]."""
+    def ask(self, images: Images, ids: Tensor, attention_mask: Tensor, /) -> Tensor:
+        """States [B,T,W] of B questions about B images."""
         ...
 
     def rank_answers(
@@ -143,34 +160,42 @@ class QuestionAnswering(Protocol):
 
 @runtime_checkable
 class AnswerClasses(Protocol):
-    """Answers questions about images by classification over the answers that it was trained with (ViLT, VLC)."""
+    """Answers questions by classification over the answers that it was trained with (ViLT, VLC)."""
 
     @property
     def answers(self) -> Sequence[str]:
         """The C answers, in order of the logits."""
         ...
 
-    def classify_answers(self, image: Tensor, ids: Tensor, attention_mask: Tensor, /) -> Tensor:
-        """Logits [B,C] of B questions about images [B,3,H,W]."""
+    def classify_answers(self, images: Images, ids: Tensor, attention_mask: Tensor, /) -> Tensor:
+        """Logits [B,C] of B questions about B images."""
         ...
+
+
+# --------------------------------------------------------------------------------------------------
+# statements
 
 
 class PairClassifier(Protocol):
     """Classifies a text beside two images."""
 
     def __call__(
-        self, image: Tensor, first: Tensor, second: Tensor, ids: Tensor, attention_mask: Tensor, /
+        self, groups: Sequence[Images], first: Tensor, second: Tensor, ids: Tensor, attention_mask: Tensor, /
     ) -> Tensor:
-        """Logits [B,K] of texts with the images first[b] and second[b] of a batch [N,3,H,W]."""
+        """Logits [B,K] of texts with the images first[b] and second[b] of all groups, counted through."""
         ...
 
 
 class Classifier(Protocol):
     """Classifies a text beside one image."""
 
-    def __call__(self, image: Tensor, ids: Tensor, attention_mask: Tensor, /) -> Tensor:
+    def __call__(self, images: Images, ids: Tensor, attention_mask: Tensor, /) -> Tensor:
         """Logits [B,K]."""
         ...
+
+
+# --------------------------------------------------------------------------------------------------
+# where in an image
 
 
 class Grounder(DualEncoder, Protocol):
@@ -187,16 +212,21 @@ class HeatMapper(Matching, Protocol):
     """A fusion model with a matching head, whose cross-attention `vlp_core.explain.attention_heat` can
     read."""
 
-    def encode_image(self, image: Tensor, /) -> ImageFeatures:
+    def encode_image(self, images: Images, /) -> ImageFeatures:
         """As in `DualEncoder`."""
         ...
+
+
+# --------------------------------------------------------------------------------------------------
+# captions
 
 
 class Captioner(Protocol):
     """Writes captions."""
 
-    def vision(self, image: Tensor, /) -> Tensor:
-        """States [B,N,D] of images."""
+    @property
+    def vision(self) -> ImageEncoder:
+        """Encodes the images."""
         ...
 
     def generate(
@@ -211,6 +241,88 @@ class Captioner(Protocol):
         length_penalty: float,
         end_id: int,
         pad_id: int,
+        image_mask_BL: Tensor | None,
     ) -> Written:
-        """Captions by beam search that go on after the prompt [B,P]; lengths count the prompt."""
+        """Captions by beam search that go on after the prompt [B,P]; lengths count the prompt. The image
+        mask is that of `vision.encode`."""
+        ...
+
+
+# --------------------------------------------------------------------------------------------------
+# images alone
+
+
+@runtime_checkable
+class ImageClasses(Protocol):
+    """Classifies images: ImageNet fine-tuning, a linear probe, or zero-shot classes of a dual encoder."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the K classes, in order of the logits."""
+        ...
+
+    def classify_images(self, images: Images, /) -> Tensor:
+        """Logits [B,K]."""
+        ...
+
+
+class Objects(Protocol):
+    """Objects found in images, Q in each."""
+
+    @property
+    def scores(self) -> Tensor:
+        """[B,Q] in 0..1, higher is surer."""
+        ...
+
+    @property
+    def classes(self) -> Tensor:
+        """[B,Q] int64, numbers of classes."""
+        ...
+
+    @property
+    def boxes(self) -> Tensor | None:
+        """[B,Q,4] (cx, cy, w, h) in 0..1 of the image without its padding; None: only masks are found."""
+        ...
+
+    @property
+    def masks(self) -> Tensor | None:
+        """[B,Q,h,w] logits over the batch with its padding, above 0 inside; None: only boxes are found."""
+        ...
+
+
+@runtime_checkable
+class ObjectFinder(Protocol):
+    """Finds objects of K classes, by boxes, masks or both (detection and instance segmentation, ViSFT)."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the K classes."""
+        ...
+
+    def find_objects(self, images: Images, /) -> Objects:
+        """The objects of B images, whose sizes may differ (`images.padding`)."""
+        ...
+
+
+@runtime_checkable
+class PixelClasses(Protocol):
+    """Gives each pixel one of K classes (semantic segmentation, Memory-CLIP)."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the K classes, in order of the logits."""
+        ...
+
+    def classify_pixels(self, images: Images, /) -> Tensor:
+        """Logits [B,K,h,w]; an evaluation resizes them to the image."""
+        ...
+
+
+@runtime_checkable
+class DenseFeatures(Protocol):
+    """Features of the patches of images, for heads that are trained on a frozen encoder (probes, ViSFT)."""
+
+    def encode_patches(self, images: Images, /) -> Tensor:
+        """[B,D,P,P] of the last layer, row by row, without class token; P x P differs with the size of the
+        images."""
         ...

@@ -18,7 +18,7 @@ Letters: N images, M texts, K candidates, P pairs, T tokens, E shared embedding.
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -30,14 +30,14 @@ from vlp_data.options import ConceptOptions
 from vlp_data.schema import Source
 
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
-from vlp_eval.concepts import ConceptReader
 from vlp_eval.gallery import Gallery
 from vlp_eval.inference import (
     EXECUTION,
-    Described,
     Execution,
-    ImageRows,
+    ImageBatch,
+    ImageWithWords,
     Progress,
+    ViewedRows,
     autocast,
     evaluating,
     image_batches,
@@ -46,7 +46,7 @@ from vlp_eval.inference import (
     speaker,
 )
 from vlp_eval.metrics import retrieval as metric
-from vlp_eval.protocol import DualEncoder, ImageFeatures, RetrievalModel, TextFeatures
+from vlp_eval.protocol import DualEncoder, ImageFeatures, PairScorer, RetrievalModel, TextFeatures
 from vlp_eval.report import Scores
 from vlp_eval.subject import Subject
 
@@ -74,7 +74,7 @@ def evaluate_retrieval(
 
     Args:
         subject: Its model is a `vlp_eval.protocol.DualEncoder`, with `match` (a `RetrievalModel`) for
-            re-ranking. Concepts come from the gallery; their padding is visible to the model, so
+            re-ranking, or a `PairScorer`, which scores all pairs (result "pairs"). Concepts come from the gallery; their padding is visible to the model, so
             `subject.concepts.pad` must be "max".
         gallery: Images and texts, which are cleaned here as the subject reads them.
         options: How retrieval is measured. More candidates than the gallery holds score all pairs, and the
@@ -91,6 +91,12 @@ def evaluate_retrieval(
     model, (tokenizer, _), reading = subject.model, subject.text(), subject.reads(options)
     world, rank = distributed.world_size(), distributed.rank()
     images, texts = len(gallery.image_ids), len(gallery.texts)
+    dual = hasattr(model, "encode_image") and hasattr(model, "encode_text")
+    if not dual and not isinstance(model, PairScorer):
+        raise ValueError(
+            f"{type(model).__name__} can neither encode images and texts (encode_image, encode_text) nor score "
+            "pairs of them (score); it cannot retrieve"
+        )
     wanted = _candidates(model, options)
     if world > min(images, texts):
         raise ValueError(f"{images} images and {texts} texts cannot be shared by {world} ranks; start fewer")
@@ -100,49 +106,126 @@ def evaluate_retrieval(
     gallery = gallery.map_texts(reading.cleaned)
     device = execution.place(model)
     say = speaker(execution.progress)
-    image_of_text = torch.tensor(gallery.image_of_text)
     result = _Result(gallery, options.ties)
+    viewed = _GalleryImages(gallery)
+    rows = ViewedRows(viewed, range(rank, images, world), subject.view, viewed.name, reader)
+    batches = image_batches(rows, batch=options.image_batch, workers=execution.workers)
+    encoded = tokenizer.encode(
+        gallery.texts, max_tokens=reading.max_tokens, separator=reading.separator, pad="longest"
+    )
 
     with evaluating(model), autocast(device, execution.precision):
-        image = _encode_images(
-            subject, gallery, range(rank, images, world), reader, options, execution.workers, device, say
-        )
-        ids, mask = tokenizer.encode(
-            gallery.texts, max_tokens=reading.max_tokens, separator=reading.separator, pad="longest"
-        )
-        text = _encode_texts(model, ids, mask, range(rank, texts, world), options.text_batch, device, say)
-        text = cast(Any, text)._make(
-            None if share is None else _everyone(share, texts) for share in cast(Any, text)
-        )
-        similarity_NM = _everyone(image.projection, images).float() @ text.projection.float().T
-        result.add_all("dual", similarity_NM, fold_size=options.fold_size)
-        if wanted:
-            of_image = _everyone(metric.top(similarity_NM[rank::world], min(wanted, texts)), images).cpu()
-            of_text = _everyone(metric.top(similarity_NM.T[rank::world], min(wanted, images)), texts).cpu()
-            del similarity_NM
-            scores_NK, scores_MK = _rerank(
-                cast(RetrievalModel, model), image, text, of_image, of_text, options.pair_batch, say
+        if dual:
+            _by_similarity(cast(DualEncoder, model), batches, *encoded, result, wanted, options, device, say)
+        else:
+            own = len(rows)
+            mine = score_all(
+                model,
+                batches,
+                *encoded,
+                pair_batch=options.pair_batch,
+                device=device,
+                progress=lambda done: say("images with all texts", done, own),
             )
-            with _caught(result.notes):
-                text_ranks, text_found = metric.candidate_text_ranks(
-                    of_image, scores_NK, image_of_text, ties=options.ties
-                )
-                image_ranks, image_found = metric.candidate_image_ranks(
-                    of_text, scores_MK, image_of_text, images=images, ties=options.ties
-                )
-            result.note_candidates(wanted, text_found, image_found)
-            result.add(
-                "reranked",
-                text_ranks,
-                image_ranks,
-                of_image.gather(1, best_in_order(scores_NK, SHOWN)),
-                of_text.gather(1, best_in_order(scores_MK, SHOWN)),
+            result.add_all("pairs", _everyone(mine, images), fold_size=options.fold_size)
+    settings = {**settings_of(subject, execution, reading), "ties": options.ties}
+    return result.scores({**settings, "rerank": wanted} if dual else settings)
+
+
+def _by_similarity(
+    model: DualEncoder,
+    batches: Iterable[ImageBatch],
+    ids: Tensor,
+    mask: Tensor,
+    result: "_Result",
+    wanted: int,
+    options: RetrievalOptions,
+    device: torch.device,
+    say: Progress,
+) -> None:
+    """Ranks by similarity, and those of the `wanted` best after re-ranking, into `result`; `batches` are the
+    images of this rank."""
+    world, rank = distributed.world_size(), distributed.rank()
+    images, texts = len(result.gallery.image_ids), len(result.gallery.texts)
+    image = _encode_images(model, batches, len(range(rank, images, world)), device, say)
+    text = _encode_texts(model, ids, mask, range(rank, texts, world), options.text_batch, device, say)
+    text = cast(Any, text)._make(
+        None if share is None else _everyone(share, texts) for share in cast(Any, text)
+    )
+    similarity_NM = _everyone(image.projection, images).float() @ text.projection.float().T
+    result.add_all("dual", similarity_NM, fold_size=options.fold_size)
+    if not wanted:
+        return
+    of_image = _everyone(metric.top(similarity_NM[rank::world], min(wanted, texts)), images).cpu()
+    of_text = _everyone(metric.top(similarity_NM.T[rank::world], min(wanted, images)), texts).cpu()
+    del similarity_NM
+    scores_NK, scores_MK = _rerank(
+        cast(RetrievalModel, model), image, text, of_image, of_text, options.pair_batch, say
+    )
+    image_of_text = torch.tensor(result.gallery.image_of_text)
+    with _caught(result.notes):
+        text_ranks, text_found = metric.candidate_text_ranks(
+            of_image, scores_NK, image_of_text, ties=options.ties
+        )
+        image_ranks, image_found = metric.candidate_image_ranks(
+            of_text, scores_MK, image_of_text, images=images, ties=options.ties
+        )
+    result.note_candidates(wanted, text_found, image_found)
+    result.add(
+        "reranked",
+        text_ranks,
+        image_ranks,
+        of_image.gather(1, best_in_order(scores_NK, SHOWN)),
+        of_text.gather(1, best_in_order(scores_MK, SHOWN)),
+    )
+
+
+def score_all(
+    model: PairScorer,
+    batches: Iterable[ImageBatch],
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    pair_batch: int = 256,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """`model.score` of every image of some batches with every text [M,T]: [images,M] fp32 on the CPU.
+
+    Each image is decoded once; texts of like length share a batch, which is cut to its longest text.
+    `progress` is told how many images are done.
+    """
+    length = mask.sum(1)
+    order = length.argsort(stable=True)
+    parts = []
+    for batch in batches:
+        images = batch.images.to(device)
+        scores = torch.empty(len(images), len(ids))
+        pairs = torch.cartesian_prod(order, torch.arange(len(images)))
+        for start in range(0, len(pairs), pair_batch):
+            text, image = pairs[start : start + pair_batch].T
+            tokens = int(length[text].max())
+            score = model.score(
+                images.rows(image.to(device)), ids[text, :tokens].to(device), mask[text, :tokens].to(device)
             )
-    return result.scores({**settings_of(subject, execution, reading), "rerank": wanted, "ties": options.ties})
+            if score.shape != text.shape:
+                raise ValueError(f"score returned scores of shape {tuple(score.shape)} for {len(text)} pairs")
+            scores[image, text] = score.float().cpu()
+        parts.append(scores)
+        if progress is not None:
+            progress(sum(map(len, parts)))
+    return torch.cat(parts)
 
 
 def _candidates(model: Any, options: RetrievalOptions) -> int:
     """Candidates of each query that are re-ranked."""
+    if not hasattr(model, "encode_image"):
+        if options.rerank is not None:
+            raise ValueError(
+                f"rerank={options.rerank}: {type(model).__name__} has no similarity to choose candidates by and "
+                "scores all pairs; leave rerank out"
+            )
+        return 0
     fuses = hasattr(model, "match")
     if options.rerank and not fuses:
         raise ValueError(
@@ -285,35 +368,25 @@ class _GalleryImages:
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
 
-    def __call__(self, i: int) -> list[Described]:
+    def __call__(self, i: int) -> list[ImageWithWords]:
         words = self.gallery.concepts[i] if self.gallery.concepts else ()
-        return [Described(self.gallery.image(i), words)]
+        return [ImageWithWords(self.gallery.image(i), words)]
 
     def name(self, i: int) -> str:
         return f"image {self.gallery.image_ids[i]!r} of the gallery"
 
 
 def _encode_images(
-    subject: Subject,
-    gallery: Gallery,
-    indices: Sequence[int],
-    reader: ConceptReader | None,
-    options: RetrievalOptions,
-    workers: int,
-    device: torch.device,
-    say: Progress,
+    model: DualEncoder, batches: Iterable[ImageBatch], total: int, device: torch.device, say: Progress
 ) -> ImageFeatures:
-    images = _GalleryImages(gallery)
-    rows = ImageRows(images, indices, subject.view, images.name, reader)
     parts = []
-    for part in image_batches(rows, batch=options.image_batch, workers=workers):
-        part = part.to(device)
-        parts.append(subject.model.encode_image(part.image.squeeze(1), *part.given))
+    for batch in batches:
+        parts.append(model.encode_image(batch.images.to(device)))
         if parts[0].projection is None:
             raise ValueError(
-                f"{type(subject.model).__name__} has no projection into a shared space; it cannot retrieve"
+                f"{type(model).__name__} has no projection into a shared space; it cannot retrieve"
             )
-        say("images", sum(len(part.projection) for part in parts), len(indices))
+        say("images", sum(len(part.projection) for part in parts), total)
     return _join(parts)
 
 

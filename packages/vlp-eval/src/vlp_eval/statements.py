@@ -51,10 +51,8 @@ def evaluate_nlvr(
     model = subject.model
 
     def logits(batch: ImageBatch, ids: Tensor, mask: Tensor) -> Tensor:
-        image_BI3HW = batch.image
-        rows = torch.arange(len(image_BI3HW), device=image_BI3HW.device)
-        images = image_BI3HW.transpose(0, 1).flatten(0, 1)
-        return model(images, rows, rows + len(rows), ids, mask, *batch.given)
+        rows = torch.arange(len(ids), device=ids.device)
+        return model(batch.groups, rows, rows + len(rows), ids, mask)
 
     return _evaluate(
         "nlvr", subject, logits, source, options, execution, role="sentence", images=2, names=NLVR_LABELS
@@ -73,7 +71,7 @@ def evaluate_entailment(
     model = subject.model
 
     def logits(batch: ImageBatch, ids: Tensor, mask: Tensor) -> Tensor:
-        return model(batch.image.squeeze(1), ids, mask, *batch.given)
+        return model(batch.images, ids, mask)
 
     return _evaluate(
         "entailment",
@@ -116,7 +114,7 @@ def _evaluate(
     require_unique((one.id for one in statements), "statement")
 
     def run(rows: Sequence[int], batch: ImageBatch) -> list[int]:
-        ids, mask = reading.encode(tokenizer, [statements[row].text for row in rows], batch.image.device)
+        ids, mask = reading.encode(tokenizer, [statements[row].text for row in rows], batch.groups[0].device)
         found = logits(batch, ids, mask)
         if found.shape != (len(rows), len(names)):
             raise ValueError(

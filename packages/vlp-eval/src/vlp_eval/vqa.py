@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from vlp_core.images import Images
 from vlp_data.errors import DataError
 from vlp_data.examples import answer_ids
 from vlp_data.schema import Identifier, Sample, Source
@@ -41,7 +42,7 @@ from vlp_eval.subject import Subject
 CANDIDATES, PAIR_BATCH, BEAMS, ANSWER_TOKENS, MAX_WORDS = 128, 1024, 3, 10, 50
 """What `VqaOptions` means by null."""
 
-Answer = Callable[[ImageBatch, Tensor, Tensor], list[str]]
+Answer = Callable[[Images, Tensor, Tensor], list[str]]
 """From images and questions (ids, mask) to one answer each."""
 
 
@@ -107,9 +108,9 @@ def evaluate_vqa(
     answers = _answers(questions, data.annotations)
     answer, settings = _WAYS[options.mode](subject.model, tokenizer, data, options)
 
-    def run(rows: Sequence[int], images: ImageBatch) -> list[str]:
+    def run(rows: Sequence[int], batch: ImageBatch) -> list[str]:
         texts = [questions[row].text for row in rows]
-        return answer(images, *reading.encode(tokenizer, texts, images.image.device))
+        return answer(batch.images, *reading.encode(tokenizer, texts, batch.images.device))
 
     given = evaluate_rows(subject, data.source, len(questions), run, options, execution, what="questions")
     settings = {"mode": options.mode, **settings, **settings_of(subject, execution, reading)}
@@ -138,9 +139,9 @@ def _rank(
     pairs = options.pair_batch or PAIR_BATCH
     choices = answer_ids(tokenizer, listed)
 
-    def answer(images: ImageBatch, ids: Tensor, mask: Tensor) -> list[str]:
+    def answer(images: Images, ids: Tensor, mask: Tensor) -> list[str]:
         ranked = model.rank_answers(
-            model.ask(images.image.squeeze(1), ids, mask, *images.given),
+            model.ask(images, ids, mask),
             mask,
             choices.ids.to(ids.device),
             choices.attention_mask.to(ids.device),
@@ -157,9 +158,9 @@ def _generate(
 ) -> tuple[Answer, dict[str, Any]]:
     beams, length = options.beams or BEAMS, options.answer_tokens or ANSWER_TOKENS
 
-    def answer(images: ImageBatch, ids: Tensor, mask: Tensor) -> list[str]:
+    def answer(images: Images, ids: Tensor, mask: Tensor) -> list[str]:
         written = model.generate_answers(
-            model.ask(images.image.squeeze(1), ids, mask, *images.given),
+            model.ask(images, ids, mask),
             mask,
             start_id=tokenizer.cls_id,
             end_id=tokenizer.sep_id,
@@ -175,12 +176,13 @@ def _generate(
 def _classes(
     model: AnswerClasses, tokenizer: Tokenizer, data: Questions, options: VqaOptions
 ) -> tuple[Answer, dict[str, Any]]:
-    if not isinstance(model, AnswerClasses):  # noqa: TRY004 - the user chose a mode that does not fit
-        raise ValueError(f"mode=classes: {type(model).__name__} has no answer classes of its own")
+    if not isinstance(model, AnswerClasses):
+        name = type(model).__name__
+        raise ValueError(f"mode=classes: {name} has no answer classes of its own")  # noqa: TRY004
     names = tuple(model.answers)
 
-    def answer(images: ImageBatch, ids: Tensor, mask: Tensor) -> list[str]:
-        logits = model.classify_answers(images.image.squeeze(1), ids, mask, *images.given)
+    def answer(images: Images, ids: Tensor, mask: Tensor) -> list[str]:
+        logits = model.classify_answers(images, ids, mask)
         if logits.shape != (len(ids), len(names)):
             raise ValueError(
                 f"the model gives logits of shape {tuple(logits.shape)} for {len(ids)} questions and "

@@ -224,8 +224,9 @@ def benchmarks() -> Mapping[str, Benchmark]:
             row = point.load()
         except Exception as problem:
             raise ValueError(f"{where} cannot be imported: {problem!r}") from problem
-        if not isinstance(row, Benchmark):  # noqa: TRY004 - said like the other faults of a row
-            raise ValueError(f"{where} is no vlp_eval.benchmarks.Benchmark but a {type(row).__name__}")
+        if not isinstance(row, Benchmark):
+            kind = type(row).__name__
+            raise ValueError(f"{where} is no vlp_eval.benchmarks.Benchmark but a {kind}")  # noqa: TRY004
         if row.name != point.name:
             raise ValueError(f"{where} calls itself {row.name}; give both one name")
         if row.name in rows:
