@@ -77,10 +77,10 @@ def test_retrieval_writes_json_and_image_and_prints_the_table(world, export, tmp
         == 0
     )
     printed = capsys.readouterr().out
-    scores = Scores(**json.loads((out / "retrieval.json").read_text()))
+    scores = Scores.read((out / "retrieval.json").read_text())
     assert printed.startswith(scores.table())
     assert scores.counts["images"] == 4
-    assert list(scores.stages) == ["dual", "reranked"]
+    assert list(scores.results) == ["dual", "reranked"]
     assert scores.settings["options"]["rerank"] == 3
     assert scores.settings["max_tokens"] == 24  # the checkpoint's
     assert all(
@@ -123,9 +123,9 @@ def test_options_change_the_gallery(world, export, tmp_path):
         "device=cpu",
     ]
     assert main(["retrieval", str(export), *karpathy(world), *settings]) == 0
-    scores = Scores(**json.loads((tmp_path / "retrieval.json").read_text()))
+    scores = Scores.read((tmp_path / "retrieval.json").read_text())
     assert (scores.counts["images"], scores.counts["texts"]) == (3, 6)
-    assert scores.stages["dual, folds of 1"]["r_mean"] == 100
+    assert scores.results["dual, folds of 1"]["r_mean"] == 100
     assert any(text["text"] != text["text"].lower() for text in scores.samples["texts"])
 
 
@@ -151,7 +151,7 @@ def test_ranks_of_torchrun_share_the_work(world, export, tmp_path):
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / name / "retrieval.json").read_text()) for name in ("one", "two"))
     assert one["samples"] == two["samples"]
-    assert one["stages"] == two["stages"]
+    assert one["results"] == two["results"]
     assert done.stdout.count("retrieval: 7 images") == 1
 
 

@@ -1,4 +1,4 @@
-"""The image of what was retrieved."""
+"""Figures of what was answered."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from vlp_data import schema as data
 from vlp_eval import figures
+from vlp_eval.benchmarks.grounding import GroundingOptions, WeakGroundingOptions
+from vlp_eval.benchmarks.options import BenchmarkOptions
+from vlp_eval.benchmarks.retrieval import RetrievalOptions
 from vlp_eval.gallery import Gallery
 from vlp_eval.metrics import retrieval as metric
 from vlp_eval.report import Scores
@@ -34,7 +37,7 @@ def scores(own, similarity):
         benchmark="retrieval",
         settings={},
         counts={},
-        stages={"dual": metric.summary(text_ranks, image_ranks)},
+        results={"dual": metric.summary(text_ranks, image_ranks)},
         hits={"dual": {}},
         samples={
             "images": [
@@ -71,8 +74,8 @@ def test_right_answers_are_marked_and_wrong_ones_are_not():
     right = torch.zeros(8, 16)
     right[torch.tensor(own.image_of_text), torch.arange(16)] = 1
     noise = torch.rand(8, 16, generator=torch.Generator().manual_seed(0)) / 2
-    found = figures.retrieval_figure(scores(own, right + noise), own, queries=3)
-    missed = figures.retrieval_figure(scores(own, noise - right), own, queries=3)
+    found = figures.retrieval_figure(scores(own, right + noise), own, RetrievalOptions(figures=3))
+    missed = figures.retrieval_figure(scores(own, noise - right), own, RetrievalOptions(figures=3))
     frame = 4 * 5 * (figures.THUMB - 5)
     assert green(found) >= 3 * frame
     assert green(missed) == 0
@@ -85,8 +88,8 @@ def test_queries_are_spread_over_the_gallery_and_never_more_than_there_are():
     own = gallery()
     similarity = torch.rand(8, 16, generator=torch.Generator().manual_seed(0))
     assert (
-        figures.retrieval_figure(scores(own, similarity), own, queries=1).height
-        < figures.retrieval_figure(scores(own, similarity), own, queries=20).height
+        figures.retrieval_figure(scores(own, similarity), own, RetrievalOptions(figures=1)).height
+        < figures.retrieval_figure(scores(own, similarity), own, RetrievalOptions(figures=20)).height
     )
 
 
@@ -99,7 +102,7 @@ def test_long_texts_stay_inside_their_column():
     assert "".join(rows).replace(" ", "") == text.replace(" ", "")
     own = gallery(texts=tuple(f"{text} {j}" for j in range(16)))
     similarity = torch.rand(8, 16, generator=torch.Generator().manual_seed(0))
-    page = figures.retrieval_figure(scores(own, similarity), own, queries=2)
+    page = figures.retrieval_figure(scores(own, similarity), own, RetrievalOptions(figures=2))
     assert page.getpixel((figures.WIDTH - 1, page.height // 2)) == (255, 255, 255)
 
 
@@ -107,10 +110,10 @@ def test_scores_of_another_gallery_are_refused():
     own = gallery()
     result = scores(own, torch.rand(8, 16, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(ValueError, match="another gallery"):
-        figures.retrieval_figure(result, own.first_texts(1))
+        figures.retrieval_figure(result, own.first_texts(1), RetrievalOptions())
 
 
-class ImageRows:
+class StoredImages:
     """A source of images in memory."""
 
     def __init__(self, count, each=1):
@@ -136,24 +139,31 @@ def expressions(*predicted):
         for n, box in enumerate(predicted)
     ]
     return Scores(
-        benchmark="grounding", settings={}, counts={}, stages={}, hits={}, samples={"expressions": samples}
+        benchmark="grounding", settings={}, counts={}, results={}, hits={}, samples={"expressions": samples}
     )
 
 
 def test_true_and_predicted_boxes_have_their_colours():
-    both = figures.grounding_figure(expressions([40, 10, 20, 30]), ImageRows(1))
-    none = figures.grounding_figure(expressions(None), ImageRows(1))
+    both = figures.grounding_figure(expressions([40, 10, 20, 30]), StoredImages(1), GroundingOptions())
+    none = figures.grounding_figure(expressions(None), StoredImages(1), GroundingOptions())
     scale = (figures.TEXT_WIDTH - figures.GAP) / 80
     frame = round(scale * 3 * 2 * (20 + 30) * 0.9)  # three pixels wide around the box, in the page's scale
     assert green(both) > frame and green(both, figures.WRONG) > frame
     assert green(none) > frame > green(none, figures.WRONG)
 
 
-def test_heat_of_each_word_is_drawn_where_it_is():
+def test_heat_of_each_word_is_drawn_where_it_is(monkeypatch):
     left, nothing = np.zeros((2, 23, 23), np.float32)
     left[:, :8] = 1
     maps = [("all words", left), ("red", left / 1000), ("the", nothing)]
-    page = figures.grounding_figure(expressions(None), ImageRows(1), heat=lambda image, text, words: maps)
+    options = WeakGroundingOptions(layer=3)
+
+    def heat(subject, image, text, words, *, options):
+        assert (subject, text, words, options.layer) == ("subject", "the red one", (), 3)
+        return maps
+
+    monkeypatch.setattr(figures, "word_heat", heat)
+    page = figures.heat_figure(expressions(None), StoredImages(1), options, "subject")
 
     def redness(word):
         at = figures.MARGIN + figures.TEXT_WIDTH + figures.GAP + word * (figures.THUMB + figures.GAP)
@@ -213,11 +223,14 @@ def test_blur_spreads_a_point_as_a_gaussian_and_keeps_its_sum():
     ],
 )
 def test_right_and_wrong_answers_have_their_colours(benchmark, kind, right, wrong):
-    source = ImageRows(1, each=2 if benchmark == "nlvr" else 1)
+    source = StoredImages(1, each=2 if benchmark == "nlvr" else 1)
     pages = [
         figures.samples_figure(
-            Scores(benchmark=benchmark, settings={}, counts={}, stages={}, hits={}, samples={kind: [sample]}),
+            Scores(
+                benchmark=benchmark, settings={}, counts={}, results={}, hits={}, samples={kind: [sample]}
+            ),
             source,
+            BenchmarkOptions(),
         )
         for sample in (right, wrong)
     ]

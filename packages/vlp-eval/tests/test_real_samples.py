@@ -12,14 +12,21 @@ from vlp_data.options import CocoCaptions, Refer, TaskJson
 from vlp_data.text import Tokenizer
 from vlp_data.transforms import eval_view
 from vlp_eval import (
+    Reading,
+    Subject,
     evaluate_captioning,
     evaluate_grounding,
     evaluate_nlvr,
     evaluate_vqa,
+    evaluate_weak_grounding,
     predictions,
 )
-from vlp_eval.inference import RowOptions
-from vlp_eval.vqa import read_annotations, read_candidates
+from vlp_eval.benchmarks.captioning import CaptioningOptions
+from vlp_eval.benchmarks.grounding import GroundingOptions, WeakGroundingOptions
+from vlp_eval.benchmarks.statements import NlvrOptions
+from vlp_eval.benchmarks.vqa import VqaOptions
+from vlp_eval.captioning import Captioned
+from vlp_eval.vqa import Questions, read_annotations, read_answers
 
 VIEW = partial(eval_view, size=64)
 
@@ -52,6 +59,10 @@ def make(tokenizer):
     return make
 
 
+def subject(model, tokenizer):
+    return Subject(model=model, view=VIEW, tokenizer=tokenizer, reading=Reading())
+
+
 def stand_ins(folder, names, size=(64, 48)):
     """Images of one colour where the real ones may not be passed on."""
     for number, name in enumerate(names):
@@ -65,18 +76,14 @@ def test_questions(chosen, shared_data, tokenizer, make, tmp_path):
     lists = shared_data / "formats" / "albef_json"
     source = TaskJson(files=(str(lists / "vqa_test.json"),), root=str(shared_data / "coco-mini")).open()
     annotations = read_annotations(str(shared_data / "coco-mini" / "annotations" / "vqa_annotations.json"))
-    candidates = read_candidates(str(lists / "answer_list.json"))
+    candidates = read_answers(str(lists / "answer_list.json"))
     scores = evaluate_vqa(
-        make("vqa"),
-        source,
-        tokenizer,
-        RowOptions(view=VIEW),
-        candidates=candidates if chosen else None,
-        k=5,
-        annotations=annotations,
+        subject(make("vqa"), tokenizer),
+        Questions(source=source, answers=candidates if chosen else None, annotations=annotations),
+        VqaOptions(candidates=5) if chosen else VqaOptions(mode="generate"),
     )
     rows = json.loads((lists / "vqa_test.json").read_text())
-    sent = json.loads(predictions.write(scores, tmp_path).read_text())
+    sent = json.loads(predictions.answers(scores, tmp_path).read_text())
     assert [one["question_id"] for one in sent] == [row["question_id"] for row in rows]
     if chosen:
         assert {one["answer"] for one in sent} <= set(candidates)
@@ -87,9 +94,8 @@ def test_questions(chosen, shared_data, tokenizer, make, tmp_path):
 def test_training_questions_bring_their_answers(shared_data, tokenizer, make):
     file = shared_data / "formats" / "albef_json" / "vqa_train.json"
     source = TaskJson(files=(str(file),), root=str(shared_data / "coco-mini")).open()
-    scores = evaluate_vqa(
-        make("vqa"), source, tokenizer, RowOptions(view=VIEW), candidates=["wood", "yes"], k=2
-    )
+    data = Questions(source=source, answers=["wood", "yes"])
+    scores = evaluate_vqa(subject(make("vqa"), tokenizer), data, VqaOptions())
     assert all(len(one["answers"]) == 10 for one in scores.samples["questions"])
 
 
@@ -98,14 +104,14 @@ def test_sentences_about_two_images(shared_data, tokenizer, make, tmp_path):
     rows = json.loads(file.read_text())
     stand_ins(tmp_path, sorted({name for row in rows for name in row["images"]}))
     source = TaskJson(files=(str(file),), root=str(tmp_path)).open()
-    scores = evaluate_nlvr(make("nlvr", layers=6), source, tokenizer, RowOptions(view=VIEW))
+    scores = evaluate_nlvr(subject(make("nlvr", layers=6), tokenizer), source, NlvrOptions())
     assert [one["label"] for one in scores.samples["statements"]] == [row["label"] for row in rows]
     assert "consistency" not in scores.metrics  # these lists carry no identifiers, and the report says so
     assert any("no consistency" in note for note in scores.notes)
 
 
-@pytest.mark.parametrize(("by", "layer"), [("boxes", None), ("heat", 2)])
-def test_referring_expressions(by, layer, shared_data, tokenizer, make, tmp_path):
+@pytest.mark.parametrize("by", ["boxes", "heat"])
+def test_referring_expressions(by, shared_data, tokenizer, make, tmp_path):
     folder = shared_data / "refcocoplus-sample"
     rows = json.loads((folder / "refcoco+_test.json").read_text())
     known = json.loads((folder / "refcoco+" / "instances.json").read_text())
@@ -124,7 +130,11 @@ def test_referring_expressions(by, layer, shared_data, tokenizer, make, tmp_path
         root=str(tmp_path),
     ).open()
     model = make("xvlm", heads=["boxes"] if by == "boxes" else ["contrast", "match"])
-    scores = evaluate_grounding(model, source, tokenizer, RowOptions(view=VIEW), by=by, layer=layer)
+    own = subject(model, tokenizer)
+    if by == "boxes":
+        scores = evaluate_grounding(own, source, GroundingOptions())
+    else:
+        scores = evaluate_weak_grounding(own, source, WeakGroundingOptions(layer=2))
     assert scores.counts["expressions"] == len(rows)
     assert set(scores.metrics) == {"accuracy", "testB"}
     if by == "heat":
@@ -139,11 +149,13 @@ def test_captions(shared_data, tokenizer, make, tmp_path):
         annotations=str(folder / "annotations" / "captions.json"), images=str(folder / "images")
     ).open()
     scores = evaluate_captioning(
-        make("captioning"), source, tokenizer, RowOptions(view=VIEW, limit=6), max_tokens=10, beams=2
+        subject(make("captioning"), tokenizer),
+        Captioned(source=source),
+        CaptioningOptions(limit=6, max_tokens=10, beams=2),
     )
     known = {
         one["id"] for one in json.loads((folder / "annotations" / "captions.json").read_text())["images"]
     }
-    sent = json.loads(predictions.write(scores, tmp_path).read_text())
+    sent = json.loads(predictions.captions(scores, tmp_path).read_text())
     assert len(sent) == 6 and {one["image_id"] for one in sent} <= known
     assert scores.counts["references"] >= 30

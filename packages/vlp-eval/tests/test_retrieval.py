@@ -15,13 +15,21 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import normalize
-from vlp_core.concepts import Concepts
+from vlp_core.images import Concepts, Images
 from vlp_data.errors import DataError
 from vlp_data.options import ConceptOptions, TaskJson
+from vlp_eval import Execution, Reading, Subject
+from vlp_eval.benchmarks.retrieval import RetrievalOptions
 from vlp_eval.gallery import Gallery
 from vlp_eval.metrics import retrieval as metric
 from vlp_eval.report import Scores
-from vlp_eval.retrieval import best_in_order, evaluate_retrieval, rerank, score_pairs
+from vlp_eval.retrieval import (
+    best_in_order,
+    evaluate_retrieval,
+    open_gallery,
+    rerank,
+    score_pairs,
+)
 
 IMAGES, WIDTH = 11, 6
 
@@ -49,7 +57,8 @@ class Toy(nn.Module):
         self.dropout = nn.Dropout(0.5)
         self.images, self.texts, self.pairs, self.padding = [], [], 0, 0
 
-    def encode_image(self, image):
+    def encode_image(self, images):
+        image = images.pixels
         self.images += image.flatten(1).sum(1).tolist()
         embeds = self.dropout(image.flatten(2).transpose(1, 2) @ self.mix[:3])
         return ImageFeatures(embeds, normalize(embeds.mean(1), dim=-1))
@@ -85,10 +94,10 @@ class Seeing(Toy):
         self.mask = mask
         self.padded = set()
 
-    def encode_image(self, image, concepts):
-        self.padded.add(concepts.ids.shape[1])
-        patches = super().encode_image(image)
-        embeds = torch.cat([patches.embeds, self.words[concepts.ids]], 1)
+    def encode_image(self, images):
+        self.padded.add(images.concepts.ids.shape[1])
+        patches = super().encode_image(images)
+        embeds = torch.cat([patches.embeds, self.words[images.concepts.ids]], 1)
         mask = torch.ones(embeds.shape[:2]) if self.mask else None
         return self.Features(embeds, normalize(embeds.mean(1), dim=-1), mask)
 
@@ -143,7 +152,7 @@ def brute_force(model, own, k):
     """The reference's way: one query at a time, a filled matrix per direction, ranks by the filled
     matrices."""
     model.eval()
-    image = model.encode_image(torch.stack([own.image(i) for i in range(IMAGES)]))
+    image = model.encode_image(every_image(own))
     text = model.encode_text(*Words().encode(own.texts, max_tokens=40, separator=False, pad="max"))
     similarity = image.projection @ text.projection.T
     filled = []
@@ -159,27 +168,44 @@ def brute_force(model, own, k):
     return similarity, *filled
 
 
-def evaluate(model, **settings):
-    return evaluate_retrieval(model, gallery(), Words(), view=as_is, **settings)
+def every_image(own):
+    return Images(torch.stack([own.image(i) for i in range(IMAGES)]))
 
 
-def ranks_of(scores, stage):
-    return [[one["rank"][stage] for one in scores.samples[kind]] for kind in ("images", "texts")]
+def evaluate(model, own=None, *, concepts=None, workers=0, precision="fp32", **options):
+    """Texts are read as they are, and nothing is re-ranked unless `options` say so."""
+    subject = Subject(
+        model=model,
+        view=as_is,
+        tokenizer=Words(),
+        reading=Reading(clean="none", max_tokens=40),
+        concepts=concepts,
+    )
+    return evaluate_retrieval(
+        subject,
+        gallery() if own is None else own,
+        RetrievalOptions(**{"rerank": 0, **options}),
+        Execution(workers=workers, precision=precision),
+    )
+
+
+def ranks_of(scores, result):
+    return [[one["rank"][result] for one in scores.samples[kind]] for kind in ("images", "texts")]
 
 
 @pytest.mark.filterwarnings("ignore::vlp_eval.metrics.retrieval.TieWarning")
 @pytest.mark.parametrize("k", [1, 4, 11, 15, 23])
-def test_both_stages_equal_one_query_at_a_time(k):
+def test_both_results_equal_one_query_at_a_time(k):
     model, own = Toy(), gallery()
     found = evaluate(model, rerank=k, image_batch=4, text_batch=5, pair_batch=7)
     with torch.no_grad():
         similarity, of_image, of_text = brute_force(Toy(), own, k)
-    for stage, left, right in (("dual", similarity, similarity.T), ("reranked", of_image, of_text)):
+    for result, left, right in (("dual", similarity, similarity.T), ("reranked", of_image, of_text)):
         text = metric.text_ranks(left, torch.tensor(own.image_of_text))
         image = metric.image_ranks(right, torch.tensor(own.image_of_text))
-        assert ranks_of(found, stage) == [text.tolist(), image.tolist()]
-        assert found.stages[stage] == metric.summary(text, image)
-    assert found.metrics == found.stages["reranked"]
+        assert ranks_of(found, result) == [text.tolist(), image.tolist()]
+        assert found.results[result] == metric.summary(text, image)
+    assert found.metrics == found.results["reranked"]
 
 
 def test_every_sample_is_encoded_once_and_every_wanted_pair_scored_once():
@@ -232,7 +258,7 @@ def test_modes_of_the_model_are_restored_part_by_part():
 def test_rerank_of_chosen_candidates_and_pairs():
     own, model = gallery(), Toy().eval()
     with torch.no_grad():
-        image = model.encode_image(torch.stack([own.image(i) for i in range(IMAGES)]))
+        image = model.encode_image(every_image(own))
         text = model.encode_text(*Words().encode(own.texts, max_tokens=40, separator=False, pad="longest"))
         everything = torch.cartesian_prod(torch.arange(IMAGES), torch.arange(len(own.texts)))
         whole = score_pairs(model, image, text, *everything.T, pair_batch=13).view(IMAGES, -1)
@@ -257,9 +283,7 @@ def test_images_are_compared_with_their_concepts(mask):
     words = Words()
     with torch.no_grad():
         ids = [words.frame(words.token_ids(" ".join(c)), max_tokens=6, separator=False) for c in own.concepts]
-        image = model.encode_image(
-            torch.stack([own.image(i) for i in range(IMAGES)]), Concepts(*words.pad(ids, 6))
-        )
+        image = model.encode_image(replace(every_image(own), concepts=Concepts(*words.pad(ids, 6))))
         text = model.encode_text(*words.encode(own.texts, max_tokens=40, separator=False, pad="longest"))
         similarity = image.projection @ text.projection.T
         of_image, of_text = metric.top(similarity, 4), metric.top(similarity.T, 4)
@@ -280,7 +304,7 @@ def test_concepts_of_a_gallery_are_complete_and_padded_alike():
         evaluate(Seeing())
     with pytest.raises(ValueError, match="has no concept encoder; leave concepts out"):
         evaluate(Toy(), concepts=CONCEPTS)
-    run = partial(evaluate_retrieval, Seeing(), tokenizer=Words(), view=as_is, concepts=CONCEPTS)
+    run = partial(evaluate, Seeing(), concepts=CONCEPTS)
     with pytest.raises(ValueError, match="the images of the gallery have no concepts"):
         run(replace(own, concepts=()))
     with pytest.raises(ValueError, match="image 'image2' of the gallery has no concepts, others have"):
@@ -339,11 +363,11 @@ def test_collapsed_model_becomes_a_note_and_scores_nothing():
     assert any("tied scores" in note for note in found.notes)
 
 
-def test_folds_are_a_stage_of_their_own():
+def test_folds_are_a_result_of_their_own():
     own = gallery().first_texts(1)
-    found = evaluate_retrieval(Toy(), own, Words(), view=as_is, fold_size=1)
-    assert found.stages["dual, folds of 1"]["r_mean"] == 100
-    assert found.stages["dual"]["r_mean"] < 100
+    found = evaluate(Toy(), own, fold_size=1)
+    assert found.results["dual, folds of 1"]["r_mean"] == 100
+    assert found.results["dual"]["r_mean"] < 100
 
 
 def test_half_precision_is_ranked_in_fp32():
@@ -354,8 +378,8 @@ def test_half_precision_is_ranked_in_fp32():
 
 def test_table_and_json_hold_the_numbers():
     found = evaluate(Toy(), rerank=4)
-    again = Scores(**json.loads(found.json()))
-    assert (again.stages, again.samples, again.hits) == (found.stages, found.samples, found.hits)
+    again = Scores.read(found.json())
+    assert (again.results, again.samples, again.hits) == (found.results, found.samples, found.hits)
     lines = found.table().splitlines()
     assert lines[0].startswith("retrieval: 11 images, 23 texts")
     assert lines[1].split() == ["TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "r_mean", "rsum"]
@@ -378,13 +402,69 @@ def test_chance_is_the_mean_of_random_scores():
         assert metric.chance(image, images=IMAGES)[f"tr_r{k}"] == pytest.approx(value, abs=2)
 
 
+class Pairs(nn.Module):
+    """Scores pairs and encodes nothing by itself; keeps how many it scored at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.toy, self.batches = Toy(), []
+
+    def score(self, images, ids, mask):
+        self.batches.append(len(images))
+        assert len(images) == len(ids) == len(mask)
+        index = torch.arange(len(ids))
+        return self.toy.match(self.toy.encode_image(images), self.toy.encode_text(ids, mask), index, index)
+
+
+def test_a_model_without_encoders_is_ranked_by_the_scores_of_all_pairs():
+    own, model = gallery(), Pairs()
+    found = evaluate(model, rerank=None, image_batch=4, pair_batch=13, fold_size=1)
+    assert list(found.results) == ["pairs", "pairs, folds of 1"] and "rerank" not in found.settings
+    assert sum(model.batches) == IMAGES * len(own.texts) and max(model.batches) == 13
+    with torch.no_grad():
+        plain = Toy().eval()
+        image = plain.encode_image(every_image(own))
+        text = plain.encode_text(*Words().encode(own.texts, max_tokens=40, separator=False, pad="max"))
+        every = torch.cartesian_prod(torch.arange(IMAGES), torch.arange(len(own.texts)))
+        expected = plain.match(image, text, *every.T).view(IMAGES, -1)
+    of = torch.tensor(own.image_of_text)
+    assert ranks_of(found, "pairs") == [
+        metric.text_ranks(expected, of).tolist(),
+        metric.image_ranks(expected.T, of).tolist(),
+    ]
+
+
+def test_scores_of_pairs_have_the_shape_of_the_pairs():
+    model = Pairs()
+    model.score = lambda images, ids, mask: torch.zeros(len(ids), 2)
+    with pytest.raises(ValueError, match=r"score returned scores of shape \(253, 2\) for 253 pairs"):
+        evaluate(model, rerank=None)
+
+
+def test_candidates_are_as_many_as_the_model_has_use_for():
+    class Dual(nn.Module):
+        encode_image, encode_text = Toy.encode_image, Toy.encode_text
+
+        def __init__(self):
+            super().__init__()
+            vars(self).update(vars(Toy()))
+
+    assert evaluate(Toy(), rerank=None).settings["rerank"] == 128
+    found = evaluate(Dual(), rerank=None)
+    assert found.settings["rerank"] == 0 and list(found.results) == ["dual"]
+
+
 def test_settings_that_cannot_take_effect_are_refused():
     class Dual(nn.Module):
         encode_image, encode_text = Toy.encode_image, Toy.encode_text
 
     with pytest.raises(ValueError, match="Dual has no fusion encoder"):
         evaluate(Dual(), rerank=3)
-    with pytest.raises(ValueError, match="rerank=-1 must be 0"):
+    with pytest.raises(ValueError, match="Dropout can neither encode images and texts"):
+        evaluate(nn.Dropout())
+    with pytest.raises(ValueError, match="Pairs has no similarity to choose candidates by"):
+        evaluate(Pairs(), rerank=3)
+    with pytest.raises(ValueError, match="rerank=-1 must not be negative"):
         evaluate(Toy(), rerank=-1)
 
 
@@ -395,9 +475,7 @@ def test_broken_image_is_named(workers):
 
     own = gallery()
     with pytest.raises(ValueError, match=r"^image 'image0' of the gallery: cannot identify image file$"):
-        evaluate_retrieval(
-            Toy(), Gallery(**{**vars(own), "image": broken}), Words(), view=as_is, workers=workers
-        )
+        evaluate(Toy(), Gallery(**{**vars(own), "image": broken}), workers=workers)
 
 
 def test_nan_of_the_fusion_encoder_is_refused():
@@ -405,6 +483,15 @@ def test_nan_of_the_fusion_encoder_is_refused():
     model.match = lambda image, text, image_index, text_index: torch.full((len(image_index),), torch.nan)
     with pytest.raises(ValueError, match="NaN"):
         evaluate(model, rerank=3)
+
+
+def test_a_gallery_is_opened_as_the_options_say(tmp_path):
+    rows = [{"image": f"{name}.png", "caption": ["one", "one", f"of {name}"]} for name in ("a", "b", "c")]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    source = TaskJson(files=(str(tmp_path / "rows.json"),)).open()
+    own = open_gallery(source, None, RetrievalOptions(limit=2, repeated_captions=False))
+    assert own.texts == ("one", "of a", "one", "of b") and len(own.image_ids) == 2
+    assert open_gallery(source, None, RetrievalOptions(first_captions=1)).texts == ("one",) * 3
 
 
 def test_gallery_options():
@@ -459,6 +546,8 @@ def test_three_ranks_give_the_result_of_one(tmp_path):
     assert sum(one["pairs"] for one in found) == alone.pairs
     seeing = evaluate(Seeing(True), rerank=5, concepts=CONCEPTS).json()
     assert all(one["seeing"] == seeing for one in found)
+    every_pair = evaluate(Pairs(), rerank=None).json()
+    assert all(one["all"] == every_pair for one in found)
 
 
 def _one_rank(folder, rank, world):
@@ -471,6 +560,7 @@ def _one_rank(folder, rank, world):
         "texts": len(model.texts),
         "pairs": model.pairs,
         "seeing": evaluate(Seeing(True), rerank=5, concepts=CONCEPTS, image_batch=2).json(),
+        "all": evaluate(Pairs(), rerank=None, image_batch=2).json(),
     }
     (Path(folder) / f"{rank}.json").write_text(json.dumps(done))
     dist.barrier()

@@ -18,8 +18,9 @@ import torch.distributed as dist
 from PIL import Image
 from torch import nn
 from vlp_core import models
-from vlp_core.concepts import Concepts
 from vlp_core.explain import HeatMaps
+from vlp_core.images import Images
+from vlp_core.vision.encoder import ImageStates
 from vlp_data import shapes
 from vlp_data.errors import DataError
 from vlp_data.options import ConceptOptions, Refer, TaskJson
@@ -27,21 +28,40 @@ from vlp_data.sources.task_json import ENTAILMENT_LABELS
 from vlp_data.text import Tokenizer
 from vlp_data.transforms import eval_view
 from vlp_eval import (
+    Execution,
+    Reading,
     Scores,
+    Subject,
     evaluate_captioning,
     evaluate_entailment,
     evaluate_grounding,
     evaluate_nlvr,
     evaluate_vqa,
+    evaluate_weak_grounding,
     figures,
     grounding,
     predictions,
 )
+from vlp_eval.benchmarks.captioning import CaptioningFiles, CaptioningOptions
+from vlp_eval.benchmarks.grounding import GroundingOptions, WeakGroundingOptions
+from vlp_eval.benchmarks.statements import EntailmentOptions, NlvrOptions
+from vlp_eval.benchmarks.vqa import VqaFiles, VqaOptions
+from vlp_eval.captioning import Captioned, open_captions
 from vlp_eval.cli import main
-from vlp_eval.inference import RowOptions
+from vlp_eval.vqa import Questions, open_questions
 
 VIEW = partial(eval_view, size=64)
-ROWS = RowOptions(view=VIEW)
+
+
+def subject(model, tokenizer, concepts=None, **settings):
+    return Subject(
+        model=model,
+        view=VIEW,
+        tokenizer=tokenizer,
+        reading=Reading(),
+        concepts=concepts,
+        settings=settings,
+    )
 
 
 def vision(image_size=64):
@@ -176,9 +196,9 @@ class Toy(nn.Module):
         self.dropout = nn.Dropout()
         self.known, self.seen = known, []
 
-    def look(self, image):
-        assert not self.dropout.training
-        keys = [round(float(one.double().mean()), 6) for one in image]
+    def look(self, images):
+        assert isinstance(images, Images) and not self.dropout.training
+        keys = [key_of(one) for one in images.pixels]
         self.seen += keys
         return torch.tensor([self.known[key] for key in keys], dtype=torch.float64)
 
@@ -198,8 +218,8 @@ def opened(sample, number=0):
 class Answers(Toy):
     """Chooses or writes the answer with the number that it knows for an image."""
 
-    def ask(self, image, ids, mask):
-        return self.look(image)[:, None, None]
+    def ask(self, images, ids, mask):
+        return self.look(images)[:, None, None]
 
     def rank_answers(self, states, mask, ids, candidate_mask, k, *, pairs):
         first = states[:, 0].long()
@@ -211,22 +231,35 @@ class Answers(Toy):
         return SimpleNamespace(ids=ids)
 
 
+class OwnAnswers(Toy):
+    """Has a class for each of its answers."""
+
+    def __init__(self, known, answers):
+        super().__init__(known)
+        self.answers, self.ids = answers, []
+
+    def classify_answers(self, images, ids, mask):
+        self.ids += [row[keep == 1].tolist() for row, keep in zip(ids, mask, strict=True)]
+        return nn.functional.one_hot(self.look(images).long(), len(self.answers)).float()
+
+
 class Pairs(Toy):
-    def __call__(self, image, first, second, ids, mask):
-        assert len(image) == 2 * len(ids)
-        truth = self.look(image[first]).long()
-        self.look(image[second])
+    def __call__(self, groups, first, second, ids, mask):
+        assert [len(images) for images in groups] == [len(ids)] * 2
+        assert torch.equal(torch.cat([first, second]), torch.arange(2 * len(ids)))
+        truth = self.look(groups[0]).long()
+        self.look(groups[1])
         return nn.functional.one_hot(truth, 2).float()
 
 
 class Single(Toy):
-    def __call__(self, image, ids, mask):
-        return nn.functional.one_hot(self.look(image).long(), 3).float()
+    def __call__(self, images, ids, mask):
+        return nn.functional.one_hot(self.look(images).long(), 3).float()
 
 
 class Boxes(Toy):
-    def encode_image(self, image):
-        return self.look(image)
+    def encode_image(self, images):
+        return self.look(images)
 
     def encode_text(self, ids, mask):
         return None
@@ -236,15 +269,16 @@ class Boxes(Toy):
         return torch.stack([torch.full((4,), 0.5), torch.tensor([0.25, 0.25, 0.5, 0.5])])[image.long()]
 
 
-class Writing(Toy):
-    def generate(self, embeds, prompt, *, beams, max_tokens, min_tokens, length_penalty, end_id, pad_id):
+class Captions(Toy):
+    def __init__(self, known):
+        super().__init__(known)
+        self.vision = SimpleNamespace(encode=lambda images: ImageStates(self.look(images)))
+
+    def generate(
+        self, embeds, prompt, *, beams, max_tokens, min_tokens, length_penalty, end_id, pad_id, image_mask_BL
+    ):
         word = embeds.long()[:, None]
         return SimpleNamespace(ids=torch.cat([prompt, word, torch.full_like(word, end_id)], 1))
-
-
-class Captions(Writing):
-    def vision(self, image):
-        return self.look(image)
 
 
 def vqa_toy(world, wrong=()):
@@ -262,7 +296,9 @@ def vqa_toy(world, wrong=()):
 def test_chosen_answers_are_those_of_the_model_and_are_judged(world, tokenizer):
     source, answers, known = vqa_toy(world)
     model = Answers(known).train()
-    scores = evaluate_vqa(model, source, tokenizer, replace(ROWS, image_batch=7), candidates=answers, k=2)
+    data = Questions(source=source, answers=answers)
+    options = VqaOptions(image_batch=7, candidates=2)
+    scores = evaluate_vqa(subject(model, tokenizer), data, options)
     assert model.training and model.dropout.training
     assert sorted(model.seen) == sorted(keys_of(source))
     samples = scores.samples["questions"]
@@ -272,30 +308,90 @@ def test_chosen_answers_are_those_of_the_model_and_are_judged(world, tokenizer):
     mean = sum(one["accuracy"] for one in samples) / len(samples)
     assert scores.metrics["accuracy"] == pytest.approx(mean, abs=0.01)
     assert 0 < scores.chance["accuracy"] < 100 and 0 < mean < 100
-    assert "chosen" in scores.table() and json.loads(scores.json())["stages"]["chosen"] == scores.metrics
+    assert "chosen" in scores.table() and json.loads(scores.json())["results"]["chosen"] == scores.metrics
 
 
 def test_answers_by_type_need_the_annotations_of_vqa(world, tokenizer):
     source, answers, known = vqa_toy(world)
     rows = json.loads((world / "vqa_annotations_val.json").read_text())["annotations"]
     annotations = {one["question_id"]: one for one in rows}
-    run = partial(evaluate_vqa, Answers(known), source, tokenizer, ROWS, candidates=answers, k=1)
-    found, plain = run(annotations=annotations), run()
+
+    def run(annotations=None):
+        data = Questions(source=source, answers=answers, annotations=annotations)
+        return evaluate_vqa(subject(Answers(known), tokenizer), data, VqaOptions(candidates=1))
+
+    found, plain = run(annotations), run()
     assert found.metrics["accuracy"] == plain.metrics["accuracy"]
     assert {"yes/no", "number", "other"} == set(found.metrics) - {"accuracy"}
     with pytest.raises(ValueError, match="questions have no annotation, the first is"):
-        run(annotations=dict(list(annotations.items())[1:]))
-    with pytest.raises(ValueError, match=r"k=9999 must lie in 1\.\."):
-        evaluate_vqa(Answers(known), source, tokenizer, ROWS, candidates=answers, k=9999)
+        run(dict(list(annotations.items())[1:]))
+
+
+def test_never_more_candidates_are_scored_than_there_are(world, tokenizer):
+    source, answers, known = vqa_toy(world)
+    data = Questions(source=source, answers=answers)
+    scores = evaluate_vqa(subject(Answers(known), tokenizer), data, VqaOptions(candidates=9999))
+    assert scores.settings["candidates"] == scores.settings["answers"] == len(answers)
+
+
+def test_answers_of_a_model_with_classes_of_its_own(world, tokenizer):
+    source, answers, known = vqa_toy(world)
+    model = OwnAnswers(known, answers)
+    options = VqaOptions(mode="classes", max_words=3, image_batch=5)
+    scores = evaluate_vqa(subject(model, tokenizer), Questions(source=source), options)
+    chosen = evaluate_vqa(
+        subject(Answers(known), tokenizer), Questions(source=source, answers=answers), VqaOptions()
+    )
+    assert scores.results["classified"] == chosen.results["chosen"]
+    assert scores.samples == chosen.samples and scores.settings["answers"] == len(answers)
+    words = [source[row].texts[0].text.lower().rstrip("?").split()[:3] for row in range(len(source))]
+    assert [tokenizer.decode(ids).split() for ids in model.ids] == words
+    with pytest.raises(ValueError, match="Answers has no answer classes of its own"):
+        evaluate_vqa(subject(Answers(known), tokenizer), Questions(source=source), options)
+
+
+def test_answer_lists_fit_the_mode(world, tmp_path):
+    source, listed = task_json(world, "vqa_val"), str(world / "answer_list.json")
+    assert len(open_questions(source, VqaFiles(answers=listed), VqaOptions()).answers) > 3
+    assert open_questions(source, VqaFiles(), VqaOptions(mode="generate")).answers is None
+    with pytest.raises(ValueError, match=r"mode=rank needs answers=answer_list\.json"):
+        open_questions(source, VqaFiles(), VqaOptions())
+    with pytest.raises(ValueError, match="has no effect with mode=generate"):
+        open_questions(source, VqaFiles(answers=listed), VqaOptions(mode="generate"))
+    for mode, key in (("rank", "beams"), ("generate", "candidates"), ("classes", "answer_tokens")):
+        with pytest.raises(ValueError, match=f"{key}=3 has no effect with mode={mode}"):
+            VqaOptions(mode=mode, **{key: 3})
+
+
+def test_texts_are_read_as_the_options_say_or_else_as_in_training(world, tokenizer):
+    trained = Reading(max_words=7, max_tokens=5, separator=True)
+    own = replace(subject(Answers({}), tokenizer), reading=trained)
+    read = own.reads
+    assert read(NlvrOptions()) == trained
+    assert read(NlvrOptions(max_words=4, max_tokens=9)) == replace(trained, max_words=4, max_tokens=9)
+    assert read(NlvrOptions(max_tokens="all")) == replace(trained, max_tokens=None)
+    assert read(NlvrOptions(clean="none")) == replace(trained, clean="none")
+    with pytest.raises(ValueError, match="Answers comes without tokenizer and reads no text"):
+        replace(own, tokenizer=None, reading=None).reads(NlvrOptions())
+    # Questions have rules of their own where texts are cleaned.
+    source, answers, known = vqa_toy(world)
+    seen = {}
+    for name, reading in (("cleaned", trained), ("raw", replace(trained, clean="none"))):
+        model = OwnAnswers(known, answers)
+        own = replace(subject(model, tokenizer), reading=reading)
+        evaluated = evaluate_vqa(own, Questions(source=source), VqaOptions(mode="classes", limit=3))
+        seen[name] = [evaluated.settings[key] for key in ("clean", "max_words", "max_tokens", "separator")]
+    assert seen["cleaned"] == ["question", 50, None, True] and seen["raw"][0] == "none"
 
 
 def test_written_answers_are_decoded(world, tokenizer):
     source = task_json(world, "vqa_val")
     word = tokenizer.token_ids("red")[0]
     model = Answers(dict.fromkeys(keys_of(source), word))
-    scores = evaluate_vqa(model, source, tokenizer, replace(ROWS, limit=5), candidates=None)
+    options = VqaOptions(mode="generate", limit=5)
+    scores = evaluate_vqa(subject(model, tokenizer), Questions(source=source), options)
     assert [one["answer"] for one in scores.samples["questions"]] == ["red"] * 5
-    assert list(scores.stages) == ["written"]
+    assert list(scores.results) == ["written"]
 
 
 def test_questions_without_answers_give_the_file_for_the_server(world, tokenizer, tmp_path):
@@ -305,9 +401,10 @@ def test_questions_without_answers_give_the_file_for_the_server(world, tokenizer
         json.dumps([{k: v for k, v in row.items() if k != "answer"} for row in rows])
     )
     bare = TaskJson(files=(str(tmp_path / "bare.json"),), root=str(world)).open()
-    scores = evaluate_vqa(Answers(known), bare, tokenizer, ROWS, candidates=answers, k=1)
+    data = Questions(source=bare, answers=answers)
+    scores = evaluate_vqa(subject(Answers(known), tokenizer), data, VqaOptions())
     assert scores.metrics == {} and "without answers" in scores.table()
-    path = predictions.write(scores, tmp_path)
+    path = predictions.answers(scores, tmp_path)
     assert path.name == "vqa_result.json"
     sent = json.loads(path.read_text())
     assert [set(one) for one in sent] == [{"question_id", "answer"}] * len(rows)
@@ -317,7 +414,7 @@ def test_questions_without_answers_give_the_file_for_the_server(world, tokenizer
 def test_a_question_id_that_occurs_twice_is_refused(world, tokenizer):
     source = TaskJson(files=(f"{world}/vqa_val.json",) * 2, root=str(world)).open()
     with pytest.raises(DataError, match="occurs 2 times in the source"):
-        evaluate_vqa(Answers({}), source, tokenizer, ROWS, candidates=["a"], k=1)
+        evaluate_vqa(subject(Answers({}), tokenizer), Questions(source=source, answers=["a"]), VqaOptions())
 
 
 def nlvr_toy(world):
@@ -329,7 +426,7 @@ def nlvr_toy(world):
 
 def test_statements_about_two_images(world, tokenizer, tmp_path):
     source, known = nlvr_toy(world)
-    scores = evaluate_nlvr(Pairs(known), source, tokenizer, replace(ROWS, image_batch=3))
+    scores = evaluate_nlvr(subject(Pairs(known), tokenizer), source, NlvrOptions(image_batch=3))
     samples = scores.samples["statements"]
     expected = [known[key] for key in keys_of(source)]
     assert [one["predicted"] for one in samples] == [("False", "True")[label] for label in expected]
@@ -338,25 +435,27 @@ def test_statements_about_two_images(world, tokenizer, tmp_path):
     assert scores.hits["classified"]["accuracy"] == sum(right)
     assert scores.counts["sentences"] < scores.counts["statements"]
     assert scores.metrics["consistency"] <= scores.metrics["accuracy"]
-    with predictions.write(scores, tmp_path).open(newline="") as stream:
+    with predictions.sentence_labels(scores, tmp_path).open(newline="") as stream:
         assert list(csv.reader(stream)) == [[one["id"], one["predicted"]] for one in samples]
 
 
 def test_hypotheses_about_one_image(world, tokenizer):
     source = task_json(world, "ve_test")
     keys = keys_of(source)
-    scores = evaluate_entailment(Single(dict.fromkeys(keys, 2)), source, tokenizer, ROWS)
+    model = Single(dict.fromkeys(keys, 2))
+    scores = evaluate_entailment(subject(model, tokenizer), source, EntailmentOptions())
     truth = [source[row].target.label for row in range(len(source))]
     assert scores.metrics["accuracy"] == pytest.approx(100 * truth.count(2) / len(truth))
     assert scores.metrics["entailment"] == 100 and scores.metrics["neutral"] == 0
     assert scores.chance["accuracy"] >= 100 / 3
     with pytest.raises(DataError, match=r"nlvr needs rows of 2 image\(s\) with one sentence"):
-        evaluate_nlvr(Single({}), source, tokenizer, ROWS)
+        evaluate_nlvr(subject(Single({}), tokenizer), source, NlvrOptions())
 
 
 def test_boxes_are_judged_in_pixels_and_by_split(world, tokenizer, tmp_path):
     source = refer(world)
-    scores = evaluate_grounding(Boxes(dict.fromkeys(keys_of(source), 1)), source, tokenizer, ROWS)
+    model = Boxes(dict.fromkeys(keys_of(source), 1))
+    scores = evaluate_grounding(subject(model, tokenizer), source, GroundingOptions())
     samples = scores.samples["expressions"]
     for row, one in enumerate(samples):
         width, height = opened(source[row]).size
@@ -365,7 +464,7 @@ def test_boxes_are_judged_in_pixels_and_by_split(world, tokenizer, tmp_path):
         assert one["box"] == pytest.approx([x0, y0, x1 - x0, y1 - y0])
     assert scores.metrics["accuracy"] == pytest.approx(100 * np.mean([one["right"] for one in samples]))
     assert set(scores.metrics) == {"accuracy", *(one["split"] for one in samples)} > {"accuracy"}
-    sent = json.loads(predictions.write(scores, tmp_path).read_text())
+    sent = json.loads(predictions.boxes(scores, tmp_path).read_text())
     assert [one["bbox"] for one in sent] == [one["predicted"] for one in samples]
 
 
@@ -375,8 +474,8 @@ def test_heat_chooses_among_the_detections(world, tokenizer, monkeypatch):
     class Heat(nn.Module):
         text = itm_head = None
 
-        def encode_image(self, image):
-            return SimpleNamespace(embeds=image)
+        def encode_image(self, images):
+            return SimpleNamespace(embeds=images.pixels)
 
     def heat_at_the_left(model, embeds, ids, mask, *, layer, tokens, image_mask_BS):
         assert (layer, tokens, image_mask_BS) == (3, None, None)
@@ -385,26 +484,29 @@ def test_heat_chooses_among_the_detections(world, tokenizer, monkeypatch):
         return HeatMaps(maps[:, None], maps)
 
     monkeypatch.setattr(grounding, "attention_heat", heat_at_the_left)
-    scores = evaluate_grounding(Heat(), source, tokenizer, ROWS, by="heat", layer=3, alpha=1.0)
+    own = subject(Heat(), tokenizer)
+    scores = evaluate_weak_grounding(own, source, WeakGroundingOptions(layer=3, alpha=1.0))
     for row, one in enumerate(scores.samples["expressions"]):
         boxes = [list(region.box) for region in source[row].regions[1:]]
         x, y, w, h = one["predicted"]
         assert any(np.allclose([x, y, x + w, y + h], box) for box in boxes)
-        assert (
-            x <= min(box[0] for box in boxes) + 12
-        )  # with the mean heat, one that touches the left edge wins
+        # With the mean heat, one that touches the left edge wins.
+        assert x <= min(box[0] for box in boxes) + 12
     assert 0 < scores.chance["accuracy"] < 100
-    with pytest.raises(ValueError, match="by=heat needs the layer"):
-        evaluate_grounding(Heat(), source, tokenizer, ROWS, by="heat")
-    with pytest.raises(ValueError, match="the model has no locate"):
-        evaluate_grounding(Heat(), source, tokenizer, ROWS)
-    with pytest.raises(ValueError, match="the model has no vision_proj"):
-        evaluate_grounding(Heat(), source, tokenizer, ROWS, by="heat", mode="itc", layer=3)
+    with pytest.raises(ValueError, match="the model has no box head"):
+        evaluate_grounding(own, source, GroundingOptions())
+    with pytest.raises(ValueError, match="mode=itc: the model has no vision_proj"):
+        evaluate_weak_grounding(own, source, WeakGroundingOptions(mode="itc", layer=3))
+    bare = Refer(**{**refer_files(world), "detections": ""}).open()
+    with pytest.raises(DataError, match=r"give data\.detections=dets\.json"):
+        evaluate_weak_grounding(own, bare, WeakGroundingOptions(layer=3))
 
 
 def test_expressions_without_boxes_are_refused(world, tokenizer):
     with pytest.raises(DataError, match=r"data\.format=refer joins lists"):
-        evaluate_grounding(Boxes({}), task_json(world, "refcoco_test"), tokenizer, ROWS)
+        evaluate_grounding(
+            subject(Boxes({}), tokenizer), task_json(world, "refcoco_test"), GroundingOptions()
+        )
 
 
 def caption_toy(world, tokenizer):
@@ -415,27 +517,36 @@ def caption_toy(world, tokenizer):
 
 def test_captions_are_cut_after_the_prompt_and_judged(world, tokenizer, tmp_path):
     source, known = caption_toy(world, tokenizer)
-    scores = evaluate_captioning(Captions(known), source, tokenizer, ROWS, prompt="a picture of ")
-    sent = json.loads(predictions.write(scores, tmp_path).read_text())
+    own = subject(Captions(known), tokenizer)
+    options = CaptioningOptions(prompt="a picture of ")
+    scores = evaluate_captioning(own, Captioned(source=source), options)
+    sent = json.loads(predictions.captions(scores, tmp_path).read_text())
     expected = [tokenizer.decode([known[key]]) for key in keys_of(source)]
     assert [one["caption"] for one in sent] == expected
     gt = json.loads((world / "captions_test_gt.json").read_text())
     assert [one["image_id"] for one in sent] == [one["id"] for one in gt["images"]]
-    references = {}
-    for one in gt["annotations"]:
-        references.setdefault(one["image_id"], []).append(one["caption"])
-    again = evaluate_captioning(Captions(known), source, tokenizer, ROWS, references=references)
-    assert again.stages == scores.stages
+    files = CaptioningFiles(references=str(world / "captions_test_gt.json"))
+    again = evaluate_captioning(own, open_captions(source, files, options), CaptioningOptions())
+    assert again.results == scores.results
     assert 0 < scores.metrics["bleu_1"] < 100 and scores.counts["references"] > scores.counts["images"]
     assert any("meteor and spice" in note for note in scores.notes)
     with pytest.raises(ValueError, match="images have no references, the first is"):
-        evaluate_captioning(Captions(known), source, tokenizer, ROWS, references={1: ["a"]})
+        evaluate_captioning(own, Captioned(source=source, references={1: ["a"]}), options)
+
+
+def test_the_prompt_is_the_models_unless_the_options_have_one(world, tokenizer):
+    source, known = caption_toy(world, tokenizer)
+    own = subject(Captions(known), tokenizer, prompt="an image of ")
+    for given, used in ((None, "an image of "), ("", "")):
+        options = CaptioningOptions(prompt=given, limit=2)
+        assert evaluate_captioning(own, Captioned(source=source), options).settings["prompt"] == used
 
 
 def test_rows_of_one_image_are_one_caption(world, tokenizer):
     source = task_json(world, "shapes_train")
     model = Captions(dict.fromkeys(keys_of(source), tokenizer.token_ids("red")[0]))
-    scores = evaluate_captioning(model, source, tokenizer, replace(ROWS, limit=7))
+    options = CaptioningOptions(limit=7)
+    scores = evaluate_captioning(subject(model, tokenizer), Captioned(source=source), options)
     assert len(model.seen) == scores.counts["images"] < 7
     assert scores.counts["references"] == 7
 
@@ -453,47 +564,35 @@ class Seeing(Toy):
         self.vision.concepts = nn.Identity()
         self.tokenizer, self.words, self.padded = tokenizer, [], set()
 
-    def take(self, image, concepts):
-        assert isinstance(concepts, Concepts) and len(image) == len(concepts.ids)
-        for one, ids, mask in zip(image, *concepts, strict=True):
+    def take(self, images):
+        for one, ids, mask in zip(images.pixels, *images.concepts, strict=True):
             assert ids[0] == self.tokenizer.cls_id and not ids[mask == 0].any()
             self.words.append((key_of(one), self.tokenizer.decode(ids[mask == 1].tolist())))
-        self.padded.add(concepts.ids.shape[1])
+        self.padded.add(images.concepts.ids.shape[1])
+
+    def look(self, images):
+        self.take(images)
+        return super().look(images)
 
 
 class SeeingAnswers(Seeing, Answers):
-    def ask(self, image, ids, mask, concepts):
-        self.take(image, concepts)
-        return super().ask(image, ids, mask)
+    pass
 
 
 class SeeingPairs(Seeing, Pairs):
-    def __call__(self, image, first, second, ids, mask, concepts):
-        for rows, own in zip((first, second), concepts, strict=True):
-            self.take(image[rows], own)
-        return super().__call__(image, first, second, ids, mask)
+    pass
 
 
 class SeeingSingle(Seeing, Single):
-    def __call__(self, image, ids, mask, concepts):
-        self.take(image, concepts)
-        return super().__call__(image, ids, mask)
+    pass
 
 
-class SeeingBoxes(Seeing, Boxes):
-    def encode_image(self, image, concepts):
-        self.take(image, concepts)
-        return super().encode_image(image)
+class SeeingCaptions(Seeing, Toy):
+    generate = Captions.generate
 
-
-class SeeingCaptions(Seeing, Writing):
     def __init__(self, known, tokenizer):
         super().__init__(known, tokenizer)
-        self.vision.forward = self.see
-
-    def see(self, image, concepts):
-        self.take(image, concepts)
-        return self.look(image)
+        self.vision.encode = lambda images: ImageStates(self.look(images))
 
 
 SEEN = {"vqa": "vqa_val", "nlvr": "nlvr_test", "entailment": "ve_test", "captioning": "captions_test"}
@@ -526,16 +625,22 @@ def without_concepts(world, folder, name):
 
 
 def seeing(task, source, tokenizer):
-    """A toy that sees concepts, and its evaluation."""
+    """A toy that sees concepts, and its evaluation: run(model, source, concepts, **options, workers=)."""
     known = dict.fromkeys(keys_of(source), 1)
     if task == "nlvr":
         known |= dict.fromkeys(keys_of(source, 1), 0)
-    model, run = {
-        "vqa": (SeeingAnswers, partial(evaluate_vqa, candidates=["a", "b"], k=1)),
-        "nlvr": (SeeingPairs, evaluate_nlvr),
-        "entailment": (SeeingSingle, evaluate_entailment),
-        "captioning": (SeeingCaptions, evaluate_captioning),
+    model, evaluate, make, wrap = {
+        "vqa": (SeeingAnswers, evaluate_vqa, VqaOptions, partial(Questions, answers=["a", "b"])),
+        "nlvr": (SeeingPairs, evaluate_nlvr, NlvrOptions, None),
+        "entailment": (SeeingSingle, evaluate_entailment, EntailmentOptions, None),
+        "captioning": (SeeingCaptions, evaluate_captioning, CaptioningOptions, Captioned),
     }[task]
+
+    def run(model, source, concepts, *, workers=0, **options):
+        data = source if wrap is None else wrap(source=source)
+        own = subject(model, tokenizer, concepts)
+        return evaluate(own, data, make(**options), Execution(workers=workers))
+
     return model(known, tokenizer), run
 
 
@@ -545,7 +650,7 @@ def test_each_image_comes_with_its_own_words(task, world, tokenizer, tmp_path):
     source = options.open()
     model, run = seeing(task, source, tokenizer)
     how = ConceptOptions(max_tokens=7, pad="longest")
-    scores = run(model, source, tokenizer, replace(ROWS, concepts=how, image_batch=3, workers=1))
+    scores = run(model, source, how, image_batch=3, workers=1)
     assert scores.settings["concepts"] == {
         "max_tokens": 7,
         "separator": False,
@@ -566,8 +671,7 @@ def test_padding_of_concepts_is_of_the_batch_or_of_all(world, tokenizer, tmp_pat
     padded = []
     for pad in ("longest", "max"):
         model, run = seeing("entailment", source, tokenizer)
-        rows = replace(ROWS, concepts=ConceptOptions(max_tokens=9, pad=pad), image_batch=2)
-        run(model, source, tokenizer, rows)
+        run(model, source, ConceptOptions(max_tokens=9, pad=pad), image_batch=2)
         padded.append(model.padded)
     assert padded == [{3, 5}, {9}]  # the longest of two rows in turn; all
 
@@ -577,18 +681,18 @@ def test_concepts_and_model_must_fit(world, tokenizer, tmp_path):
     source, how = options.open(), ConceptOptions()
     seeing_model, run = seeing("entailment", source, tokenizer)
     with pytest.raises(ValueError, match="sees the words attached to each image; give concepts"):
-        run(seeing_model, source, tokenizer, ROWS)
+        run(seeing_model, source, None)
     with pytest.raises(ValueError, match="has no concept encoder; leave concepts out"):
-        run(Single({}), source, tokenizer, replace(ROWS, concepts=how))
+        run(Single({}), source, how)
     without = TaskJson(files=(without_concepts(world, tmp_path, "ve_test"),), root=str(world)).open()
     with pytest.raises(
         DataError, match=r"has no concepts, which this model reads; .* an evaluation needs every row"
     ):
-        run(seeing_model, without, tokenizer, replace(ROWS, concepts=how))
+        run(seeing_model, without, how)
     with pytest.raises(ValueError, match=r"share=0\.3 draws words at random"):
-        run(seeing_model, source, tokenizer, replace(ROWS, concepts=replace(how, share=0.3)))
+        run(seeing_model, source, replace(how, share=0.3))
     with pytest.raises(ValueError, match="has no concept encoder; leave concepts out"):
-        evaluate_grounding(Boxes({}), refer(world), tokenizer, replace(ROWS, concepts=how))
+        evaluate_grounding(subject(Boxes({}), tokenizer, how), refer(world), GroundingOptions())
 
 
 def test_a_broken_image_is_named(world, tokenizer, tmp_path):
@@ -597,7 +701,7 @@ def test_a_broken_image_is_named(world, tokenizer, tmp_path):
     source = TaskJson(files=(str(tmp_path / "rows.json"),), root=str(world)).open()
     model = Answers(dict.fromkeys(keys_of(task_json(world, "vqa_val")), 0))
     with pytest.raises(ValueError, match=r"nowhere\.png"):
-        evaluate_vqa(model, source, tokenizer, ROWS, candidates=["a"], k=1)
+        evaluate_vqa(subject(model, tokenizer), Questions(source=source, answers=["a"]), VqaOptions())
 
 
 # ---------------------------------------------------------------------------------------------- ranks
@@ -606,10 +710,9 @@ def test_a_broken_image_is_named(world, tokenizer, tmp_path):
 class Judging(SeeingSingle):
     """Judges by the number of words that come with an image."""
 
-    def __call__(self, image, ids, mask, concepts):
-        self.take(image, concepts)
-        self.look(image)
-        return nn.functional.one_hot(concepts.attention_mask.sum(1) % 3, 3).float()
+    def __call__(self, images, ids, mask):
+        self.look(images)
+        return nn.functional.one_hot(images.concepts.attention_mask.sum(1) % 3, 3).float()
 
 
 def everything(world, tokenizer, folder):
@@ -619,21 +722,31 @@ def everything(world, tokenizer, folder):
     boxes = refer(world)
     captions, words = caption_toy(world, tokenizer)
     hypotheses = TaskJson(files=(f"{folder}/ve_test.json",), root=str(world)).open()
-    judging = partial(
-        evaluate_entailment, options=replace(ROWS, image_batch=2, concepts=ConceptOptions(max_tokens=6))
-    )
+    questions = Questions(source=source, answers=answers)
     runs = {
-        "vqa": (Answers(known), partial(evaluate_vqa, candidates=answers, k=1), source),
-        "nlvr": (Pairs(true), evaluate_nlvr, pairs),
-        "grounding": (Boxes(dict.fromkeys(keys_of(boxes), 0)), evaluate_grounding, boxes),
-        "captioning": (Captions(words), evaluate_captioning, captions),
+        "vqa": (Answers(known), evaluate_vqa, questions, VqaOptions(image_batch=2)),
+        "nlvr": (Pairs(true), evaluate_nlvr, pairs, NlvrOptions(image_batch=2)),
+        "grounding": (
+            Boxes(dict.fromkeys(keys_of(boxes), 0)),
+            evaluate_grounding,
+            boxes,
+            GroundingOptions(image_batch=2),
+        ),
+        "captioning": (
+            Captions(words),
+            evaluate_captioning,
+            Captioned(source=captions),
+            CaptioningOptions(image_batch=2),
+        ),
     }
     done = {
-        name: (run(model, own, tokenizer, replace(ROWS, image_batch=2)).json(), model.seen)
-        for name, (model, run, own) in runs.items()
+        name: (run(subject(model, tokenizer), data, options).json(), model.seen)
+        for name, (model, run, data, options) in runs.items()
     }
     model = Judging(dict.fromkeys(keys_of(hypotheses), 0), tokenizer)
-    return done | {"entailment": (judging(model, hypotheses, tokenizer).json(), model.seen)}
+    own = subject(model, tokenizer, ConceptOptions(max_tokens=6))
+    judged = evaluate_entailment(own, hypotheses, EntailmentOptions(image_batch=2)).json()
+    return done | {"entailment": (judged, model.seen)}
 
 
 def test_two_ranks_give_the_result_of_one_and_see_each_sample_once(world, tokenizer, tmp_path):
@@ -662,7 +775,7 @@ def one_rank(world, folder, rank, ranks):
     model = Answers(dict.fromkeys(keys_of(task_json(world, "vqa_val")), 0))
     source = TaskJson(files=(str(own),), root=str(world)).open()
     try:
-        evaluate_vqa(model, source, tokenizer, ROWS, candidates=["a"], k=1)
+        evaluate_vqa(subject(model, tokenizer), Questions(source=source, answers=["a"]), VqaOptions())
     except ValueError as problem:
         done["broken"] = str(problem)
     (folder / f"{rank}.json").write_text(json.dumps(done))
@@ -688,12 +801,12 @@ COMMANDS = {
     "vqa, chosen": (
         "vqa",
         "vqa",
-        ["answers=WORLD/answer_list.json", "k=4", "annotations=WORLD/vqa_annotations_val.json"],
+        ["answers=WORLD/answer_list.json", "candidates=4", "annotations=WORLD/vqa_annotations_val.json"],
     ),
-    "vqa, written": ("vqa", "vqa", ["beams=2"]),
+    "vqa, written": ("vqa", "vqa", ["mode=generate", "beams=2"]),
     "nlvr": ("nlvr", "nlvr", []),
     "boxes": ("grounding", "boxes", []),
-    "heat": ("grounding", "retrieval", ["by=heat", "layer=3"]),
+    "heat": ("weak_grounding", "retrieval", ["layer=3"]),
     "captioning": (
         "captioning",
         "captioning",
@@ -704,6 +817,7 @@ FILES = {
     "vqa": "vqa_result.json",
     "nlvr": "nlvr.csv",
     "grounding": "grounding_boxes.json",
+    "weak_grounding": "grounding_boxes.json",
     "captioning": "captions.json",
 }
 LISTS = {"vqa": "vqa_val", "nlvr": "nlvr_test", "captioning": "captions_test"}
@@ -713,7 +827,7 @@ LISTS = {"vqa": "vqa_val", "nlvr": "nlvr_test", "captioning": "captions_test"}
 def test_commands_write_scores_predictions_and_image(case, world, exports, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD", str(world))
     command, model, words = COMMANDS[case]
-    if command == "grounding":
+    if command.endswith("grounding"):
         data = refer_words(world)
     else:
         data = [f"data.files=[${{env:WORLD}}/{LISTS[command]}.json]", "data.root=${env:WORLD}"]
@@ -721,7 +835,7 @@ def test_commands_write_scores_predictions_and_image(case, world, exports, tmp_p
     words += [*data, "limit=6", "figures=2", "device=cpu", f"out={tmp_path}"]
     assert main([command, str(exports / model), *words]) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
-    scores = Scores(**json.loads((tmp_path / f"{command}.json").read_text()))
+    scores = Scores.read((tmp_path / f"{command}.json").read_text())
     assert printed.startswith(scores.table())
     (samples,) = scores.samples.values()
     assert len(samples) == (4 if command == "captioning" else 6)  # the split has four images
@@ -735,18 +849,18 @@ def test_commands_write_scores_predictions_and_image(case, world, exports, tmp_p
     ("words", "model", "pad"),
     [
         (["retrieval", "data.format=task_json", "rerank=2"], "seeing", "max"),
-        (["grounding", "by=heat", "layer=2"], "seeing", "max"),
-        (["grounding", "by=heat", "mode=itc", "layer=1"], "seeing", "max"),
-        (["vqa", "beams=1"], "seeing_vqa", "longest"),
+        (["weak_grounding", "layer=2"], "seeing", "max"),
+        (["weak_grounding", "mode=itc", "layer=1"], "seeing", "max"),
+        (["vqa", "mode=generate", "beams=1"], "seeing_vqa", "longest"),
         (["nlvr"], "seeing_nlvr", "longest"),
         (["entailment"], "entailment", "longest"),
     ],
 )
 def test_commands_read_concepts_as_the_checkpoint_says(words, model, pad, world, exports, tmp_path, capsys):
     command, *more = words
-    lists = {"retrieval": "captions_test", "grounding": "refcoco_test", **SEEN}
+    lists = {"retrieval": "captions_test", "weak_grounding": "refcoco_test", **SEEN}
     with_concepts(world, tmp_path, lists[command])
-    if command == "grounding":
+    if command.endswith("grounding"):
         data = [word for word in refer_words(world) if not word.startswith("data.files")]
     else:
         data = [f"data.root={world}"]
@@ -768,25 +882,20 @@ def test_commands_read_concepts_as_the_checkpoint_says(words, model, pad, world,
         "share": None,
     }
     if command == "entailment":
-        numbers = Scores(**json.loads((tmp_path / "trained" / "entailment.json").read_text())).metrics
+        numbers = Scores.read((tmp_path / "trained" / "entailment.json").read_text()).metrics
         assert set(numbers) <= {"accuracy", "contradiction", "neutral", "entailment"} and len(numbers) > 2
         sent = json.loads((tmp_path / "trained" / "entailment_labels.json").read_text())
         assert {one["label"] for one in sent} <= set(ENTAILMENT_LABELS)
         assert (tmp_path / "trained" / "entailment.png").is_file()
-    if command == "grounding":  # images of 64 pixels hold 3 x 3 patches of 20
+    if command == "weak_grounding":  # images of 64 pixels hold 3 x 3 patches of 20
         source = Refer(**{**refer_files(world), "files": (f"{tmp_path}/refcoco_test.json",)}).open()
-        loaded = models.load(exports / model).model
-        tokenizer = Tokenizer.wordpiece(world / "vocab.txt")
+        how = ConceptOptions(max_tokens=9, pad="max")
+        own = subject(models.load(exports / model).model, Tokenizer.wordpiece(world / "vocab.txt"), how)
+        options = WeakGroundingOptions(
+            layer=1 if "mode=itc" in more else 2, mode="itc" if "mode=itc" in more else "itm"
+        )
         found = grounding.word_heat(
-            loaded,
-            tokenizer,
-            opened(source[0]),
-            "a red circle",
-            ("red", "circle"),
-            view=VIEW,
-            layer=1 if "mode=itc" in more else 2,
-            mode="itc" if "mode=itc" in more else "itm",
-            concepts=ConceptOptions(max_tokens=9, pad="max"),
+            own, opened(source[0]), "a red circle", ("red", "circle"), options=options
         )
         assert all(heat.shape == (3, 3) for _, heat in found)
         assert [word for word, _ in found][1:] == ([] if "mode=itc" in more else ["a", "red", "circle"])
@@ -818,11 +927,15 @@ def test_a_model_of_another_task_is_refused_with_the_way_out(world, exports, tmp
     ("words", "message"),
     [
         (["vqa", "EXPORT"], "data.files: required"),
-        (["grounding", "EXPORT", "DATA", "by=heat"], "by=heat needs layer=N"),
-        (["grounding", "EXPORT", "DATA", "layer=3"], "layer=3 has no effect with by=boxes"),
-        (["grounding", "EXPORT", "DATA", "mode=itc"], "mode=itc has no effect with by=boxes"),
+        (["weak_grounding", "EXPORT", "DATA"], "layer: required (int)"),
+        (["grounding", "EXPORT", "DATA", "by=heat"], "by: unknown key; predicted boxes are this benchmark"),
+        (["grounding", "EXPORT", "DATA", "layer=3"], "heat of attention is `vlp-eval weak_grounding` now"),
+        (["vqa", "EXPORT", "DATA", "k=3"], "k: unknown key; it is called candidates now"),
+        (["vqa", "EXPORT", "DATA", "pairs=3"], "pairs: unknown key; it is called pair_batch now"),
+        (["vqa", "EXPORT", "DATA"], "mode=rank needs answers=answer_list.json"),
+        (["vqa", "EXPORT", "DATA", "beams=3"], "beams=3 has no effect with mode=rank"),
         (["captioning", "EXPORT", "data.format=task_json", "DATA", "java=[bleu]"], "java"),
-        (["vqa", "EXPORT", "DATA", "answer_tokens=1"], "answer_tokens=1 must be at least 2"),
+        (["vqa", "EXPORT", "DATA", "mode=generate", "answer_tokens=1"], "answer_tokens=1 must be at least 2"),
         (["vqa", "EXPORT", "data.files=[${env:NOT_SET_HERE}/a.json]"], "NOT_SET_HERE is not set"),
         (["vqa", "EXPORT", "DATA", "answers=missing.json"], "missing.json not found"),
         (
@@ -847,9 +960,9 @@ def test_mistakes_are_said_in_one_line(words, message, world, exports, tmp_path,
 
 
 def test_words_get_heat_of_their_own_pieces(world, tokenizer, exports):
-    model = models.load(exports / "retrieval").model
+    own = subject(models.load(exports / "retrieval").model, tokenizer)
     image = Image.open(next((world / "images").rglob("*.png"))).convert("RGB")
-    found = grounding.word_heat(model, tokenizer, image, "a red circle", view=VIEW, layer=3)
+    found = grounding.word_heat(own, image, "a red circle", options=WeakGroundingOptions(layer=3))
     assert [word for word, _ in found] == ["all words", "a", "red", "circle"]
     assert all(heat.shape == (2, 2) and (heat >= 0).all() for _, heat in found)
 

@@ -2,7 +2,6 @@
 questions, statements."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -14,14 +13,20 @@ from vlp_data.options import ConceptOptions
 from vlp_data.text import Encoded
 from vlp_eval import (
     Gallery,
+    Reading,
+    Subject,
     evaluate_entailment,
-    evaluate_grounding,
     evaluate_nlvr,
     evaluate_retrieval,
     evaluate_vqa,
+    evaluate_weak_grounding,
 )
-from vlp_eval.inference import RowOptions
+from vlp_eval.benchmarks.grounding import WeakGroundingOptions
+from vlp_eval.benchmarks.retrieval import RetrievalOptions
+from vlp_eval.benchmarks.statements import EntailmentOptions, NlvrOptions
+from vlp_eval.benchmarks.vqa import VqaOptions
 from vlp_eval.metrics import retrieval as metric
+from vlp_eval.vqa import Questions
 
 
 class Given:
@@ -108,6 +113,17 @@ class Rows:
         return {}
 
 
+def subject(model, inputs, view, concepts=ConceptOptions()):  # noqa: B008 - frozen
+    """The model with texts read as the case has them."""
+    return Subject(
+        model=model,
+        view=view,
+        tokenizer=Given(inputs),
+        reading=Reading(clean="none"),
+        concepts=concepts,
+    )
+
+
 def grey(row, size=(4, 4)):
     return data.Image(array=np.full((size[1], size[0], 3), row, np.uint8))
 
@@ -134,16 +150,10 @@ def test_retrieval_equals_vicha(case):
         image_of_text=tuple(owner[j] for j in range(texts)),
         concepts=tuple((str(i),) for i in range(images)),
     )
-    run = partial(
-        evaluate_retrieval,
-        two_towers(case),
-        gallery,
-        Given(inputs),
-        view=lambda image: image,
-        concepts=ConceptOptions(max_tokens=config["kw_pad_len"], pad="max"),
-        rerank=config["k_test"],
-    )
-    scores = run(image_batch=2, text_batch=4, pair_batch=3)
+    how = ConceptOptions(max_tokens=config["kw_pad_len"], pad="max")
+    own = subject(two_towers(case), inputs, lambda image: image, how)
+    options = RetrievalOptions(rerank=config["k_test"])
+    scores = evaluate_retrieval(own, gallery, replace(options, image_batch=2, text_batch=4, pair_batch=3))
     of_text = torch.tensor(gallery.image_of_text)
     text_ranks = metric.text_ranks(outputs["score_i2t"], of_text)
     image_ranks = metric.image_ranks(outputs["score_t2i"], of_text)
@@ -156,7 +166,7 @@ def test_retrieval_equals_vicha(case):
         for at in (1, 5, 10):
             if at <= config["k_test"] or at >= size:
                 assert scores.metrics[f"{ours}_r{at}"] == pytest.approx(config["recall"][f"{theirs}_r{at}"])
-    assert run().stages == scores.stages
+    assert evaluate_retrieval(own, gallery, options).results == scores.results
 
 
 @pytest.mark.golden("vicha", lambda case: {"chosen_box", "gradcam_itc"} <= case.tensor_names("outputs"))
@@ -178,28 +188,17 @@ def test_grounding_equals_vicha(case):
                 meta={"split": reference["split"]},
             )
         )
-    options = RowOptions(
-        view=view_of(inputs), concepts=ConceptOptions(max_tokens=config["kw_pad_len"], pad="max")
-    )
-    model = two_towers(case)
-    scores = evaluate_grounding(
-        model, Rows(samples), Given(inputs), options, by="heat", layer=config["block_num_itm"]
-    )
+    how = ConceptOptions(max_tokens=config["kw_pad_len"], pad="max")
+    own = subject(two_towers(case), inputs, view_of(inputs), how)
+    scores = evaluate_weak_grounding(own, Rows(samples), WeakGroundingOptions(layer=config["block_num_itm"]))
     chosen = [one["predicted"] for one in scores.samples["expressions"]]
     np.testing.assert_allclose(chosen, outputs["chosen_box"].numpy(), rtol=1e-5)
     assert {f"{split}_d": value / 100 for split, value in scores.metrics.items() if split != "accuracy"} == (
         config["grounding_accuracy"]
     )
     # The heat of similarity chooses by its own map.
-    by_similarity = evaluate_grounding(
-        model,
-        Rows(samples),
-        Given(inputs),
-        replace(options, image_batch=3),
-        by="heat",
-        mode="itc",
-        layer=config["block_num_itc"],
-    )
+    options = WeakGroundingOptions(mode="itc", layer=config["block_num_itc"], image_batch=3)
+    by_similarity = evaluate_weak_grounding(own, Rows(samples), options)
     heat = outputs["gradcam_itc"]
     assert [one["predicted"] for one in by_similarity.samples["expressions"]] == [
         pytest.approx(hottest(heat[row], samples[row], known)) for row in range(len(samples))
@@ -235,12 +234,9 @@ def test_answers_equal_vicha(case):
     ]
     candidates = list(map(str, range(len(inputs["candidate_ids"]))))
     scores = evaluate_vqa(
-        model_of(case, "vqa", decoder=decoder),
-        Rows(samples),
-        Given(inputs),
-        RowOptions(view=view_of(inputs), concepts=ConceptOptions()),
-        candidates=candidates,
-        k=config["k_test"],
+        subject(model_of(case, "vqa", decoder=decoder), inputs, view_of(inputs)),
+        Questions(source=Rows(samples), answers=candidates),
+        VqaOptions(candidates=config["k_test"]),
     )
     answers = [one["answer"] for one in scores.samples["questions"]]
     assert answers == [candidates[number] for number in outputs["predicted_answer"].tolist()]
@@ -264,26 +260,24 @@ def statements(case, role, names, concepts):
         for row, label in enumerate(inputs["targets"])
     ]
     tensors = {"image": torch.cat([inputs[name] for name in names])}
-    return Rows(samples), RowOptions(view=view_of(tensors), concepts=ConceptOptions())
+    return Rows(samples), view_of(tensors)
 
 
 @pytest.mark.golden("vicha", lambda case: is_judged(case) and "image" in case.tensor_names("inputs"))
 def test_entailment_equals_vicha(case):
-    source, options = statements(case, "hypothesis", ["image"], ["kw"])
-    model = model_of(case, "entailment")
-    scores = evaluate_entailment(model, source, Given(case.tensors("inputs")), options)
+    source, view = statements(case, "hypothesis", ["image"], ["kw"])
+    own = subject(model_of(case, "entailment"), case.tensors("inputs"), view)
+    scores = evaluate_entailment(own, source, EntailmentOptions())
     judged_alike(case, scores, ["contradiction", "neutral", "entailment"])
 
 
 @pytest.mark.golden("vicha", lambda case: is_judged(case) and "image1" in case.tensor_names("inputs"))
 def test_sentences_about_two_images_equal_vicha(case):
-    source, options = statements(case, "sentence", ["image0", "image1"], ["kw1", "kw2"])
+    source, view = statements(case, "sentence", ["image0", "image1"], ["kw1", "kw2"])
     bert = case.config["bert"]
     layers = 2 * bert["num_hidden_layers"] - bert["fusion_layer"]
-    model = model_of(case, "nlvr", layers=layers, head="relu")
-    judged_alike(
-        case, evaluate_nlvr(model, source, Given(case.tensors("inputs")), options), ["False", "True"]
-    )
+    own = subject(model_of(case, "nlvr", layers=layers, head="relu"), case.tensors("inputs"), view)
+    judged_alike(case, evaluate_nlvr(own, source, NlvrOptions()), ["False", "True"])
 
 
 def is_judged(case):

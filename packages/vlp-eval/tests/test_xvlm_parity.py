@@ -3,7 +3,10 @@
 import pytest
 import torch
 from vlp_core import models
+from vlp_core.images import Images
 from vlp_core.models.xvlm import checkpoints as xvlm
+from vlp_eval import Reading, Subject
+from vlp_eval.benchmarks.retrieval import RetrievalOptions
 from vlp_eval.gallery import Gallery
 from vlp_eval.metrics import retrieval as metric
 from vlp_eval.retrieval import evaluate_retrieval, rerank
@@ -39,7 +42,7 @@ def test_similarities_and_match_scores_equal_x_vlm(case):
         case.tensors("outputs"),
         case.config["k_test"],
     )
-    image = model.encode_image(inputs["image"])
+    image = model.encode_image(Images(inputs["image"]))
     text = model.encode_text(inputs["text_ids"], inputs["text_atts"])
     similarity = image.projection @ text.projection.T
     torch.testing.assert_close(similarity, outputs["sims_i2t"], rtol=1e-4, atol=1e-5)
@@ -71,21 +74,19 @@ def test_evaluation_equals_x_vlm(case):
         text_ids=tuple(f"text {j}" for j in range(texts)),
         image_of_text=tuple(j // per_image for j in range(texts)),
     )
-    scores = evaluate_retrieval(
-        model_of(case),
-        gallery,
-        Words(),
+    subject = Subject(
+        model=model_of(case),
         view=lambda image: image,
-        rerank=k,
-        image_batch=2,
-        text_batch=3,
-        pair_batch=4,
+        tokenizer=Words(),
+        reading=Reading(clean="none", max_tokens=40),
     )
+    options = RetrievalOptions(rerank=k, image_batch=2, text_batch=3, pair_batch=4)
+    scores = evaluate_retrieval(subject, gallery, options)
     of_text = torch.tensor(gallery.image_of_text)
     text_ranks = metric.text_ranks(outputs["score_i2t"], of_text)
     image_ranks = metric.image_ranks(outputs["score_t2i"], of_text)
-    assert scores.stages["reranked"] == metric.summary(text_ranks, image_ranks)
-    assert scores.stages["dual"] == metric.summary(
+    assert scores.results["reranked"] == metric.summary(text_ranks, image_ranks)
+    assert scores.results["dual"] == metric.summary(
         metric.text_ranks(outputs["sims_i2t"], of_text), metric.image_ranks(outputs["sims_i2t"].T, of_text)
     )
     for kind, ranks in (("images", text_ranks), ("texts", image_ranks)):

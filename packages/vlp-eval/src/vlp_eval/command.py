@@ -77,10 +77,13 @@ def schema(benchmark: Benchmark) -> type:
 
     fields: list[Any] = [("data", hints["data"])]
     for name, one in found.items():
-        # Only the value: a field object belongs to the class that it was made in.
-        given = {"default": one.default, "default_factory": one.default_factory}
-        known = {key: value for key, value in given.items() if value is not dataclasses.MISSING}
-        fields.append((name, hints[name], dataclasses.field(**known)))
+        # A field object belongs to the class that it was made in; the new class gets one of the same default.
+        if one.default_factory is not dataclasses.MISSING:
+            fields.append((name, hints[name], dataclasses.field(default_factory=one.default_factory)))
+        elif one.default is not dataclasses.MISSING:
+            fields.append((name, hints[name], dataclasses.field(default=one.default)))
+        else:
+            fields.append((name, hints[name]))
     return dataclasses.make_dataclass(
         f"{benchmark.name}_options", fields, namespace={"__post_init__": check}, frozen=True, kw_only=True
     )
