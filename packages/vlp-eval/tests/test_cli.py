@@ -47,13 +47,19 @@ def export(tmp_path_factory, world):
         "embed_width": 16,
     }
     folder = tmp_path_factory.mktemp("run") / "export"
-    text = {"kind": "bert", "files": ["vocab.txt"], "max_tokens": 24, "max_words": 20}
+    reading = {
+        "tokenizer": {"kind": "wordpiece", "files": ["vocab.txt"]},
+        "max_tokens": 24,
+        "max_words": 20,
+    }
     models.save(
         folder,
-        models.create("xvlm", **arguments),
-        name="xvlm",
+        models.create("xvlm", "retrieval", **arguments),
+        family="xvlm",
+        stage="retrieval",
         arguments=arguments,
-        settings={"image_size": 64, "text": text},
+        view={"kind": "squash", "size": 64},
+        reading=reading,
         text_files=[vocabulary],
     )
     return folder
@@ -180,7 +186,10 @@ def test_all_mistakes_are_said_at_once_with_the_nearest_key(capsys, export, worl
         ),
         (["retrieval", "EXPORT", "GOOD", "rerank=-1"], "rerank=-1 must not be negative"),
         (["retrieval", "EXPORT", "GOOD", "device=gpu"], "device=gpu"),
-        (["retrieval", "EXPORT", "GOOD", "tokenizer=[a,b]", "device=cpu"], "give tokenizer=[vocab.txt]"),
+        (
+            ["retrieval", "EXPORT", "GOOD", "tokenizer=[a,b]", "device=cpu"],
+            "a wordpiece tokenizer takes vocab.txt, got 2 files",
+        ),
         (
             ["retrieval", "EXPORT", "GOOD", "fold_size=3", "device=cpu"],
             "4 images cannot be cut into folds of 3",

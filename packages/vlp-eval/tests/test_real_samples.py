@@ -2,17 +2,15 @@
 are what is tested."""
 
 import json
-from functools import partial
 
 import pytest
 import torch
 from PIL import Image
 from vlp_core import models
 from vlp_data.options import CocoCaptions, Refer, TaskJson
-from vlp_data.text import Tokenizer
-from vlp_data.transforms import eval_view
+from vlp_data.text import Reading, Tokenizer
+from vlp_data.views import Squash, evaluation
 from vlp_eval import (
-    Reading,
     Subject,
     evaluate_captioning,
     evaluate_grounding,
@@ -28,7 +26,7 @@ from vlp_eval.benchmarks.vqa import VqaOptions
 from vlp_eval.captioning import Captioned
 from vlp_eval.vqa import Questions, read_annotations, read_answers
 
-VIEW = partial(eval_view, size=64)
+VIEW = evaluation(Squash(size=64))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def tokenizer(shared_data):
 def make(tokenizer):
     """A tiny model with the real vocabulary."""
 
-    def make(name, layers=4, **arguments):
+    def make(stage, layers=4, **arguments):
         torch.manual_seed(0)
         shape = {"kind": "swin", "image_size": 64, "window": 2, "width": 8}
         text = {
@@ -51,10 +49,10 @@ def make(tokenizer):
             "hidden": 32,
             "fusion_layer": 2,
         }
-        if name == "vqa":
+        if stage == "vqa":
             arguments["decoder"] = {k: v for k, v in {**text, "layers": 1}.items() if k != "fusion_layer"}
         vision = {**shape, "depths": [1, 1, 1, 1], "heads": [1, 2, 4, 8]}
-        return models.create(name, vision=vision, text=text, **arguments)
+        return models.create("xvlm", stage, vision=vision, text=text, **arguments)
 
     return make
 
@@ -129,7 +127,7 @@ def test_referring_expressions(by, shared_data, tokenizer, make, tmp_path):
         detections=str(tmp_path / "dets.json"),
         root=str(tmp_path),
     ).open()
-    model = make("xvlm", heads=["boxes"] if by == "boxes" else ["contrast", "match"])
+    model = make("boxes" if by == "boxes" else "retrieval")
     own = subject(model, tokenizer)
     if by == "boxes":
         scores = evaluate_grounding(own, source, GroundingOptions())

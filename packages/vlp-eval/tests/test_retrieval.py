@@ -18,7 +18,8 @@ from torch.nn.functional import normalize
 from vlp_core.images import Concepts, Images
 from vlp_data.errors import DataError
 from vlp_data.options import ConceptOptions, TaskJson
-from vlp_eval import Execution, Reading, Subject
+from vlp_data.text import Reading
+from vlp_eval import Execution, Subject
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
 from vlp_eval.gallery import Gallery
 from vlp_eval.metrics import retrieval as metric

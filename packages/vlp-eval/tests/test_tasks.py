@@ -25,11 +25,10 @@ from vlp_data import shapes
 from vlp_data.errors import DataError
 from vlp_data.options import ConceptOptions, Refer, TaskJson
 from vlp_data.sources.task_json import ENTAILMENT_LABELS
-from vlp_data.text import Tokenizer
-from vlp_data.transforms import eval_view
+from vlp_data.text import Reading, Tokenizer
+from vlp_data.views import Squash, evaluation
 from vlp_eval import (
     Execution,
-    Reading,
     Scores,
     Subject,
     evaluate_captioning,
@@ -50,7 +49,7 @@ from vlp_eval.captioning import Captioned, open_captions
 from vlp_eval.cli import main
 from vlp_eval.vqa import Questions, open_questions
 
-VIEW = partial(eval_view, size=64)
+VIEW = evaluation(Squash(size=64))
 
 
 def subject(model, tokenizer, concepts=None, **settings):
@@ -109,8 +108,8 @@ def exports(world, tokenizer, tmp_path_factory):
             "decoder": {key: value for key, value in text(words, 2).items() if key != "fusion_layer"},
         },
         "nlvr": {"vision": vision(), "text": text(words, 6)},
-        "retrieval": {"vision": vision(), "text": text(words), "heads": ["contrast", "match"]},
-        "boxes": {"vision": vision(), "text": text(words), "heads": ["boxes"]},
+        "retrieval": {"vision": vision(), "text": text(words)},
+        "boxes": {"vision": vision(), "text": text(words)},
         "captioning": {"vision": vision(), "text": text(words)},
         "entailment": {"vision": vision(), "text": text(words), "concepts": {"layers": 1, "place": "last"}},
         "seeing_nlvr": {
@@ -130,7 +129,6 @@ def exports(world, tokenizer, tmp_path_factory):
             },
             "text": text(words),
             "concepts": {"layers": 1},
-            "heads": ["contrast", "match"],
         },
         "seeing_vqa": {
             "vision": vision(),
@@ -142,24 +140,22 @@ def exports(world, tokenizer, tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("exports")
     for name, own in arguments.items():
-        kind = {
-            "retrieval": "xvlm",
-            "boxes": "xvlm",
-            "seeing": "xvlm",
-            "seeing_vqa": "vqa",
-            "seeing_nlvr": "nlvr",
-        }.get(name, name)
+        stage = {"seeing": "retrieval"}.get(name, name.removeprefix("seeing_"))
+        family = "vicha" if "concepts" in own else "xvlm"
         concepts = {"concepts": {"max_tokens": 9, "share": 0.3}} if "concepts" in own else {}
         models.save(
             folder / name,
-            models.create(kind, **own),
-            name=kind,
+            models.create(family, stage, **own),
+            family=family,
+            stage=stage,
             arguments=own,
-            settings={
-                "image_size": 64,
-                "text": {"kind": "bert", "files": ["vocab.txt"], "max_tokens": 40, "max_words": 30},
-                **concepts,
+            view={"kind": "squash", "size": 64},
+            reading={
+                "tokenizer": {"kind": "wordpiece", "files": ["vocab.txt"]},
+                "max_tokens": 40,
+                "max_words": 30,
             },
+            settings=concepts,
             text_files=[world / "vocab.txt"],
         )
     return folder

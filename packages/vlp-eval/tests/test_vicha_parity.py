@@ -10,10 +10,9 @@ from vlp_core import models
 from vlp_core.models.vicha import checkpoints as vicha
 from vlp_data import schema as data
 from vlp_data.options import ConceptOptions
-from vlp_data.text import Encoded
+from vlp_data.text import Encoded, Reading
 from vlp_eval import (
     Gallery,
-    Reading,
     Subject,
     evaluate_entailment,
     evaluate_nlvr,
@@ -34,6 +33,7 @@ class Given:
     read as they are there."""
 
     cls_id, sep_id, pad_id = 2, 3, 0
+    end = sep_id
 
     def __init__(self, inputs):
         self.inputs = inputs
@@ -70,11 +70,12 @@ def shape(bert, **more):
     }
 
 
-def model_of(case, name, *, layers=None, **arguments):
+def model_of(case, stage, *, layers=None, **arguments):
     config = case.config
     text = shape(config["bert"])
     model = models.create(
-        name,
+        "vicha",
+        stage,
         vision={
             "kind": "vit",
             "image_size": config["image_res"],
@@ -94,7 +95,7 @@ def model_of(case, name, *, layers=None, **arguments):
 
 
 def two_towers(case):
-    return model_of(case, "vicha", embed_width=case.config["embed_dim"], heads=["contrast", "match"])
+    return model_of(case, "retrieval", embed_width=case.config["embed_dim"])
 
 
 class Rows:
@@ -276,7 +277,7 @@ def test_sentences_about_two_images_equal_vicha(case):
     source, view = statements(case, "sentence", ["image0", "image1"], ["kw1", "kw2"])
     bert = case.config["bert"]
     layers = 2 * bert["num_hidden_layers"] - bert["fusion_layer"]
-    own = subject(model_of(case, "nlvr", layers=layers, head="relu"), case.tensors("inputs"), view)
+    own = subject(model_of(case, "nlvr", layers=layers), case.tensors("inputs"), view)
     judged_alike(case, evaluate_nlvr(own, source, NlvrOptions()), ["False", "True"])
 
 

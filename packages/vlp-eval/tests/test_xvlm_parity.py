@@ -5,7 +5,8 @@ import torch
 from vlp_core import models
 from vlp_core.images import Images
 from vlp_core.models.xvlm import checkpoints as xvlm
-from vlp_eval import Reading, Subject
+from vlp_data.text import Reading
+from vlp_eval import Subject
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
 from vlp_eval.gallery import Gallery
 from vlp_eval.metrics import retrieval as metric
@@ -22,14 +23,14 @@ def model_of(case):
     config = case.config
     model = models.create(
         "xvlm",
+        "retrieval",
         vision=xvlm.vision_arguments(
             config["vision"], config["vision_config"], image_size=config["image_res"]
         ),
         text=xvlm.text_arguments(config["text_config"]),
         embed_width=config["embed_dim"],
-        heads=["contrast", "match"],
     )
-    xvlm.load(model, case.tensors("weights"))
+    xvlm.FILES.load(model, case.tensors("weights"), stage="retrieval")
     return model.eval()
 
 

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from vlp_eval.captioning import evaluate_captioning
     from vlp_eval.gallery import Gallery
     from vlp_eval.grounding import evaluate_grounding, evaluate_weak_grounding
-    from vlp_eval.inference import Execution, Reading
+    from vlp_eval.inference import Execution
     from vlp_eval.protocol import DualEncoder, RetrievalModel
     from vlp_eval.report import Scores
     from vlp_eval.retrieval import evaluate_retrieval
@@ -20,7 +20,6 @@ __all__ = [
     "DualEncoder",
     "Execution",
     "Gallery",
-    "Reading",
     "RetrievalModel",
     "Scores",
     "Subject",
@@ -37,7 +36,6 @@ _MODULES = {
     "DualEncoder": "protocol",
     "Execution": "inference",
     "Gallery": "gallery",
-    "Reading": "inference",
     "RetrievalModel": "protocol",
     "Scores": "report",
     "Subject": "subject",

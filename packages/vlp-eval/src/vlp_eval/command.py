@@ -22,8 +22,8 @@ class Command:
     """What every command has beside the options of its benchmark."""
 
     tokenizer: tuple[PathText, ...] = ()
-    """vocab.txt, or vocab.json and merges.txt; empty takes the checkpoint's (official checkpoints hold
-    none)."""
+    """Files of the vocabulary, such as vocab.txt, or vocab.json and merges.txt; empty takes the checkpoint's
+    (official checkpoints hold none)."""
     concepts: ConceptOptions | None = None
     """How the words attached to an image (kwords) are read, for a model with a concept encoder:
     concepts.max_tokens, concepts.separator, concepts.pad. null takes the checkpoint's, padded to max_tokens
@@ -39,8 +39,6 @@ class Command:
 
     def __post_init__(self) -> None:
         at_least(self, 0, "workers")
-        if len(self.tokenizer) > 2:
-            raise ValueError("tokenizer takes vocab.txt, or vocab.json and merges.txt")
 
 
 class Options(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlp_core.concepts import Concepts
+from vlp_core.images import Concepts
 from vlp_data.concept_text import collate_concepts, concept_ids, concept_words
 from vlp_data.errors import BadSample
 from vlp_data.options import ConceptOptions
@@ -37,9 +37,9 @@ class ConceptReader:
 
     def collate(self, rows: Sequence[Sequence[int]]) -> Concepts:
         """Concepts of images, padded as the options say."""
-        ids, mask = collate_concepts(rows, self.tokenizer, self.options)
-        assert ids is not None and mask is not None
-        return Concepts(ids, mask)
+        read = collate_concepts(rows, self.tokenizer, self.options)
+        assert read is not None  # there are options
+        return Concepts(*read)
 
 
 def as_evaluated(trained: ConceptOptions, *, alike: bool) -> ConceptOptions:

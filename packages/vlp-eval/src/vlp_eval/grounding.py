@@ -197,7 +197,7 @@ def word_heat(
     tokens = ids[0].tolist()
     places: list[list[int]] = []
     for place, goes_on in enumerate(tokenizer.continues(tokens)):
-        if tokens[place] in (tokenizer.cls_id, tokenizer.sep_id):
+        if tokens[place] in (tokenizer.cls_id, tokenizer.end):
             continue
         if goes_on and places:
             places[-1].append(place)

@@ -19,9 +19,10 @@ from vlp_core.images import Images
 from vlp_data.concept_text import concept_words
 from vlp_data.errors import BadSample, DataError
 from vlp_data.images import open_image
+from vlp_data.objects import pad_images
 from vlp_data.options import ConceptOptions
 from vlp_data.schema import Sample, Source
-from vlp_data.text import Encoded, Tokenizer, pre_caption, pre_question
+from vlp_data.text import Reading
 
 from vlp_eval.benchmarks.options import BenchmarkOptions
 from vlp_eval.concepts import ConceptReader, words_of
@@ -58,32 +59,6 @@ class Execution:
 
 EXECUTION = Execution()
 """In this process, where the model is, in fp32."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How a text becomes ids."""
-
-    clean: Literal["caption", "question", "none"] = "caption"
-    """Clean texts as the ALBEF family does captions or questions, or take them as they are."""
-    max_words: int = 30
-    """Words kept by the clean-up."""
-    max_tokens: int | None = None
-    """Tokens kept; None keeps all."""
-    separator: bool = False
-    """End texts with [SEP], as ALBEF does; X-VLM and ViCHA do not."""
-
-    def cleaned(self, text: str) -> str:
-        """The text that is read. Raises ValueError for a caption of which nothing is left."""
-        if self.clean == "none":
-            return text
-        return (pre_caption if self.clean == "caption" else pre_question)(text, self.max_words)
-
-    def encode(self, tokenizer: Tokenizer, texts: Sequence[str], device: torch.device) -> Encoded:
-        """Cleaned texts as ids and mask, padded to the longest."""
-        cleaned = [self.cleaned(text) for text in texts]
-        encoded = tokenizer.encode(cleaned, max_tokens=self.max_tokens, separator=self.separator)
-        return Encoded(*(x.to(device) for x in encoded))
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -216,22 +191,15 @@ def _collate(
     problem = next((row.problem for row in rows if row.problem), "")
     if problem:
         return [], [], [], problem
-    groups = [stack_views(views) for views in zip(*(row.views for row in rows), strict=True)]
+    groups = [_stack(views) for views in zip(*(row.views for row in rows), strict=True)]
     return groups, [row.sizes for row in rows], [row.concepts for row in rows], ""
 
 
-def stack_views(views: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Views [3,H,W] as one batch [B,3,H,W]; where their sizes differ, zeros at the right and below, and the
-    mask [B,H,W] that is True there, else None."""
+def _stack(views: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Views as one batch [B,3,H,W], with a padding mask [B,H,W] where their sizes differ."""
     if len({view.shape for view in views}) == 1:
         return torch.stack(tuple(views)), None
-    height, width = (max(view.shape[axis] for view in views) for axis in (1, 2))
-    pixels = views[0].new_zeros(len(views), len(views[0]), height, width)
-    padding = torch.ones(len(views), height, width, dtype=torch.bool)
-    for place, view in enumerate(views):
-        pixels[place, :, : view.shape[1], : view.shape[2]] = view
-        padding[place, : view.shape[1], : view.shape[2]] = False
-    return pixels, padding
+    return pad_images(views)
 
 
 class SourceImages:

@@ -19,6 +19,7 @@ Letters: N images, M texts, K candidates, P pairs, T tokens, E shared embedding.
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from vlp_core import distributed
+from vlp_data.cleaning import cleaned
 from vlp_data.options import ConceptOptions
 from vlp_data.schema import Source
 
@@ -103,7 +105,7 @@ def evaluate_retrieval(
     reader = subject.concept_reader()
     if reader is not None:
         _require_concepts(gallery, reader.options)
-    gallery = gallery.map_texts(reading.cleaned)
+    gallery = gallery.map_texts(partial(cleaned, how=reading.clean, max_words=reading.max_words))
     device = execution.place(model)
     say = speaker(execution.progress)
     result = _Result(gallery, options.ties)

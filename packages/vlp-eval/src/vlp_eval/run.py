@@ -35,7 +35,7 @@ def run(benchmark: Benchmark, checkpoint: str, given: Options) -> Scores:
     with _ranks(device):
         data = take.open_data(benchmark, given.source.open(), given.options, given.files)
         subject = Subject.of(
-            models.load(checkpoint, task=benchmark.ability),
+            models.load(checkpoint, ability=benchmark.ability),
             benchmark,
             tokenizer=command.tokenizer,
             concepts=command.concepts,

@@ -1,20 +1,23 @@
 """What is evaluated: a model with everything that says how it sees images and reads texts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from vlp_core import models
-from vlp_data.options import ConceptOptions
-from vlp_data.text import Tokenizer
-from vlp_data.transforms import eval_view
+from vlp_data import views
+from vlp_data.checks import from_mapping
+from vlp_data.options import ConceptOptions, TokenizerFiles
+from vlp_data.text import Reading, Tokenizer
 
 from vlp_eval.benchmarks import Benchmark
 from vlp_eval.benchmarks.options import TextBenchmarkOptions
 from vlp_eval.concepts import ConceptReader, reads_concepts, require_fit
-from vlp_eval.inference import Reading, View
+from vlp_eval.inference import View
+
+UNSAID = {"max_words": 30, "max_tokens": 40}
+"""How texts are read where a checkpoint does not say (official files): as X-VLM, ALBEF and ViCHA evaluate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +60,26 @@ class Subject:
             name: Of the checkpoint, in messages.
 
         Raises:
-            ValueError: No vocabulary, or one of another size than the model was trained with; one for a
-                model that reads no text.
+            ValueError: A checkpoint that does not say how images are viewed, or reads no text where the
+                benchmark has some; no vocabulary, or one of another size than the model was trained with;
+                DataError: files that hold something else.
         """
-        text = loaded.settings.get("text", {})
-        words = reading = None
-        if benchmark.reads_text:
-            words = open_tokenizer(tokenizer, text, name)
-            known = loaded.model.text.word_embedding.num_embeddings
-            if words.vocabulary != known:
-                raise ValueError(
-                    f"the tokenizer has {words.vocabulary} tokens, {name} was trained with {known}: another "
-                    "vocabulary"
-                )
-            reading = Reading(
-                max_words=text.get("max_words", 30),
-                max_tokens=text.get("max_tokens", 40),
-                separator=text.get("separator", False),
-            )
+        if loaded.view is None:
+            raise ValueError(f"{name} does not say how its images are viewed; config.json needs `view`")
+        if benchmark.reads_text and loaded.reading is None:
+            raise ValueError(f"{name} is a model that reads no text, which {benchmark.name} needs")
         if concepts is None and reads_concepts(loaded.model):
-            concepts = benchmark.concepts(ConceptOptions(**loaded.settings.get("concepts", {})))
+            concepts = benchmark.concepts(_trained_concepts(loaded.settings.get("concepts", {})))
+        words = reading = None
+        if loaded.reading is not None and (benchmark.reads_text or concepts is not None):
+            words = _open_tokenizer(tokenizer, loaded, name)
+            own = {
+                key: value for key, value in loaded.reading.items() if key not in ("tokenizer", "vocabulary")
+            }
+            reading = Reading.from_config({**UNSAID, **own})
         return cls(
             model=loaded.model if device is None else loaded.model.to(device),
-            view=partial(eval_view, size=loaded.settings["image_size"]),
+            view=views.evaluation(views.from_config(loaded.view)),
             tokenizer=words,
             reading=reading,
             concepts=concepts,
@@ -111,17 +111,33 @@ class Subject:
         )
 
 
-def open_tokenizer(files: Sequence[str], text: Mapping[str, Any], checkpoint: str) -> Tokenizer:
-    """The tokenizer of `files`, else of the checkpoint's `text` settings; one file is WordPiece, two are
-    RoBERTa's."""
-    kind = text.get("kind", "bert")
-    needed = {"bert": 1, "roberta": 2}[kind]
-    chosen = tuple(files) or tuple(text.get("files", ()))
-    if len(chosen) != needed:
-        wanted = "tokenizer=[vocab.txt]" if needed == 1 else "tokenizer=[vocab.json,merges.txt]"
+def _open_tokenizer(files: Sequence[str], loaded: models.Loaded, name: str) -> Tokenizer:
+    """The tokenizer of a checkpoint, of other files if some are given. Refuses one that has not as many ids
+    as the model."""
+    said = loaded.reading or {}
+    config = {**said["tokenizer"], **({"files": list(files)} if files else {})}
+    try:
+        words = TokenizerFiles.from_config(config).open()
+    except ValueError as problem:
+        lacks = "" if config["files"] else f"{name} holds no vocabulary: "
         raise ValueError(
-            f"{checkpoint} has a {kind} text encoder, which takes {needed} tokenizer file(s), and "
-            + (f"{list(chosen)} was given" if chosen else "holds none")
-            + f"; give {wanted}"
+            f"{lacks}{problem}; give the files of the vocabulary that {name} was trained with, such as "
+            "tokenizer=[vocab.txt]"
+        ) from problem
+    known = said.get("vocabulary") or _vocabulary(loaded.model)
+    if known is not None and words.vocabulary != known:
+        raise ValueError(
+            f"the tokenizer has {words.vocabulary} tokens, {name} was trained with {known}: another vocabulary"
         )
-    return Tokenizer.wordpiece(chosen[0]) if kind == "bert" else Tokenizer.roberta(*chosen)
+    return words
+
+
+def _vocabulary(model: Any) -> int | None:
+    """How many ids the text encoder of a model knows, where it has one that tells."""
+    embedding = getattr(getattr(model, "text", None), "word_embedding", None)
+    return getattr(embedding, "num_embeddings", None)
+
+
+def _trained_concepts(config: Mapping[str, Any]) -> ConceptOptions:
+    names = [field.name for field in fields(ConceptOptions)]
+    return from_mapping(ConceptOptions, config, names, "concepts")

@@ -20,7 +20,7 @@ from vlp_data.errors import DataError
 from vlp_data.examples import answer_ids
 from vlp_data.schema import Identifier, Sample, Source
 from vlp_data.sources.rows import read_json
-from vlp_data.text import Tokenizer
+from vlp_data.text import Reading, Tokenizer
 
 from vlp_eval.benchmarks.vqa import VqaFiles, VqaOptions
 from vlp_eval.concepts import require_fit
@@ -28,7 +28,6 @@ from vlp_eval.inference import (
     EXECUTION,
     Execution,
     ImageBatch,
-    Reading,
     evaluate_rows,
     read,
     require_unique,
