@@ -102,7 +102,7 @@ def test_baseline_of_a_sample_leaves_itself_out():
     baseline = mean_of_others(torch.tensor([1.0, 2.0, 6.0, 10.0, 20.0, 30.0]), 3)
     assert baseline.tolist() == pytest.approx([4.0, 3.5, 1.5, 25.0, 20.0, 15.0])
     for rewards, samples in ((4, 1), (5, 2)):
-        with pytest.raises(ValueError, match="at least 2 samples per image are needed"):
+        with pytest.raises(ValueError, match="every image needs that many samples, at least 2"):
             mean_of_others(torch.zeros(rewards), samples)
 
 

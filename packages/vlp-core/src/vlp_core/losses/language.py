@@ -35,8 +35,7 @@ def language_loss(
     if logits_RTV.shape[:2] != labels_RT.shape:
         raise ValueError(
             f"labels {list(labels_RT.shape)} do not belong to logits {list(logits_RTV.shape)}: give the "
-            "labels of the same "
-            "tokens, the loss shifts them by one place itself"
+            "labels of the same tokens, the loss shifts them by one place itself"
         )
     if reduction not in ("mean", "row"):
         raise ValueError(f"reduction={reduction!r} is not known; choose mean or row")
@@ -85,8 +84,7 @@ def mean_of_others(reward_R: Tensor, samples: int) -> Tensor:
     together."""
     if samples < 2 or len(reward_R) % samples:
         raise ValueError(
-            f"{len(reward_R)} rewards with samples={samples}: at least 2 samples per image are needed, "
-            "all there"
+            f"{len(reward_R)} rewards with samples={samples}: every image needs that many samples, at least 2"
         )
     rewards = reward_R.view(-1, samples)
     return ((rewards.sum(1, keepdim=True) - rewards) / (samples - 1)).flatten()

@@ -53,17 +53,17 @@ def write(
         ValueError: A setting under a name that config.json needs otherwise, a file of the tokenizer that is
             not among `text_files`, something else in `momentum` than a teacher and a queue.
     """
-    text_files = [Path(file) for file in text_files]
+    sources = [Path(file) for file in text_files]
     config = {key: value for key, value in description._asdict().items() if key != "settings"}
     if taken := sorted(set(description.settings) & set(KEYS)):
         raise ValueError(f"settings cannot hold {', '.join(taken)}; give it as an argument")
     if description.reading is not None:
-        config["reading"] = _with_names(description.reading, {file.name for file in text_files})
+        config["reading"] = _with_names(description.reading, {file.name for file in sources})
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     companions.write(folder, momentum)
     files.write(folder / MODEL, model.state_dict())
-    for file in text_files:
+    for file in sources:
         shutil.copyfile(file, folder / file.name)
     text = json.dumps({**config, **description.settings}, indent=2)
     (folder / CONFIG).write_text(text + "\n")

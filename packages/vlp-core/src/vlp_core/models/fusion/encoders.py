@@ -40,14 +40,16 @@ def create_encoders(
     image: ImageEncoder = VISION[vision["kind"]](**shape)
     if concepts is not None:
         image = _with_concepts(image, text, **concepts)
-    return {"vision": image, "text": Bert(**{"image_width": image.width, **text})}
+    fusion: dict[str, Any] = {"image_width": image.width, **text}
+    return {"vision": image, "text": Bert(**fusion)}
 
 
 def _with_concepts(
     image: ImageEncoder, text: Mapping[str, Any], *, layers: int, **options: Any
 ) -> ConceptVision:
-    shape = {key: value for key, value in text.items() if key != "fusion_layer"}
-    words = ConceptEncoder(text=Bert(**{**shape, "layers": layers}), width=image.width)
+    shape: dict[str, Any] = {key: value for key, value in text.items() if key != "fusion_layer"}
+    shape["layers"] = layers
+    words = ConceptEncoder(text=Bert(**shape), width=image.width)
     return ConceptVision(encoder=image, concepts=words, **options)
 
 

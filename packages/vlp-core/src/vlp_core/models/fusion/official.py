@@ -364,7 +364,9 @@ def infer_shared(state: Mapping[str, Tensor], found: str, *, head_width: int) ->
     Raises:
         CheckpointError: A width that is no multiple of `head_width`.
     """
-    arguments = {"text": infer_text(state, DECODER if found == "captioning" else TEXT, head_width)}
+    arguments: dict[str, Any] = {
+        "text": infer_text(state, DECODER if found == "captioning" else TEXT, head_width)
+    }
     if found == "vqa":
         arguments["decoder"] = infer_text(state, DECODER, head_width)
     if found in ALIGNED and "vision_proj.weight" in state:

@@ -167,7 +167,7 @@ def infer_arguments(
     size, patch = config.get("image_res"), vision["patch"]
     if isinstance(size, int) and size // patch == vision["image_size"] // patch:
         vision["image_size"] = size
-    arguments = {"vision": vision, **infer_shared(state, found, head_width=head_width)}
+    arguments: dict[str, Any] = {"vision": vision, **infer_shared(state, found, head_width=head_width)}
     if "kw_proj.weight" in state:
         arguments["concepts"] = {"layers": count(state, r"kw_encoder\.encoder\.layer\.(\d+)\.")}
     match found:

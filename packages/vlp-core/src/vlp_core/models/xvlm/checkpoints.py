@@ -198,7 +198,7 @@ def infer_arguments(checkpoint: Checkpoint, *, head_width: int = 64) -> dict[str
     found = FILES.stage(state)
     config = checkpoint.extra.get("config")
     size = config.get("image_res") if isinstance(config, Mapping) else None
-    arguments = {
+    arguments: dict[str, Any] = {
         "vision": _infer_vision(state, size, head_width),
         **infer_shared(state, found, head_width=head_width),
     }
