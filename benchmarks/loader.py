@@ -21,10 +21,9 @@ from vlp_data import shapes
 from vlp_data.examples import ImageTextExamples, RegionExamples
 from vlp_data.images import open_image
 from vlp_data.loader import Loader
-from vlp_data.options import ImageOptions, ImageTextLines, RegionLines
+from vlp_data.options import ImageTextLines, RegionLines, Squash
 from vlp_data.schema import Source
 from vlp_data.text import Tokenizer
-from vlp_data.transforms import eval_view
 
 BATCH, BATCHES, WARMUP = 32, 12, 2
 
@@ -38,7 +37,7 @@ def decoding(source: Source, size: int | None) -> float:
         sample = source[row % len(source)]
         image = open_image(sample.images[0], sample.key)
         if size is not None:
-            eval_view(image, size=size)
+            Squash(size=size).evaluate(image)
     return len(rows) / (time.perf_counter() - start)
 
 
@@ -68,7 +67,7 @@ def main() -> int:
         regions = RegionLines(files=(f"{world}/xvlm/regions_train",), root=str(world)).open()
         common = {
             "tokenizer": Tokenizer.wordpiece(world / "vocab.txt"),
-            "image": ImageOptions(size=options.pixels),
+            "image": Squash(size=options.pixels),
         }
         kinds = {
             "images": ImageTextExamples(source=images, **common),

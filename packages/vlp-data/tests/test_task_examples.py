@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from vlp_data.examples import (
     CaptionReferencesExamples,
     EntailmentExamples,
     NlvrExamples,
+    RegionExamples,
     RetrievalExamples,
     VqaExamples,
 )
 from vlp_data.loader import Skipped, attempt
-from vlp_data.options import Squash, TaskJson, TextOptions
+from vlp_data.options import CentreCrop, Detection, Squash, TaskJson, TextOptions
 from vlp_data.schema import Image, Region, Sample, Target, Text
 from vlp_data.text import Tokenizer
 from vlp_data.transforms import flip
@@ -285,6 +287,28 @@ def test_rows_that_do_not_fit_the_task_say_so(rows, tokenizer, kind, entry, caus
     examples = kind(source=rows(entry), tokenizer=tokenizer, image=STILL)
     got = attempt(examples, 0, random.Random(0))
     assert isinstance(got, Skipped) and got.cause == cause and got.file
+
+
+def test_images_of_different_sizes_share_a_batch(rows, tokenizer, images, encoded):
+    (images / "1.jpg").write_bytes(encoded(1, size=(40, 60)))
+    source = rows({"image": "0.jpg", "caption": "a dog"}, {"image": "1.jpg", "caption": "cat"})
+    view = Detection(size=20, longest=60, scales=(20,), crop="none", flip=0.0)
+    batch = batch_of(RetrievalExamples(source=source, tokenizer=tokenizer, image=view, text=TEXT))
+    assert batch.image.shape == (2, 3, 30, 30) and batch.padding.shape == (2, 30, 30)
+    assert torch.equal(batch.image[0, :, :20], view.evaluate(pixels(images, 0)))
+    assert torch.equal(batch.image[1, :, :, :20], view.evaluate(pixels(images, 1)))
+    assert batch.padding[0, 20:].all() and not batch.padding[0, :20].any()
+    assert [part.padding.shape for part in batch.split(2)] == [(1, 30, 30)] * 2
+    plain = batch_of(RetrievalExamples(source=source, tokenizer=tokenizer, image=STILL, text=TEXT))
+    assert plain.padding is None
+
+
+@pytest.mark.parametrize("kind", [BoxExamples, partial(RegionExamples, batch_texts=4, patch_size=16)])
+def test_boxes_need_a_view_that_squashes(tokenizer, kind):
+    with pytest.raises(
+        ValueError, match="kind=centre_crop: images with boxes are seen by a view of kind=squash"
+    ):
+        kind(source=[], tokenizer=tokenizer, image=CentreCrop(size=32))
 
 
 def test_references_need_captions(rows):

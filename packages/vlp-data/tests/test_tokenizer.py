@@ -237,7 +237,11 @@ def test_words_that_cannot_be_told_are_refused(tmp_path):
     special = Special(start="<s>", end="", pad="<pad>", mask="[M]", unknown="")
     tokenizer = Tokenizer.file(tmp_path / "tokenizer.json", special=special)
     with pytest.raises(DataError, match="whole words cannot be told"):
-        tokenizer.continues([0, 2])
+        ImageTextExamples(source=[], tokenizer=tokenizer)
+    pieces = MaskingOptions(whole_words=False, probability=1.0)
+    ImageTextExamples(source=[], tokenizer=tokenizer, masking=pieces)
+    masked = masked_text("aaa", tokenizer, TextOptions(), pieces, random.Random(0))
+    assert masked.ids == [0, 2, 2, 2] and sorted(masked.positions) == [1, 2, 3]
     with pytest.raises(DataError, match="the vocabulary lacks the piece 'b'"):
         tokenizer.piece_ids(["a", "b"])
 

@@ -130,7 +130,7 @@ def masked_text(
         return MaskedText(ids, *mask_independently(ids, draws, mask_id=mask_id, never=never))
     masked = mask_tokens(
         ids,
-        tokenizer.continues(ids),
+        tokenizer.continues(ids) if masking.whole_words else [False] * len(ids),
         masking,
         mask_id=mask_id,
         vocabulary=tokenizer.vocabulary,

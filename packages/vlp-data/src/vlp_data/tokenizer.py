@@ -422,10 +422,10 @@ def _byte_pairs(
 def _clip_merges(file: str | Path) -> tokenizers.Tokenizer:
     """Byte units, the same as ends of words, merges; in this order the numbers are CLIP's."""
     lines = _read(file, "CLIP needs its bpe_simple_vocab_16e6.txt.gz").split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : _CLIP_MERGES + 1] if line]
-    if not merges or any(len(pair) != 2 for pair in merges):
+    pairs = [line.split() for line in lines[1 : _CLIP_MERGES + 1] if line]
+    if not pairs or any(len(pair) != 2 for pair in pairs):
         raise DataError(f"{file} holds no merges; CLIP needs its bpe_simple_vocab_16e6.txt.gz")
-    units = _byte_units()
+    merges, units = [(first, second) for first, second in pairs], _byte_units()
     pieces = [*units, *(unit + "</w>" for unit in units), *("".join(pair) for pair in merges)]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     try:

@@ -77,6 +77,12 @@ def drawn_text(sample: Sample, roles: tuple[Role, ...], rng: random.Random) -> s
     return pick(texts, rng)
 
 
+def require_squash(view: View) -> None:
+    """Raise ValueError for a view that boxes cannot be followed through by the crop around a box."""
+    if view.kind != "squash":
+        raise ValueError(f"kind={view.kind}: images with boxes are seen by a view of kind=squash alone")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageExamples:
     """Rows of images: fields and steps that the examples of all tasks have."""

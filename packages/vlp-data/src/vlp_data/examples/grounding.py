@@ -14,7 +14,7 @@ from PIL import Image as Pillow
 from vlp_data import randaugment
 from vlp_data.batch import BoxBatch
 from vlp_data.errors import BadSample
-from vlp_data.examples.base import Seen, TextExamples, drawn_text, opened
+from vlp_data.examples.base import Seen, TextExamples, drawn_text, opened, require_squash
 from vlp_data.options import Squash
 from vlp_data.regions import Box, crop_around, inside, target_box
 from vlp_data.schema import Sample
@@ -40,6 +40,10 @@ class BoxExamples(TextExamples):
 
     image: Squash = field(default_factory=Squash)
     """What the model sees of an image."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_squash(self.image)
 
     def example(self, index: int, rng: random.Random) -> BoxExample:
         """Draws: crop, flip, RandAugment, concepts."""

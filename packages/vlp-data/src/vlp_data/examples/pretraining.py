@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vlp_data.batch import ImageTextBatch, RegionBatch
-from vlp_data.examples.base import Seen, TextExamples, drawn_text, opened
-from vlp_data.options import Masking, MaskingOptions, RegionOptions, Squash
+from vlp_data.examples.base import Seen, TextExamples, drawn_text, opened, require_squash
+from vlp_data.options import IndependentMasking, Masking, MaskingOptions, RegionOptions, Squash
 from vlp_data.regions import RegionExample, collate_regions, sample_regions
 from vlp_data.text import MaskedText, collate_masked, masked_text
 
@@ -17,10 +17,14 @@ class MaskedExamples(TextExamples):
     """Rows whose texts are masked."""
 
     masking: Masking = field(default_factory=MaskingOptions)
+    """What is masked."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.tokenizer.require_mask()
+        if not isinstance(self.masking, IndependentMasking) and self.masking.whole_words:
+            # Refuses a vocabulary that does not tell where words begin, before the first row is read.
+            self.tokenizer.continues([self.tokenizer.cls_id])
 
 
 class ImageTextExample(NamedTuple):
@@ -65,6 +69,7 @@ class RegionExamples(MaskedExamples):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_squash(self.image)
         if self.batch_texts <= 0:
             raise ValueError(f"batch_texts={self.batch_texts} must be positive")
         if self.patch_size <= 0 or self.image.size % self.patch_size:
