@@ -30,8 +30,8 @@ def info_nce(
 
     mean over b of  -sum_j P[b, j] log softmax(image_b . all_text / temperature)[j]
 
-    from image to text, averaged with the same from text to image. P[b] is 1 at `first + b`, or with ids spread
-    evenly over every j with `all_ids[j] == ids[b]`.
+    from image to text, averaged with the same from text to image. P[b] is 1 at `first + b`, or with ids
+    spread evenly over every j with `all_ids[j] == ids[b]`.
     Gradients flow into all four feature sets; what reaches other ranks is decided by the gather, not here.
     With `image` = `all_image` and `text` = `all_text` every rank computes the loss of the whole batch, which
     is X-VLM's form.
