@@ -8,7 +8,8 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 from vlp_core.vision import SwinTransformer
 from vlp_core.vision import swin as module
-from vlp_core.vision.swin import PATCH, attend_windows, drop_path, merge_order, shift_mask, token_order
+from vlp_core.vision.layers import drop_path
+from vlp_core.vision.swin import PATCH, attend_windows, merge_order, shift_mask, token_order
 from vlp_core.weights.swin import relative_position_index, timm_swin_adapter
 
 SIZES = {

@@ -9,7 +9,7 @@ models/clip_vit.py.
 Shapes: B texts, N images, R image side, G patches per side, L = G*G, T = 1+L tokens, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Size, Tensor, nn
@@ -18,10 +18,13 @@ from vlp_core.vision.encoder import ImageEncoder
 from vlp_core.vision.layers import (
     Activation,
     Block,
+    Mlps,
     PatchEmbedding,
     VisionRegions,
     check_image,
+    check_mlps,
     check_regions,
+    drop_path_rates,
     run_region_blocks,
 )
 from vlp_core.vision.vit import resize_to_shape
@@ -34,6 +37,9 @@ class ClipVisionTransformer(ImageEncoder):
     `width`, `depth`, `heads`: channels, blocks, attention heads. `hidden`: width inside the feed-forward.
     `activation`: inside the feed-forward; "quick_gelu" in OpenAI's models. `local_depth`: number of last
         blocks that attend to the region only, in region mode. LayerNorm eps is 1e-5.
+    `drop_path`: stochastic depth of the last block in training, rising linearly from 0. `mlps`: for some
+        blocks, by number, what makes the module in place of the feed-forward, [..., D] -> [..., D]; it keeps
+        its own initial weights.
 
     Attributes: those of `ImageEncoder`.
     """
@@ -49,6 +55,8 @@ class ClipVisionTransformer(ImageEncoder):
         hidden: int,
         activation: Activation = "quick_gelu",
         local_depth: int = 4,
+        drop_path: float = 0.0,
+        mlps: Mlps | None = None,
     ) -> None:
         super().__init__()
         if image_size % patch:
@@ -61,12 +69,22 @@ class ClipVisionTransformer(ImageEncoder):
         self.positions = nn.Parameter(torch.empty(self.tokens, width))
         self.patch = PatchEmbedding(patch=patch, width=width, bias=False)
         self.pre_norm = nn.LayerNorm(width)
+        mlps = {} if mlps is None else mlps
+        check_mlps(mlps, depth)
         self.blocks = nn.ModuleList(
-            Block(width=width, heads=heads, hidden=hidden, activation=activation, eps=1e-5)
-            for _ in range(depth)
+            Block(
+                width=width,
+                heads=heads,
+                hidden=hidden,
+                activation=activation,
+                eps=1e-5,
+                mlp=mlps.get(number),
+                drop_path=rate,
+            )
+            for number, rate in enumerate(drop_path_rates(drop_path, depth))
         )
         self.norm = nn.LayerNorm(width)
-        initialise(self)
+        initialise(self, leave=frozenset(mlps))
 
     def embed(self, image_NCHW: Tensor) -> Tensor:
         """[N, 3, R, R] -> [N, 1+L, D] before the blocks."""
@@ -106,27 +124,29 @@ class ClipVisionTransformer(ImageEncoder):
         return {"positions": resize_to_shape}
 
 
-def initialise(model: ClipVisionTransformer) -> None:
+def initialise(model: ClipVisionTransformer, *, leave: Collection[int] = ()) -> None:
     """CLIP's rules, for training from scratch (X-VLM always starts from CLIP's weights). All normal; D width,
     n blocks:
 
     class token 1/sqrt(D); positions and patch embedding 0.02; query, key, value and second feed-forward
     matrix 1/sqrt(2 n D); output of the attention 1/sqrt(D); first feed-forward matrix 1/sqrt(2 D); biases 0;
-    LayerNorm 1 and 0.
+    LayerNorm 1 and 0. The feed-forwards of the blocks in `leave` stay as they are.
     """
     width, depth = model.width, len(model.blocks)
     nn.init.normal_(model.class_token, std=width**-0.5)
     nn.init.normal_(model.positions, std=0.02)
     nn.init.normal_(model.patch.weight, std=0.02)
-    for block in model.modules():
-        if not isinstance(block, Block):
-            continue
+    for number, block in enumerate(model.blocks):
         nn.init.normal_(block.attention.qkv.weight, std=(2 * depth * width) ** -0.5)
         nn.init.normal_(block.attention.out.weight, std=width**-0.5)
+        nn.init.zeros_(block.attention.qkv.bias)
+        nn.init.zeros_(block.attention.out.bias)
+        if number in leave:
+            continue
         nn.init.normal_(block.mlp.up.weight, std=(2 * width) ** -0.5)
         nn.init.normal_(block.mlp.down.weight, std=(2 * depth * width) ** -0.5)
-        for linear in (block.attention.qkv, block.attention.out, block.mlp.up, block.mlp.down):
-            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(block.mlp.up.bias)
+        nn.init.zeros_(block.mlp.down.bias)
 
 
 clip_vit_base_224 = {"image_size": 224, "patch": 16, "width": 768, "depth": 12, "heads": 12, "hidden": 3072}

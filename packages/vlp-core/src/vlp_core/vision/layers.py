@@ -6,7 +6,7 @@ patches, D width, H heads, K width per head.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -178,19 +178,77 @@ class SelfAttention(nn.Module):
         return tuple(part.transpose(1, 2) for part in parts_BTHK)
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block: x + attention(norm(x)), then x + feed-forward(norm(x))."""
+def drop_path(x: Tensor, rate: float, *, training: bool) -> Tensor:
+    """Stochastic depth (arXiv 1603.09382): a sample's residual branch is zeroed with probability `rate`, the
+    others are scaled by 1/(1-rate)."""
+    if rate == 0.0 or not training:
+        return x
+    kept = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
+    return x * kept.div_(1 - rate)
 
-    def __init__(self, *, width: int, heads: int, hidden: int, activation: Activation, eps: float) -> None:
+
+def drop_path_rates(rate: float, blocks: int) -> list[float]:
+    """The rate of each block: it rises linearly from 0 in the first to `rate` in the last.
+
+    Raises:
+        ValueError: A rate outside 0..1 (1 excluded).
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_path={rate} must be at least 0 and less than 1")
+    last = blocks - 1
+    return [rate * i / last if last else 0.0 for i in range(blocks)]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + feed-forward(norm(x)).
+
+    Args:
+        width: Channels.
+        heads: Attention heads.
+        hidden: Width inside the feed-forward.
+        activation: Inside the feed-forward.
+        eps: Of both LayerNorms.
+        mlp: Makes what stands in place of the feed-forward, [..., D] -> [..., D], such as a memory layer;
+            `hidden` and `activation` are then without effect. None: `FeedForward`.
+        drop_path: Stochastic depth, the rate at which each of the two branches is left out in training.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        hidden: int,
+        activation: Activation,
+        eps: float,
+        mlp: Callable[[], nn.Module] | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.attention = SelfAttention(width=width, heads=heads)
         self.mlp_norm = nn.LayerNorm(width, eps=eps)
-        self.mlp = FeedForward(width=width, hidden=hidden, activation=activation, recompute=True)
+        self.mlp = (
+            FeedForward(width=width, hidden=hidden, activation=activation, recompute=True)
+            if mlp is None
+            else mlp()
+        )
+        self.drop_path = drop_path
 
     def forward(self, x_BTD: Tensor, bias_B11T: Tensor | None = None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), bias_B11T)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        branch = self.attention(self.attention_norm(x_BTD), bias_B11T)
+        x_BTD = x_BTD + drop_path(branch, self.drop_path, training=self.training)
+        branch = self.mlp(self.mlp_norm(x_BTD))
+        return x_BTD + drop_path(branch, self.drop_path, training=self.training)
+
+
+Mlps = Mapping[int, Callable[[], nn.Module]]
+"""Number of a block -> what makes the module in place of its feed-forward."""
+
+
+def check_mlps(mlps: Mlps, depth: int) -> None:
+    if beyond := sorted(set(mlps) - set(range(depth))):
+        raise ValueError(f"mlps name blocks {beyond}, which are none of 0..{depth - 1}")
 
 
 def outside_bias(visible_BT: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,6 +26,8 @@ from vlp_core.vision.layers import (
     VisionRegions,
     check_image,
     check_regions,
+    drop_path,
+    drop_path_rates,
     take_rows,
 )
 from vlp_core.vision.positions import resize_swin_table
@@ -107,15 +109,6 @@ class Reorder(nn.Module):
 
     def undo(self, x_NLC: Tensor) -> Tensor:
         return x_NLC if self.identity else _Reorder.apply(x_NLC, self.inverse, self.order)
-
-
-def drop_path(x: Tensor, rate: float, *, training: bool) -> Tensor:
-    """Stochastic depth: a sample's residual branch is zeroed with probability `rate`, the others are scaled
-    by 1/(1-rate)."""
-    if rate == 0.0 or not training:
-        return x
-    kept = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
-    return x * kept.div_(1 - rate)
 
 
 class WindowAttention(nn.Module):
@@ -294,8 +287,7 @@ class SwinTransformer(ImageEncoder):
         self.patch_norm = nn.LayerNorm(width)
         rows = [torch.arange(r * r, device="cpu") for r in resolutions]
         self.enter = Reorder(rows[0], token_order(resolutions[0], sides[0], 0))
-        last = sum(depths) - 1
-        rates = [drop_path * i / last if last else 0.0 for i in range(sum(depths))]
+        rates = drop_path_rates(drop_path, sum(depths))
         self.stages = nn.ModuleList(
             SwinStage(
                 width=width * 2**i,

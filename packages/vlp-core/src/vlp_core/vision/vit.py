@@ -1,6 +1,6 @@
 """DeiT / ViT as vision encoder of X-VLM, ALBEF and ViCHA.
 
-Differs from a textbook ViT: no dropout and no stochastic depth; the final norm is applied to all tokens.
+Differs from a textbook ViT: no dropout; the final norm is applied to all tokens.
 Besides whole images (`forward`) it encodes
 
     regions         the last `local_depth` blocks run once per text and attend to the region only (X-VLM)
@@ -15,7 +15,7 @@ Shapes: B texts, N images, R image side, G patches per side, L = G*G, K other to
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -25,10 +25,13 @@ from torch import Size, Tensor, nn
 from vlp_core.vision.encoder import ImageEncoder, Summarised
 from vlp_core.vision.layers import (
     Block,
+    Mlps,
     PatchEmbedding,
     VisionRegions,
     check_image,
+    check_mlps,
     check_regions,
+    drop_path_rates,
     outside_bias,
     run_region_blocks,
 )
@@ -46,6 +49,9 @@ class VisionTransformer(ImageEncoder):
     the initial weights; the published 0.02 belongs to width 768. `position_range`: the same for the position
     table, None: as `initializer_range`; patches start with a deviation of about 0.9, beside which smaller
         positions are hardly seen. LayerNorm eps is 1e-6.
+    `drop_path`: stochastic depth of the last block in training, rising linearly from 0. `mlps`: for some
+        blocks, by number, what makes the module in place of the feed-forward, [..., D] -> [..., D]; it keeps
+        its own initial weights.
 
     Attributes: those of `ImageEncoder`.
     """
@@ -65,6 +71,8 @@ class VisionTransformer(ImageEncoder):
         mlp_ratio: float = 4.0,
         initializer_range: float = 0.02,
         position_range: float | None = None,
+        drop_path: float = 0.0,
+        mlps: Mlps | None = None,
     ) -> None:
         super().__init__()
         if image_size < patch:
@@ -77,12 +85,27 @@ class VisionTransformer(ImageEncoder):
         self.class_token = nn.Parameter(torch.empty(width))
         self.positions = nn.Parameter(torch.empty(self.tokens, width))
         self.patch = PatchEmbedding(patch=patch, width=width, bias=True)
+        mlps = {} if mlps is None else mlps
+        check_mlps(mlps, depth)
         self.blocks = nn.ModuleList(
-            Block(width=width, heads=heads, hidden=int(mlp_ratio * width), activation="gelu", eps=1e-6)
-            for _ in range(depth)
+            Block(
+                width=width,
+                heads=heads,
+                hidden=int(mlp_ratio * width),
+                activation="gelu",
+                eps=1e-6,
+                mlp=mlps.get(number),
+                drop_path=rate,
+            )
+            for number, rate in enumerate(drop_path_rates(drop_path, depth))
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        initialise(self, initializer_range, initializer_range if position_range is None else position_range)
+        initialise(
+            self,
+            initializer_range,
+            initializer_range if position_range is None else position_range,
+            leave=[self.blocks[number].mlp for number in mlps],
+        )
 
     def embed(self, image_NCHW: Tensor, others_NKD: Tensor | None = None) -> Tensor:
         """[N, 3, R, R] -> [N, T, D] before the blocks; other tokens come last and get no position."""
@@ -170,15 +193,18 @@ def resize_to_shape(table: Tensor, shape: Size) -> Tensor:
     return resize_position_table(table, math.isqrt(shape[0] - 1))
 
 
-def initialise(model: VisionTransformer, std: float, position_std: float) -> None:
+def initialise(
+    model: VisionTransformer, std: float, position_std: float, *, leave: Sequence[nn.Module] = ()
+) -> None:
     """Linear weights, class token, positions: normal, cut at +-2 (the published 0.02 at 100 deviations);
-    biases 0; LayerNorm 1 and 0; patch embedding as it is."""
+    biases 0; LayerNorm 1 and 0; patch embedding and the modules of `leave` as they are."""
+    untouched = {module for part in leave for module in part.modules()}
     normal = partial(nn.init.trunc_normal_, std=std)
     normal(model.class_token)
     # The published +-2 of 0.02; a larger deviation keeps its shape.
     normal(model.positions, std=position_std, a=-100 * position_std, b=100 * position_std)
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and module not in untouched:
             normal(module.weight)
             nn.init.zeros_(module.bias)
 
