@@ -236,7 +236,9 @@ def test_heat_of_similarity_needs_a_vit_and_a_block_of_it():
         similarity_heat(model.train(), images, ids, mask, block=1)
     swin = {"kind": "swin", "image_size": 64, "window": 2, "width": 8, "depths": [1, 1], "heads": [1, 2]}
     other = models.create("xvlm", "retrieval", vision=swin, text=TEXT, embed_width=6).eval()
-    with pytest.raises(ValueError, match="SwinTransformer has no class token that attends to all patches"):
+    with pytest.raises(
+        ValueError, match="SwinTransformer shows no attention of a class token to all patches"
+    ):
         similarity_heat(other, Images(torch.zeros(1, 3, 64, 64)), ids[:1], mask[:1], block=0)
 
 

@@ -159,7 +159,8 @@ def similarity_heat(
     attentions = [module for module in encoder.modules() if isinstance(module, SelfAttention)]
     if not attentions:
         raise ValueError(
-            f"{type(encoder).__name__} has no class token that attends to all patches; heat of similarity needs a ViT"
+            f"{encoder.called} shows no attention of a class token to all patches; heat of similarity needs "
+            "our own ViT (vision kind vit or clip)"
         )
     if not 0 <= block < len(attentions):
         raise ValueError(f"block={block} is none of the image encoder; choose among 0..{len(attentions) - 1}")

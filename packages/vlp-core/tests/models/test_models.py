@@ -147,7 +147,7 @@ def test_unknown_names_and_sizes_are_refused():
         match="stage 'chess' is not known; the stages of vicha are pretrain, retrieval, nlvr_domain",
     ):
         models.create("vicha", "chess")
-    with pytest.raises(ValueError, match="vision kind 'resnet' is not known; choose swin, clip or vit"):
+    with pytest.raises(ValueError, match="vision kind 'resnet' is not known; choose swin, clip, vit or timm"):
         make(vision={"kind": "resnet"})
     with pytest.raises(ValueError, match="unknown heads maths; choose among contrast"):
         make(heads=["match", "maths"])

@@ -105,7 +105,7 @@ def load(
         if tensor.shape == wanted:
             continue
         try:
-            if key not in tables or tensor.shape[1:] != wanted[1:]:
+            if key not in tables or tensor.ndim != len(wanted) or tensor.shape[-1] != wanted[-1]:
                 raise ValueError(f"it has shape {list(tensor.shape)}, the model needs {list(wanted)}")
             loaded[key] = tables[key](tensor, wanted)
             resized[key] = (tensor.shape, wanted)
@@ -143,7 +143,7 @@ def _position_tables(model: nn.Module) -> dict[str, Callable[[Tensor, Size], Ten
 def _changes(resized: Mapping[str, tuple[Size, Size]]) -> str:
     counts: dict[tuple[int, int], int] = {}
     for old, new in resized.values():
-        counts[old[0], new[0]] = counts.get((old[0], new[0]), 0) + 1
+        counts[old[-2], new[-2]] = counts.get((old[-2], new[-2]), 0) + 1
     return ", ".join(
         f"{n} position table{'s' * (n > 1)} from {a} to {b} rows" for (a, b), n in counts.items()
     )

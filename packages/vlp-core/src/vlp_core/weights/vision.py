@@ -7,12 +7,14 @@ from torch import Tensor
 
 from vlp_core.vision.clip import ClipVisionTransformer
 from vlp_core.vision.swin import SwinTransformer
+from vlp_core.vision.timm import TimmVision
 from vlp_core.vision.vit import VisionTransformer
 from vlp_core.weights.adapter import Adapter
 from vlp_core.weights.clip import hf_clip_adapter, load_clip
 from vlp_core.weights.deit import deit_adapter, load_deit
 from vlp_core.weights.loading import LoadReport
 from vlp_core.weights.swin import load_swin, swin_adapter
+from vlp_core.weights.timm import load_timm
 
 VisionEncoder = SwinTransformer | ClipVisionTransformer | VisionTransformer
 
@@ -44,8 +46,9 @@ def vision_adapter(encoder: VisionEncoder, *, source_prefix: str = "", prefix: s
     raise TypeError(f"no layout of published weights is known for {type(encoder).__name__}")
 
 
-def load_vision(encoder: VisionEncoder, state: Mapping[str, Tensor] | str | Path) -> LoadReport:
-    """Fill an encoder from its published weights: Microsoft's or timm's Swin, Hugging Face's CLIP, DeiT.
+def load_vision(encoder: VisionEncoder | TimmVision, state: Mapping[str, Tensor] | str | Path) -> LoadReport:
+    """Fill an encoder from its published weights: Microsoft's or timm's Swin, Hugging Face's CLIP, DeiT, or
+    timm's own file of a backbone of timm.
 
     Classifiers, text towers and projections are left out; position tables are resized.
 
@@ -60,4 +63,6 @@ def load_vision(encoder: VisionEncoder, state: Mapping[str, Tensor] | str | Path
             return load_clip(encoder, state)
         case VisionTransformer():
             return load_deit(encoder, state)
+        case TimmVision():
+            return load_timm(encoder, state)
     raise TypeError(f"no layout of published weights is known for {type(encoder).__name__}")

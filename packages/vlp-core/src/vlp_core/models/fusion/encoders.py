@@ -5,10 +5,7 @@ from typing import Any, TypedDict
 
 from vlp_core.concepts import ConceptEncoder, ConceptVision
 from vlp_core.text.bert import Bert
-from vlp_core.vision import ClipVisionTransformer, SwinTransformer, VisionTransformer
-from vlp_core.vision.encoder import ImageEncoder
-
-VISION = {"swin": SwinTransformer, "clip": ClipVisionTransformer, "vit": VisionTransformer}
+from vlp_core.vision import ImageEncoder, create_vision
 
 
 class Encoders(TypedDict):
@@ -24,7 +21,7 @@ def create_encoders(
     """Image and text encoder with initial values, as keyword arguments of a model.
 
     Args:
-        vision: `kind` ("swin", "clip" or "vit") and the arguments of that encoder.
+        vision: `kind` and the arguments of that encoder, see `vlp_core.vision.create_vision`.
         text: Arguments of `Bert`; `image_width` is filled in.
         concepts: Makes the image encoder see visual concepts: `layers` of their own BERT, which is like the
             lowest layers of `text`, and the options of `vlp_core.concepts.ConceptVision` (`place`,
@@ -34,10 +31,7 @@ def create_encoders(
         ValueError: A kind that is not known, sizes that do not fit.
         TypeError: An argument that an encoder does not take.
     """
-    shape = {key: value for key, value in vision.items() if key != "kind"}
-    if vision["kind"] not in VISION:
-        raise ValueError(f"vision kind {vision['kind']!r} is not known; choose swin, clip or vit")
-    image: ImageEncoder = VISION[vision["kind"]](**shape)
+    image = create_vision(**vision)
     if concepts is not None:
         image = _with_concepts(image, text, **concepts)
     fusion: dict[str, Any] = {"image_width": image.width, **text}
