@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from vlp_core.momentum import FeatureQueue, follow, teacher_of
+from vlp_core.momentum import FeatureQueue, WeightAverage, follow, teacher_of
 
 
 class Model(nn.Module):
@@ -67,3 +67,47 @@ def test_a_queue_survives_a_state_dict():
     for one in (queue, other):
         one.put(torch.zeros(2, 2), torch.zeros(2, 2), torch.tensor([4, 5]))
     assert all(torch.equal(a, b) for a, b in zip(queue.buffers(), other.buffers(), strict=True))
+
+
+def test_average_of_weights_follows_and_gives_back_what_was_there():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    average = WeightAverage(dict(model.named_parameters()), decay=0.9, warmup=False)
+    first = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    average.update()
+    own = model.weight.detach().clone()
+    with average.applied():
+        torch.testing.assert_close(model.weight.detach(), 0.9 * first + 0.1 * own)
+    assert torch.equal(model.weight.detach(), own)
+    again = WeightAverage(dict(model.named_parameters()), decay=0.9)
+    again.load(average.tensors, 1)
+    assert torch.equal(again.tensors["weight"], average.tensors["weight"])
+    again.load(None, 1)
+    assert torch.equal(again.tensors["weight"], own)
+    with pytest.raises(ValueError, match="not on both sides: bias"):
+        again.load({"weight": own}, 1)
+
+
+def test_warmup_of_the_average_forgets_the_first_weights():
+    model = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(dict(model.named_parameters()), decay=0.99)
+    with torch.no_grad():
+        model.weight.fill_(0.0)
+        average.tensors["weight"].fill_(1.0)
+    average.update()
+    assert average.tensors["weight"].item() == pytest.approx(2 / 11)
+    for _ in range(2000):
+        average.update()
+    before = average.tensors["weight"].item()
+    average.update()
+    assert average.tensors["weight"].item() == pytest.approx(0.99 * before)
+
+
+def test_an_average_of_nothing_does_nothing():
+    average = WeightAverage({})
+    average.update()
+    with average.applied():
+        pass
+    assert (average.updates, average.tensors) == (0, {})

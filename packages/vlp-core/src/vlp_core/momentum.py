@@ -1,4 +1,4 @@
-"""Momentum teachers and queues of past features (MoCo, ALBEF, ViCHA).
+"""Momentum teachers and queues of past features (MoCo, ALBEF, ViCHA), and the moving average of weights.
 
 A teacher is a copy of the model whose parameters follow it slowly and get no gradient. A queue holds features
 of earlier batches as further negatives; all ranks hold the same one.
@@ -8,8 +8,9 @@ Source: MoCo, arXiv 1911.05722; ALBEF, arXiv 2107.07651 section 3.3 and 3.4.
 Shape letters: B pairs of all ranks, Q entries of the queue, E shared embedding.
 """
 
+import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,70 @@ def follow(teacher: nn.Module, model: nn.Module, momentum: float) -> None:
     theirs = dict(model.named_parameters())
     pairs = [(parameter, theirs[name]) for name, parameter in teacher.named_parameters()]
     torch._foreach_lerp_([own for own, _ in pairs], [source for _, source in pairs], 1 - momentum)
+
+
+class WeightAverage:
+    """Exponential moving average (EMA) of parameters, in tensors beside the model.
+
+    Args:
+        parameters: What is averaged, by name. Nothing is a valid average: then every call does nothing.
+        decay: Share of the old average that an update leaves.
+        warmup: Use min(decay, (1 + n) / (10 + n)) at the n-th update, counted from 1.
+
+    Source: arXiv 1703.01780; warm-up as in timm and TensorFlow.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], *, decay: float = 0.9999, warmup: bool = True
+    ) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay={decay} must lie in 0..1")
+        self.parameters = dict(parameters)
+        self.decay, self.warmup = decay, warmup
+        self.updates = 0
+        self.tensors = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the parameters; called after each update of the optimizer."""
+        if not self.tensors:
+            return
+        self.updates += 1
+        n = self.updates
+        decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+        torch._foreach_lerp_(list(self.tensors.values()), list(self.parameters.values()), 1 - decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """While open, the parameters have the averaged values; afterwards their own, bit for bit."""
+        own = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self._set(self.tensors)
+        try:
+            yield
+        finally:
+            self._set(own)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor] | None, updates: int) -> None:
+        """Go on from a saved average after `updates` updates; without one, start from the parameters as they
+        are.
+
+        Raises:
+            ValueError: It is an average of other parameters.
+        """
+        if tensors is None:
+            tensors, updates = {name: p.detach() for name, p in self.parameters.items()}, 0
+        if tensors.keys() != self.tensors.keys():
+            names = ", ".join(sorted(tensors.keys() ^ self.tensors.keys())[:5])
+            raise ValueError(f"the saved average is one of other parameters; not on both sides: {names}")
+        self.updates = updates
+        for name, value in tensors.items():
+            self.tensors[name].copy_(value)
 
 
 class FeatureQueue(nn.Module):

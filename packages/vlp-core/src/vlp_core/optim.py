@@ -1,7 +1,7 @@
 """AdamW as X-VLM and its relatives used it, and parameter groups by rules on names."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,97 @@ def in_memory_order_of(parameter: Tensor, x: Tensor) -> Tensor:
     return x if x.stride() == parameter.stride() else torch.empty_like(parameter).copy_(x)
 
 
+class MuonAndAdamW(Optimizer):
+    """Muon for matrices, `torch.optim.AdamW` for everything else, as one optimizer.
+
+    Updates of Muon are scaled to the size that AdamW's have (`match_rms_adamw`), so both take the same
+    learning rate and weight decay.
+
+    Args:
+        groups: Parameter groups with names, as of `parameter_groups`; a group is split where it has both.
+        lr: Learning rate of groups without one.
+        weight_decay: Decoupled weight decay of groups without one.
+        betas: Decay of AdamW's two moments.
+        eps: Added to the root of AdamW's second moment.
+        momentum: Decay of Muon's running gradient.
+        nesterov: Whether Muon looks ahead.
+        not_muon: Regular expressions on names of matrices that AdamW takes, such as embeddings.
+
+    Raises:
+        ValueError: An expression of `not_muon` finds no matrix, or Muon would have nothing to do.
+
+    Source: Keller Jordan, "Muon: An optimizer for hidden layers" (2024); scaling: arXiv 2502.16982.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[Mapping[str, Any]],
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        not_muon: Sequence[str] = (),
+    ) -> None:
+        found: set[str] = set()
+        split: list[dict[str, Any]] = []
+        for group in groups:
+            parts: dict[bool, dict[str, Any]] = {}
+            for name, parameter in zip(group["names"], group["params"], strict=True):
+                matches = [pattern for pattern in not_muon if re.search(pattern, name)]
+                matrix = parameter.ndim == 2
+                found |= set(matches if matrix else ())
+                part = parts.setdefault(
+                    matrix and not matches,
+                    {**group, "params": [], "names": [], "muon": matrix and not matches},
+                )
+                part["params"].append(parameter)
+                part["names"].append(name)
+            split += [parts[key] for key in sorted(parts)]
+        if missing := [pattern for pattern in not_muon if pattern not in found]:
+            raise ValueError(f"no matrix of the model matches {', '.join(map(repr, missing))}")
+        if not any(group["muon"] for group in split):
+            raise ValueError("Muon takes matrices, and none is left for it")
+        common = {"lr": lr, "weight_decay": weight_decay}
+        self.adamw = self.muon = None
+        mine = [group for group in split if group["muon"]]
+        others = [group for group in split if not group["muon"]]
+        self.muon = torch.optim.Muon(
+            mine, momentum=momentum, nesterov=nesterov, adjust_lr_fn="match_rms_adamw", **common
+        )
+        if others:
+            self.adamw = torch.optim.AdamW(others, betas=betas, eps=eps, fused=True, **common)
+        parts_ = [part for part in (self.muon, self.adamw) if part is not None]
+        super().__init__([group for part in parts_ for group in part.param_groups], common)
+        self._share()
+
+    def _share(self) -> None:
+        """Both parts work on the groups and the state of this optimizer."""
+        for part, muon in ((self.muon, True), (self.adamw, False)):
+            if part is not None:
+                part.param_groups = [group for group in self.param_groups if group["muon"] is muon]
+                part.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in (self.muon, self.adamw):
+            if part is not None:
+                part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the base class."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParameterRule:
     """What holds for parameters whose name contains a match of `pattern` (regular expression, searched
@@ -123,10 +214,14 @@ class ParameterRule:
 
     pattern: str
     """Regular expression on our parameter names."""
+    below_axes: int | None = None
+    """Only parameters with fewer axes than this: 2 leaves out matrices and kernels."""
     decay: bool | None = None
     """Whether weight decay applies; None leaves it to other rules (default: it applies)."""
     lr_scale: float | None = None
     """Factor on the learning rate; None leaves it to other rules (default: 1)."""
+    schedule: str | None = None
+    """Name of a learning-rate schedule; None leaves it to other rules (default: that of the run)."""
 
 
 def parameter_groups(
@@ -134,41 +229,85 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Optimizer groups of all trainable parameters, by the first rule that says something about a name.
 
-    Returns one group for each (learning-rate factor, decay or not) that occurs, in order of the factor,
-    decayed ones first: {"params", "names", "lr", "lr_scale", "weight_decay"}.
+    Returns one group for each (learning-rate factor, decay or not, schedule) that occurs, in order of the
+    factor, decayed ones first: {"params", "names", "lr", "lr_scale", "weight_decay"}, and "schedule" where a
+    rule names one.
 
     Raises:
         ValueError: A rule matches no parameter, so it cannot do what it says; or the model has nothing to
             train.
     """
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
-    matched: set[str] = set()
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    matched: set[ParameterRule] = set()
+    groups: dict[tuple[float, bool, str], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decay: bool | None = None
         scale: float | None = None
+        schedule: str | None = None
         for pattern, rule in compiled:
-            if pattern.search(name):
-                matched.add(rule.pattern)
+            few_axes = rule.below_axes is None or parameter.ndim < rule.below_axes
+            if few_axes and pattern.search(name):
+                matched.add(rule)
                 decay = rule.decay if decay is None else decay
                 scale = rule.lr_scale if scale is None else scale
+                schedule = rule.schedule if schedule is None else schedule
         decay, scale = decay is not False, 1.0 if scale is None else scale
         group = groups.setdefault(
-            (scale, not decay),
+            (scale, not decay, schedule or ""),
             {
                 "params": [],
                 "names": [],
                 "lr": lr * scale,
                 "lr_scale": scale,
                 "weight_decay": weight_decay if decay else 0.0,
+                **({} if schedule is None else {"schedule": schedule}),
             },
         )
         group["params"].append(parameter)
         group["names"].append(name)
     if not groups:
         raise ValueError("no parameter of the model is trainable")
-    if unused := [rule.pattern for rule in rules if rule.pattern not in matched]:
-        raise ValueError(f"no trainable parameter matches {', '.join(map(repr, unused))}")
+    if unused := [repr(rule.pattern) for rule in rules if rule not in matched]:
+        raise ValueError(f"no trainable parameter matches {', '.join(unused)}")
     return [groups[key] for key in sorted(groups)]
+
+
+def layer_rules(
+    model: nn.Module, *, rate: float, blocks: str, first: Sequence[str] = ()
+) -> list[ParameterRule]:
+    """Rules for learning rates that fall from layer to layer: block i of n, counted from 0, has the factor
+    rate^(n - i), what lies before the blocks rate^(n + 1); nothing is said about the rest.
+
+    Args:
+        model: Model with the blocks.
+        rate: Factor from one block to the next below.
+        blocks: Regular expression with one group, which finds the number of a block in a parameter's name.
+        first: Regular expressions on names of parameters that lie before the first block.
+
+    Raises:
+        ValueError: `blocks` or one of `first` finds nothing.
+
+    Source: BEiT (arXiv 2106.08254); MAE `util/lr_decay.py`; VLC specification 4.3.
+    """
+    names = dict(model.named_parameters())
+    numbers = {name: int(match[1]) for name in names if (match := re.search(blocks, name))}
+    if not numbers:
+        raise ValueError(f"layer decay: no parameter matches {blocks!r}")
+    depth = 1 + max(numbers.values())
+    layers: dict[int, list[str]] = {}
+    for pattern in first:
+        before = [name for name in names if re.search(pattern, name)]
+        if not before:
+            raise ValueError(f"layer decay: no parameter matches {pattern!r}")
+        layers.setdefault(-1, []).extend(before)
+    for name, number in numbers.items():
+        layers.setdefault(number, []).append(name)
+    rules = []
+    for number, members in sorted(layers.items()):
+        trained = [re.escape(name) for name in members if names[name].requires_grad]
+        if trained:
+            pattern = rf"\A(?:{'|'.join(trained)})\Z"
+            rules.append(ParameterRule(pattern=pattern, lr_scale=rate ** (depth - number)))
+    return rules

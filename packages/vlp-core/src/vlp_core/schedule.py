@@ -5,37 +5,114 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+Edge = Literal["first", "before"]
 
-def warmup_steps(warmup: int | float, total_steps: int) -> int:
+
+def share_of(steps: int | float, total_steps: int) -> int:
     """A number of steps as it is; a float is a fraction of `total_steps`, cut to whole steps."""
-    return int(warmup * total_steps) if isinstance(warmup, float) else warmup
+    return int(steps * total_steps) if isinstance(steps, float) else steps
 
 
-def linear(step: int, *, warmup: int | float, total_steps: int) -> float:
-    """0 -> 1 over the warm-up, then 1 -> 0 at `total_steps`, for step 0, 1, ...; the first step has factor 0
-    when there is a warm-up.
+def _warming(step: int, warm: int, start: float, edge: Edge) -> float:
+    """Factor within a warm-up of `warm` steps."""
+    done = step if edge == "first" else step + 1
+    return start + (1 - start) * (done / max(1, warm))
 
-    `warmup`: steps, or a float in 0..1 as a fraction of `total_steps`. Source: X-VLM `scheduler.py`.
+
+def linear(
+    step: int,
+    *,
+    warmup: int | float,
+    total_steps: int,
+    start: float = 0.0,
+    edge: Edge = "first",
+    floor: float = 0.0,
+) -> float:
+    """Up over the warm-up, then in a line from 1 to `floor` at `total_steps`, for step 0, 1, ...
+
+    Args:
+        step: Update, counted from 0.
+        warmup: Steps, or a float in 0..1 as a fraction of `total_steps`.
+        total_steps: Updates of the whole run.
+        start: Factor at the start of the warm-up.
+        edge: Which step has the factor `start`: the "first", or the one "before" it, so that the last step of
+            the warm-up has factor 1.
+        floor: Factor at `total_steps` and after.
+
+    Source: X-VLM `scheduler.py`.
     """
-    warm = warmup_steps(warmup, total_steps)
+    warm = share_of(warmup, total_steps)
     if step < warm:
-        return step / max(1, warm)
-    return max(0.0, (total_steps - step) / max(1, total_steps - warm))
+        return _warming(step, warm, start, edge)
+    return floor + (1 - floor) * max(0.0, (total_steps - step) / max(1, total_steps - warm))
 
 
-def cosine(step: int, *, warmup: int | float, total_steps: int, floor: float = 0.0) -> float:
-    """0 -> 1 linearly over the warm-up, then half a cosine from 1 to `floor` at `total_steps`."""
-    warm = warmup_steps(warmup, total_steps)
+def cosine(
+    step: int,
+    *,
+    warmup: int | float,
+    total_steps: int,
+    start: float = 0.0,
+    edge: Edge = "first",
+    floor: float = 0.0,
+) -> float:
+    """Up over the warm-up, then half a cosine from 1 to `floor` at `total_steps`, step by step; arguments as
+    `linear`.
+
+    Source: MAE `util/lr_sched.py`; open_clip `scheduler.py` with edge "before".
+    """
+    warm = share_of(warmup, total_steps)
     if step < warm:
-        return step / max(1, warm)
+        return _warming(step, warm, start, edge)
     progress = min(1.0, (step - warm) / max(1, total_steps - warm))
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def constant(step: int, *, warmup: int | float, total_steps: int) -> float:
-    """0 -> 1 linearly over the warm-up, then 1."""
-    warm = warmup_steps(warmup, total_steps)
-    return step / warm if step < warm else 1.0
+def polynomial(
+    step: int,
+    *,
+    warmup: int | float,
+    total_steps: int,
+    start: float = 0.0,
+    edge: Edge = "first",
+    floor: float = 0.0,
+    power: float = 1.0,
+) -> float:
+    """Up over the warm-up, then floor + (1 - floor) (1 - share of the steps left behind)^power; arguments as
+    `linear`.
+
+    Source: `get_polynomial_decay_schedule_with_warmup` of transformers, as ViLT and VLC use it.
+    """
+    warm = share_of(warmup, total_steps)
+    if step < warm:
+        return _warming(step, warm, start, edge)
+    progress = min(1.0, (step - warm) / max(1, total_steps - warm))
+    return floor + (1 - floor) * (1 - progress) ** power
+
+
+def constant(
+    step: int,
+    *,
+    warmup: int | float,
+    total_steps: int,
+    start: float = 0.0,
+    edge: Edge = "first",
+    cooldown: int | float = 0,
+    floor: float = 0.0,
+    power: float = 1.0,
+) -> float:
+    """Up over the warm-up, then 1, and over the last `cooldown` steps (or this fraction of all steps) down to
+    `floor` as `polynomial`; other arguments as `linear`.
+
+    Source: open_clip `scheduler.py`, `const_lr_cooldown`.
+    """
+    warm, cool = share_of(warmup, total_steps), share_of(cooldown, total_steps)
+    if step < warm:
+        return _warming(step, warm, start, edge)
+    done = step - (total_steps - cool)
+    if cool == 0 or done < 0:
+        return 1.0
+    return floor + (1 - floor) * (1 - min(1.0, done / cool)) ** power
 
 
 def epoch_cosine(
@@ -63,8 +140,8 @@ def epoch_cosine(
     """
     if steps_per_epoch < 1 or epochs < 1 or warmup < 0 or step < 0:
         raise ValueError(
-            f"steps_per_epoch={steps_per_epoch} and epochs={epochs} must be at least 1, warmup={warmup} "
-            f"and step={step} at least 0"
+            f"steps_per_epoch={steps_per_epoch} and epochs={epochs} must be at least 1, "
+            f"warmup={warmup} and step={step} at least 0"
         )
     epoch, update = divmod(step, steps_per_epoch)
     if epoch:
@@ -74,11 +151,22 @@ def epoch_cosine(
 
 
 def named(
-    kind: Literal["linear", "cosine", "constant"], *, warmup: int | float, total_steps: int
+    kind: Literal["linear", "cosine", "polynomial", "constant"],
+    *,
+    warmup: int | float,
+    total_steps: int,
+    **shape: float | Edge,
 ) -> Callable[[int], float]:
-    """The schedule of that name as a function of the step alone. Raises `ValueError` for a name that is not
-    known."""
-    schedules = {"linear": linear, "cosine": cosine, "constant": constant}
+    """The schedule of that name as a function of the step alone; `shape` holds what else it takes.
+
+    Raises `ValueError` for a name that is not known.
+    """
+    schedules: dict[str, Callable[..., float]] = {
+        "linear": linear,
+        "cosine": cosine,
+        "polynomial": polynomial,
+        "constant": constant,
+    }
     if kind not in schedules:
         raise ValueError(f"schedule {kind!r} is not known; choose among {', '.join(schedules)}")
-    return partial(schedules[kind], warmup=warmup, total_steps=total_steps)
+    return partial(schedules[kind], warmup=warmup, total_steps=total_steps, **shape)
