@@ -82,7 +82,7 @@ def test_dry_run_says_what_there_is_and_writes_nothing(toy, tmp_path, capsys):
         "stream regions, per rank (x 2 per update, x 1 ranks)",
         "  x                        float32  (8, 6)",
         "memory per rank: weights",
-        "learning rate by step: 0: 0.0025, 1: 0.005, 3: 0.01",
+        "learning rate by step: 0: 0.0025, 1: 0.005, 4: 0.01",
     ):
         assert expected in output
     assert list(tmp_path.iterdir()) == []
@@ -164,7 +164,9 @@ def test_mistakes_in_a_file_name_the_file(toy, capsys, text, message):
 
 
 def test_sbatch_script_is_valid_and_requeues(toy, tmp_path, capsys):
-    assert toy.train("toy/tiny", "seed=3", "--nproc", "4", "--sbatch", "job.sh", "--run", "a run") == 0
+    words = ("toy/tiny", "seed=3", "--nproc", "4", "--nodes", "3", "--sbatch", "job.sh", "--run", "a run")
+    assert toy.train(*words) == 0
+    assert "#SBATCH --nodes=3" in Path("job.sh").read_text()
     assert not Path("a run").exists()
     script = Path("job.sh").read_text()
     assert "#SBATCH --ntasks-per-node=4" in script

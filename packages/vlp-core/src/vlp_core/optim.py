@@ -196,6 +196,7 @@ class MuonAndAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._share()  # someone may have taken parameters out of the groups
         for part in (self.muon, self.adamw):
             if part is not None:
                 part.step()

@@ -186,6 +186,11 @@ class Loader(Generic[_Batch]):
                 "multiprocessing_context": multiprocessing.get_context(start_method),
             }
 
+    @property
+    def length(self) -> int:
+        """Samples of one pass over the data, over all ranks."""
+        return self.order.length
+
     def __iter__(self) -> Self:
         return self
 

@@ -14,6 +14,7 @@ USAGE = """vlp-train RECIPE [key=value ...] [options]    train; continues by its
        vlp-train cp RECIPE FILE                      an editable copy of a recipe
        vlp-train export RUN [FOLDER]                 write the newest checkpoint of a run as a model folder
        vlp-train history RUN                         table of a run's reports and evaluations
+       vlp-train replay RUN                          repeat the step of a run whose loss or gradient was not finite
        vlp-train --version | --help"""
 
 EPILOG = """RECIPE is a name that `vlp-train ls` shows, or a path ending in .yaml. The value of key=value is read as YAML; list items are
@@ -103,6 +104,28 @@ def _history(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _replay(arguments: Sequence[str]) -> int:
+    """The step of a run that was not finite, again."""
+    from vlp_methods.engine import entry, folder
+
+    parser = _parser(
+        "replay",
+        "Repeat the steps of a run from its newest checkpoint up to the one whose loss or gradient was not finite, "
+        "and say where values stop being finite. Writes nothing.",
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to the recipe, such as device=cpu"
+    )
+    options = parser.parse_args(arguments)
+    recipe = entry.load(str(folder.open_run(options.run) / "recipe.yaml"), options.overrides)
+
+    from vlp_methods.engine.replay import replay
+
+    replay(recipe, options.run)
+    return 0
+
+
 def _export(arguments: Sequence[str]) -> int:
     """The newest checkpoint of a run as a model folder."""
     from vlp_methods.engine import entry, folder
@@ -155,7 +178,10 @@ def _train(arguments: Sequence[str]) -> int:
         action="store_true",
         help="build everything, run one update, print shapes and memory; write nothing",
     )
-    parser.add_argument("--nproc", type=int, metavar="N", help="start N ranks on this machine")
+    parser.add_argument(
+        "--nproc", type=int, metavar="N", help="start N ranks on this machine; with --sbatch on each node"
+    )
+    parser.add_argument("--nodes", type=int, metavar="N", help="nodes of the script of --sbatch (default 1)")
     parser.add_argument(
         "--sbatch",
         type=Path,
@@ -182,10 +208,19 @@ def _train(arguments: Sequence[str]) -> int:
     ranks = options.nproc if options.nproc is not None else 1
     if ranks < 1:
         raise entry.UserError(f"--nproc {ranks} must be at least 1")
+    if options.nodes is not None and (options.nodes < 1 or options.sbatch is None):
+        raise entry.UserError(f"--nodes {options.nodes} must be at least 1 and belongs to --sbatch FILE")
     if options.sbatch:
-        kept = _without(arguments, "--sbatch", "--nproc", "--run")
+        kept = _without(arguments, "--sbatch", "--nodes", "--nproc", "--run")
         launch.write_sbatch(
-            options.sbatch, launch.sbatch(kept, ranks=ranks, name=recipe.name.replace("/", "-"), run=str(run))
+            options.sbatch,
+            launch.sbatch(
+                kept,
+                nodes=1 if options.nodes is None else options.nodes,
+                ranks=ranks,
+                name=recipe.name.replace("/", "-"),
+                run=str(run),
+            ),
         )
         print(f"{options.sbatch}; submit it with: sbatch {options.sbatch}")
         return 0
@@ -237,6 +272,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "cp": _copy,
     "export": _export,
     "history": _history,
+    "replay": _replay,
 }
 
 

@@ -74,7 +74,7 @@ def test_overflow_without_end_stops_the_run(toy, tmp_path, capsys):
 def test_clipping_bounds_the_update_but_reports_the_norm(toy, tmp_path):
     options = (
         "steps=1",
-        "algorithm=torch",
+        "optimizer.variant=torch",
         "optimizer.eps=1e3",
         "regions=0",
         "schedule.warmup_steps=0",

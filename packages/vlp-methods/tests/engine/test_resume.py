@@ -17,9 +17,9 @@ def whole(toy, tmp_path):
     return toy.losses(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("algorithm", ["vlp", "torch"])
-def test_stopped_at_any_step_and_resumed_equals_uninterrupted(toy, tmp_path, monkeypatch, algorithm):
-    options = (*OPTIONS, f"algorithm={algorithm}")
+@pytest.mark.parametrize("variant", ["transformers", "torch"])
+def test_stopped_at_any_step_and_resumed_equals_uninterrupted(toy, tmp_path, monkeypatch, variant):
+    options = (*OPTIONS, f"optimizer.variant={variant}")
     assert toy.train("toy/tiny", *options, "--run", tmp_path / "whole") == 0
     whole = toy.losses(tmp_path / "whole")
     for step in range(1, 13):

@@ -317,7 +317,7 @@ def test_engine_takes_the_steps_of_the_reference(case, words, build, monkeypatch
     feeds = {"regions": batches("region"), "images": batches("image")}
     norms, rates = [], []
     for step, with_regions in enumerate(regions_at):
-        updater.set_rates(job.learning_rate(step))
+        updater.set_rates(step)
         for stream in ("regions", "images") if with_regions else ("images",):
             numbers = updater(stream, feeds[stream], step)
             *terms, total, norm = numbers.values.values()

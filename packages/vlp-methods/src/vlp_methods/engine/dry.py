@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlp_methods.engine.build import open_streams
+from vlp_methods.engine.build import open_streams, settle
 from vlp_methods.engine.entry import Recipe
 from vlp_methods.engine.job import Job
-from vlp_methods.engine.options import Training
+from vlp_methods.engine.options import Training, in_steps
 from vlp_methods.engine.ranks import Ranks
 from vlp_methods.engine.step import Updater
 
@@ -53,6 +53,8 @@ def run(recipe: Recipe, job: Job, ranks: Ranks) -> None:
     ]
 
     streams = open_streams(job)
+    settings = settle(settings, job, streams)
+    length = in_steps(settings.steps)
     updater = Updater(job, settings, ranks)
     for name, stream in streams.items():
         feed = iter(stream)
@@ -75,13 +77,11 @@ def run(recipe: Recipe, job: Job, ranks: Ranks) -> None:
     else:
         memory += ", activations not measured on the CPU"
     lines.append(f"memory per rank: {memory}")
-    steps = sorted({0, 1, settings.schedule.warmup(settings.steps), settings.steps // 2, settings.steps - 1})
-    rates = ", ".join(
-        f"{step}: {updater.peaks[0] * job.learning_rate(step):.3g}" for step in steps if step < settings.steps
-    )
+    steps = sorted({0, 1, settings.schedule.warmup(length), length // 2, length - 1})
+    rates = ", ".join(f"{step}: {updater.rates.at(step)[0]:.3g}" for step in steps if step < length)
     lines.append(f"learning rate by step: {rates}")
     lines.append(
-        f"streams of the first steps: {'; '.join(' '.join(job.mixing.names(settings.seed, s)) for s in range(min(8, settings.steps)))}"
+        f"streams of the first steps: {'; '.join(' '.join(job.mixing.names(settings.seed, s)) for s in range(min(8, length)))}"
     )
     if ranks.main:
         print("\n".join(lines))

@@ -28,6 +28,16 @@ class Stream(Protocol):
     position: int
     """Samples given out so far, over all ranks."""
 
+    @property
+    def length(self) -> int:
+        """Samples of one pass."""
+        ...
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one batch, over all ranks."""
+        ...
+
     def __iter__(self) -> Iterator[Any]: ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,12 +76,27 @@ class Mixing:
         """Exactly one stream per step, drawn by ratio."""
         return cls(tuple(ratios.items()), rule="one")
 
+    def shares(self) -> dict[str, float]:
+        """Share of the steps in which each stream runs."""
+        total = sum(share for _, share in self.streams) if self.rule == "one" else 1.0
+        return {name: share / total for name, share in self.streams}
+
     def names(self, seed: int, step: int) -> tuple[str, ...]:
         """Streams of a step (counted from 0)."""
         rng = random.Random(f"mixing {seed} {step}")
         if self.rule == "one":
             return (rng.choices([name for name, _ in self.streams], [share for _, share in self.streams])[0],)
         return tuple(name for name, share in self.streams if rng.random() < share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenFrom:
+    """Frozen weights, and the file that the builder of a job has read them from."""
+
+    prefix: str
+    """Their names in the task begin with this."""
+    file: Path
+    """File, or folder of files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +117,17 @@ class Job:
     mixing: Mixing
     optimizer: Optimizer
     """With the peak learning rate of each group as its `lr`."""
-    learning_rate: Callable[[int], float]
-    """Factor on the peak learning rates at a step (counted from 0)."""
+    learning_rate: Callable[[int], float] | None = None
+    """Factor on the peak learning rates at a step (counted from 0); None: that of `recipe.schedule`. Groups
+    of the optimizer with a "schedule" follow that of this name in `recipe.schedules`."""
     unused: Mapping[str, Sequence[nn.Parameter]] = field(default_factory=dict)
     """Parameters that the batches of a stream have no part in: an update of that stream leaves them alone, as
     if they had no gradient (no decay, no moments). Streams that use everything are left out."""
+    eval_mode: tuple[nn.Module, ...] = ()
+    """Modules that stay in evaluation mode while training, such as a teacher: no dropout, running statistics
+    kept."""
+    frozen_from: tuple[FrozenFrom, ...] = ()
+    """Where frozen weights came from. They are not written into checkpoints; the checksum of the file is."""
     evaluate: Callable[[nn.Module, int, Path], Mapping[str, float]] | None = None
     """`evaluate(task, step, folder)`: numbers by name. Called on every rank in eval mode without gradient;
     what rank 0 returns counts. May write into `folder`, which exists on rank 0."""
@@ -113,3 +144,9 @@ class Job:
         streams = [name for name, _ in self.mixing.streams]
         if strange := set(self.unused) - set(streams):
             raise ValueError(f"unused: {sorted(strange)} are not streams; known: {', '.join(streams)}")
+
+    def training_mode(self) -> None:
+        """Put the task into training mode, but for the modules of `eval_mode`."""
+        self.task.train()
+        for module in self.eval_mode:
+            module.eval()

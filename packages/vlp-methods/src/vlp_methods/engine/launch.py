@@ -92,9 +92,9 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int:
     return max(codes)
 
 
-def sbatch(arguments: Sequence[str], *, ranks: int, name: str, run: str) -> str:
-    """A SLURM script that runs `vlp-train *arguments` with `ranks` ranks per node and requeues itself after a
-    stop.
+def sbatch(arguments: Sequence[str], *, nodes: int, ranks: int, name: str, run: str) -> str:
+    """A SLURM script that runs `vlp-train *arguments` on `nodes` nodes with `ranks` ranks each and requeues
+    itself after a stop.
 
     SLURM sends SIGUSR1 to every rank three minutes before the time limit; they save and exit 75, and the
     script asks for the next turn.
@@ -102,7 +102,7 @@ def sbatch(arguments: Sequence[str], *, ranks: int, name: str, run: str) -> str:
     command = shlex.join(["vlp-train", *arguments, "--run", run])
     return f"""#!/bin/bash
 #SBATCH --job-name={name}
-#SBATCH --nodes=1
+#SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node={ranks}
 #SBATCH --gpus-per-node={ranks}
 #SBATCH --cpus-per-task=8
@@ -111,7 +111,8 @@ def sbatch(arguments: Sequence[str], *, ranks: int, name: str, run: str) -> str:
 #SBATCH --open-mode=append
 #SBATCH --signal=USR1@180
 
-# Written by `vlp-train --sbatch`. Change the lines above to your cluster; more nodes need no other change.
+# Written by `vlp-train --sbatch`. Change the lines above to your cluster; another number of nodes needs no
+# other change. The batch in the recipe is that of all ranks of all nodes.
 # The run folder must be on a file system that all nodes see.
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

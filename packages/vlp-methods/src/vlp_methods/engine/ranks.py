@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from vlp_methods.engine.entry import UserError
 from vlp_methods.engine.launch import RENDEZVOUS
+from vlp_methods.engine.stop import Board
 
 
 class Ranks:
@@ -22,10 +23,20 @@ class Ranks:
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         local = int(os.environ.get("LOCAL_RANK", "0"))
+        self.clean = True
+        """Whether all ranks leave together; not after one has left in the middle of something."""
         cuda = torch.cuda.is_available()
+        if device == "mps" and not torch.backends.mps.is_available():
+            raise UserError("device=mps: torch sees no GPU of a Mac; use device=auto or device=cpu")
+        if device == "mps" and self.world > 1:
+            raise UserError(
+                "device=mps: a Mac has one GPU and torch no communication for it; train on one rank"
+            )
         if device == "cuda" and not cuda:
             raise UserError("device=cuda: torch sees no GPU; use device=auto or device=cpu")
-        if device == "cpu" or not cuda:
+        if device == "mps":
+            self.device = torch.device("mps")
+        elif device == "cpu" or not cuda:
             self.device = torch.device("cpu")
         elif local >= torch.cuda.device_count():
             raise UserError(
@@ -33,6 +44,13 @@ class Ranks:
             )
         else:
             self.device = torch.device("cuda", local)
+
+    def board(self) -> Board | None:
+        """Where ranks leave notes for each other; None on one rank."""
+        if self.world == 1:
+            return None
+        board: Board = dist.distributed_c10d._get_default_store()
+        return board
 
     @property
     def main(self) -> bool:
@@ -55,7 +73,7 @@ class Ranks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if dist.is_initialized():
+        if dist.is_initialized() and self.clean:
             if kind is None:
                 dist.barrier()  # gloo may abort the last rank when another leaves early
             dist.destroy_process_group()

@@ -1,5 +1,6 @@
 """What a run tells: metrics.jsonl, log.txt, a progress line, and the loggers that were asked for."""
 
+import csv
 import importlib.util
 import json
 import logging
@@ -109,12 +110,37 @@ class _TensorBoard:
         self.writer.close()
 
 
+class _Csv:
+    def __init__(self, folder: Path, step: int) -> None:
+        path = folder / "metrics.csv"
+        # As for TensorBoard: rows after the checkpoint belong to a run that did not happen.
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[1:] if path.is_file() else []
+        kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) <= step]
+        self.file = path.open("w", encoding="utf-8", newline="")
+        self.file.writelines(["step,name,value\n", *kept])
+        self.writer = csv.writer(self.file, lineterminator="\n")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.writer.writerows((step, name, repr(float(value))) for name, value in values.items())
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
 class _Wandb:
-    def __init__(self, project: str, folder: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, options: ReportOptions, folder: Path, config: Mapping[str, Any]) -> None:
         import wandb  # pyright: ignore[reportMissingImports] (an extra)
 
         self.run = wandb.init(
-            project=project, name=folder.name, id=folder.name, dir=folder, config=dict(config), resume="allow"
+            project=options.wandb,
+            name=options.name or folder.name,
+            id=folder.name,
+            dir=folder,
+            config=dict(config),
+            resume="allow",
+            notes=options.notes,
+            tags=list(options.tags),
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -124,11 +150,28 @@ class _Wandb:
         self.run.finish()
 
 
+class _Trackio:
+    def __init__(self, options: ReportOptions, folder: Path, config: Mapping[str, Any]) -> None:
+        import trackio  # pyright: ignore[reportMissingImports] (an extra)
+
+        self.trackio = trackio
+        trackio.init(
+            project=options.trackio, name=options.name or folder.name, config=dict(config), resume="allow"
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.trackio.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self.trackio.finish()
+
+
 def check_loggers(options: ReportOptions) -> None:
     """Raise `UserError` if a logger is asked for that is not installed."""
     for asked, key, library in (
         (options.tensorboard, "report.tensorboard=true", "tensorboard"),
         (options.wandb is not None, f"report.wandb={options.wandb}", "wandb"),
+        (options.trackio is not None, f"report.trackio={options.trackio}", "trackio"),
     ):
         if asked and importlib.util.find_spec(library) is None:
             raise UserError(
@@ -139,10 +182,14 @@ def check_loggers(options: ReportOptions) -> None:
 def open_loggers(options: ReportOptions, folder: Path, step: int, config: Mapping[str, Any]) -> list[Logger]:
     """The loggers that were asked for; `step` is where the run starts."""
     loggers: list[Logger] = []
+    if options.csv:
+        loggers.append(_Csv(folder, step))
     if options.tensorboard:
         loggers.append(_TensorBoard(folder, step))
     if options.wandb is not None:
-        loggers.append(_Wandb(options.wandb, folder, config))
+        loggers.append(_Wandb(options, folder, config))
+    if options.trackio is not None:
+        loggers.append(_Trackio(options, folder, config))
     return loggers
 
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,18 @@ import torch
 from vlp_core import recipe as recipes
 from vlp_core.distributed import barrier, broadcast_object
 
-from vlp_methods.engine import checkpoint, dry
-from vlp_methods.engine.build import USER_ERRORS, build, building, open_streams
+from vlp_methods.engine import checkpoint, dry, replay
+from vlp_methods.engine.build import USER_ERRORS, build, building, open_streams, settle
 from vlp_methods.engine.entry import Recipe, UserError
 from vlp_methods.engine.folder import RunFolder, final_folder
 from vlp_methods.engine.job import Job
 from vlp_methods.engine.launch import STOPPED
-from vlp_methods.engine.loop import TrainState, train
-from vlp_methods.engine.options import Training
+from vlp_methods.engine.loop import TrainState, kept, train
+from vlp_methods.engine.options import Training, in_steps
 from vlp_methods.engine.ranks import Ranks
 from vlp_methods.engine.report import Logging, Reporter, Screen, open_loggers
-from vlp_methods.engine.step import NotFiniteError, Updater
-from vlp_methods.engine.stop import StopSignals
+from vlp_methods.engine.step import NotFiniteError, Updater, average_of
+from vlp_methods.engine.stop import StopNow, StopSignals
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def run(recipe: Recipe, options: Options, stop: StopSignals) -> int:
         except FloatingPointError as error:
             return _fail(error, 1, options, f"{error}{_way_out(options.run)}")
         except USER_ERRORS as error:
-            return _fail(error, 2, options, str(error))
+            return _fail(error, 2, options, "\n".join([str(error), *getattr(error, "__notes__", [])]))
         except KeyboardInterrupt:
             return _fail(None, 130, options, "interrupted")
         except Exception as error:
@@ -124,12 +125,13 @@ def _train(recipe: Recipe, options: Options, ranks: Ranks, stop: StopSignals, lo
             logging_.to_file(keeper.log)
         job = build(recipe, ranks)
         streams = open_streams(job)
+        settings = settle(settings, job, streams)
         updater = Updater(job, settings, ranks)
-        state = TrainState(streams, updater)
+        state = TrainState(settings, streams, updater)
         newest: Path | None = broadcast_object(checkpoint.newest(keeper.checkpoints) if keeper else None)
         if newest:
             with building():
-                state.load_state_dict(checkpoint.load(newest, job.task, job.optimizer))
+                state.load(newest, job)
         if keeper:
             keeper.begin(
                 step=state.step, evaluated=state.evaluated, ranks=ranks.world, device=str(ranks.device)
@@ -151,19 +153,21 @@ def _train(recipe: Recipe, options: Options, ranks: Ranks, stop: StopSignals, lo
         loggers = (
             open_loggers(settings.report, options.run, state.step, recipes.dump(settings)) if keeper else []
         )
-        reporter = Reporter(keeper.metrics if keeper else None, loggers, settings.steps)
+        reporter = Reporter(keeper.metrics if keeper else None, loggers, in_steps(settings.steps))
         try:
             outcome = train(settings, job, state, updater, reporter, options.run, keeper, ranks, stop)
+            if keeper and state.patience.exhausted and outcome == "done":
+                log.info("%s", gave_up(settings, state))
             if keeper and outcome == "done" and job.export:
-                log.info("done: %s", keeper.export(job.export))
+                with state.average.applied():
+                    log.info("done: %s", keeper.export(partial(checkpoint.write_export, job)))
             if outcome == "done":
-                measure_selected(settings, job, reporter, options.run, keeper, ranks)
+                measure_selected(settings, job, state.step, reporter, options.run, keeper, ranks, stop)
+        except StopNow:
+            ranks.clean = False  # each rank has left the evaluation where it was
+            outcome = "stopped"
         except NotFiniteError as error:
-            if keeper:
-                checkpoint.write_json(
-                    options.run / "nonfinite.json",
-                    {"step": error.step, "message": str(error), "samples": error.samples},
-                )
+            replay.keep(options.run, error, settings, ranks)
             raise
         finally:
             reporter.close()
@@ -175,23 +179,41 @@ def _train(recipe: Recipe, options: Options, ranks: Ranks, stop: StopSignals, lo
             keeper.close()
 
 
+def gave_up(settings: Training, state: TrainState) -> str:
+    """Why a run has stopped early."""
+    options = settings.evaluate
+    least = f" by {options.least_gain:g}" if options.least_gain else ""
+    return (
+        f"stopped early at step {state.step}: {options.best} has not improved{least} in "
+        f"{state.patience.failed} evaluations (best {state.patience.best:.4g})"
+    )
+
+
 def measure_selected(
-    settings: Training, job: Job, reporter: Reporter, run: Path, keeper: RunFolder | None, ranks: Ranks
+    settings: Training,
+    job: Job,
+    step: int,
+    reporter: Reporter,
+    run: Path,
+    keeper: RunFolder | None,
+    ranks: Ranks,
+    stop: StopSignals,
 ) -> None:
     """Measure the selected model on the test data, unless a run of so many steps has done so already. All
     ranks take part."""
-    folder = final_folder(run, settings.steps)
+    folder = final_folder(run, step)
     if job.test is None or broadcast_object(folder.with_suffix(".json").is_file()):
         return
     if keeper:
         folder.mkdir(parents=True, exist_ok=True)
     barrier()  # rank 0 has exported
     chosen = run / ("export" if settings.evaluate.best is None else "export-best")
-    with torch.no_grad():
-        scores: dict[str, float] = broadcast_object(dict(job.test(chosen, ranks.device, folder)))
-    if keeper:
-        keeper.write_scores(folder, scores)
-        reporter.evaluation(settings.steps, scores)
+    with kept("The test of the selected model failed", run, step):
+        with torch.no_grad(), stop.at_once(ranks.board(), "test"):
+            scores: dict[str, float] = broadcast_object(dict(job.test(chosen, ranks.device, folder)))
+        if keeper:
+            keeper.write_scores(folder, scores)
+            reporter.evaluation(step, scores)
 
 
 def export(recipe: Recipe, run: Path, target: Path) -> Path:
@@ -207,11 +229,14 @@ def export(recipe: Recipe, run: Path, target: Path) -> Path:
             job = build(recipe, ranks)
             if job.export is None:
                 raise UserError(f"task {recipe.settings.task} of {recipe.settings.method} exports nothing")
-            checkpoint.load_task(newest, job.task)
+            state = checkpoint.load_task(newest, job.task, frozen_from=job.frozen_from)
+            average = average_of(job.task, recipe.settings)
+            average.load(checkpoint.load_average(newest), state.get("averaged", 0))
             new = target.with_name(f".{target.name}.new")
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(parents=True)
-            job.export(new)
+            with average.applied():
+                checkpoint.write_export(job, new)
             checkpoint.replace_folder(new, target)
     except USER_ERRORS as error:
         raise UserError(str(error)) from error

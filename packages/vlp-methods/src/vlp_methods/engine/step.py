@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from vlp_core.momentum import WeightAverage
 
 from vlp_methods.engine.job import Job
+from vlp_methods.engine.optimizers import Rates
 from vlp_methods.engine.options import Training
 from vlp_methods.engine.ranks import Ranks
 from vlp_methods.engine.wrap import connect, gradients_stay_here, wrap
@@ -25,22 +27,34 @@ smallest useful one."""
 
 
 class NotFiniteError(FloatingPointError):
-    """A loss or gradient is NaN or infinite: the message names step, stream and losses, `samples` the samples
-    of each rank."""
+    """A loss or gradient is NaN or infinite: the message names step, stream and losses.
 
-    def __init__(self, message: str, step: int, samples: dict[int, tuple[str, ...]]) -> None:
+    Attributes: `step` counts finished steps, this one included; `stream`; `samples`, the samples of each
+    rank; `batches`, those of this rank, where the data gave them out.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        step: int,
+        stream: str,
+        samples: dict[int, tuple[str, ...]],
+        batches: tuple[Any, ...],
+    ) -> None:
         super().__init__(message)
-        self.step = step
+        self.step, self.stream = step, stream
         self.samples = samples
+        self.batches = batches
 
 
 class Numbers(NamedTuple):
-    """What one update leaves for the report: scalars on the device, by name, and the samples they come
-    from."""
+    """What one update leaves for the report: scalars on the device, by name, and what they come from."""
 
     stream: str
     values: dict[str, Tensor]
     keys: tuple[str, ...]
+    batches: tuple[Any, ...]
+    """As the data gave them out: on the host, so that they take no memory of the device."""
 
 
 class Packet(NamedTuple):
@@ -66,10 +80,24 @@ def seed_for(seed: int, step: int, stream: int, rank: int) -> int:
     return mixed
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The dtype for sums of reported numbers; the GPU of a Mac has no double precision."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _hook(task: nn.Module, name: str) -> Callable[[int], None]:
     """The optional method `name` of a task."""
     found: Callable[[int], None] = getattr(task, name) if hasattr(task, name) else lambda step: None
     return found
+
+
+def average_of(task: nn.Module, recipe: Training) -> WeightAverage:
+    """The moving average that a recipe asks for, over what trains; without one, an average of nothing."""
+    options = recipe.average
+    if options is None:
+        return WeightAverage({})
+    trained = {name: p for name, p in task.named_parameters() if p.requires_grad}
+    return WeightAverage(trained, decay=options.decay, warmup=options.warmup)
 
 
 class Updater:
@@ -78,7 +106,7 @@ class Updater:
     def __init__(self, job: Job, recipe: Training, ranks: Ranks) -> None:
         self.job, self.recipe, self.ranks = job, recipe, ranks
         self.streams = [name for name, _ in job.mixing.streams]
-        self.peaks = [group["lr"] for group in job.optimizer.param_groups]
+        self.rates = Rates(job, recipe)
         self.parameters = [p for group in job.optimizer.param_groups for p in group["params"]]
         self.before_forward = _hook(job.task, "before_forward")
         self.after_update = _hook(job.task, "after_update")
@@ -88,6 +116,7 @@ class Updater:
         self.unused = {
             name: [p for p in parameters if p.requires_grad] for name, parameters in job.unused.items()
         }
+        self.average = average_of(job.task, recipe)
         self.scaler = torch.amp.GradScaler(
             ranks.device.type,
             init_scale=recipe.loss_scale.initial,
@@ -95,21 +124,30 @@ class Updater:
             enabled=recipe.precision == "fp16",
         )
 
-    def set_rates(self, factor: float) -> None:
-        for group, peak in zip(self.job.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
+    def set_rates(self, step: int) -> None:
+        """Give all groups the learning rate of a step, counted from 0."""
+        self.rates.set(step)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first group."""
+        rate: float = self.job.optimizer.param_groups[0]["lr"]
+        return rate
 
     def __call__(self, stream: str, feed: Iterator[Any], step: int) -> Numbers:
         """One update from `accumulate` batches of `feed`. Gradients are means over batches and ranks."""
         recipe, device, count = self.recipe, self.ranks.device, self.recipe.accumulate
         unused = self.unused.get(stream, [])
+        wide = widest(device)
         torch.manual_seed(seed_for(recipe.seed, step, self.streams.index(stream), self.ranks.rank))
         self.before_forward(step)
         self.job.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         keys: tuple[str, ...] = ()
+        batches: tuple[Any, ...] = ()
         for number in range(count):
-            batch = next(feed).to(device)
+            batches += (next(feed),)
+            batch = batches[-1].to(device)
             keys += batch.keys
             last = number == count - 1  # gradients travel with the last batch only
             with contextlib.nullcontext() if last else gradients_stay_here(self.module):
@@ -120,7 +158,7 @@ class Updater:
                 total = torch.stack([term.float() for term in terms.values()]).sum()
                 self.scaler.scale(connect(total, unused) / count).backward()
             for name, term in {**terms, "loss": total}.items():
-                losses[name] = losses.get(name, 0) + term.detach().double() / count
+                losses[name] = losses.get(name, 0) + term.detach().to(wide) / count
         self.scaler.unscale_(self.job.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         losses[NORM] = nn.utils.get_total_norm(gradients)
@@ -130,8 +168,9 @@ class Updater:
             parameter.grad = None
         self.scaler.step(self.job.optimizer)
         self.scaler.update()
+        self.average.update()
         self.after_update(step)
-        return Numbers(stream, losses, keys)
+        return Numbers(stream, losses, keys, batches)
 
 
 class _Sent(NamedTuple):
@@ -162,8 +201,8 @@ class Wire:
     def send(self, step: int, numbers: Numbers, stop: bool) -> None:
         """Queue the numbers of an update; `step` counts finished steps, this one included."""
         device = self.ranks.device
-        own = torch.stack([value.double() for value in numbers.values.values()])
-        total = torch.cat([own, torch.full((1,), float(stop), dtype=torch.float64, device=device)])
+        own = torch.stack([value.to(widest(device)) for value in numbers.values.values()])
+        total = torch.cat([own, torch.full((1,), float(stop), dtype=own.dtype, device=device)])
         if self.ranks.world > 1:
             dist.all_reduce(total)
         ready = None
@@ -219,7 +258,10 @@ class Wire:
         losses = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
         times = f" in {self.overflows} updates in a row" if bad == [NORM] and self.precision == "fp16" else ""
         raise NotFiniteError(
-            f"step {sent.step}, stream {sent.numbers.stream}: {', '.join(bad)} not finite{times} ({losses}); samples of {shown}",
+            f"step {sent.step}, stream {sent.numbers.stream}: {', '.join(bad)} not finite{times} ({losses}); "
+            f"samples of {shown}",
             sent.step,
+            sent.numbers.stream,
             samples,
+            sent.numbers.batches,
         )

@@ -5,13 +5,15 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from vlp_core import distributed, optim
-from vlp_methods.engine.job import Job, Mixing
+from vlp_methods.engine.job import FrozenFrom, Job, Mixing
+from vlp_methods.engine.optimizers import make_optimizer
 
 from toy_method.schema import Fit
 
@@ -34,6 +36,7 @@ class Stream:
 
     def __init__(self, name: str, recipe: Fit) -> None:
         self.name, self.recipe, self.position = name, recipe, 0
+        self.length, self.global_batch = recipe.data.samples, recipe.data.batch
 
     def sample(self, position: int) -> tuple[Tensor, Tensor, str]:
         epoch, place = divmod(position, self.recipe.data.samples)
@@ -125,34 +128,39 @@ def build(recipe: Fit) -> Job:
     if recipe.faults.bad_value:
         raise ValueError("width=7 must be even")
     task = Task(recipe)
-    options = recipe.optimizer
-    groups = optim.parameter_groups(
-        task,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        rules=[
-            optim.ParameterRule(pattern="bias", decay=False, lr_scale=None),
-            optim.ParameterRule(pattern="^head", decay=None, lr_scale=2.0),
-        ],
-    )
-    make = optim.AdamW if recipe.algorithm == "vlp" else torch.optim.AdamW
-    optimizer = make(
-        groups, lr=options.lr, betas=options.betas, eps=options.eps, weight_decay=options.weight_decay
-    )
-
-    def learning_rate(step: int) -> float:
-        warmup = recipe.schedule.warmup(recipe.steps)
-        return min((step + 1) / (warmup + 1), 1.0)
+    rules = [
+        optim.ParameterRule(pattern="bias", decay=False),
+        optim.ParameterRule(pattern="^head", lr_scale=2.0),
+    ]
+    frozen_from = ()
+    if recipe.frozen_file:
+        task.body.load_state_dict(load_file(recipe.frozen_file))
+        task.body.requires_grad_(False)
+        frozen_from = (FrozenFrom(prefix="body.", file=Path(recipe.frozen_file)),)
+        rules[0] = optim.ParameterRule(pattern="out.bias", decay=False)
+    optimizer = make_optimizer(task, recipe.optimizer, rules)
+    if recipe.lost:
+        task.lost = nn.Parameter(torch.zeros(1))
 
     def evaluate(task: nn.Module, step: int, folder: Any) -> dict[str, float]:
         assert not task.training
         assert not torch.is_grad_enabled()
+        faults = recipe.faults
+        broken = faults.evaluation_from is not None and os.environ.get("TOY_FIXED") != "1"
+        if broken and step >= faults.evaluation_from:
+            raise RuntimeError("the benchmark is broken")
+        deadline = time.monotonic() + faults.slow_evaluation
+        if faults.slow_evaluation:
+            (Path.cwd() / f"evaluating-{distributed.rank()}").touch()
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
         x = torch.linspace(-1, 1, WIDTH)[None]
         torch.rand(3)  # an evaluation may use randomness; training must not notice
         return {
             "output": float(task.out(task.head(task.body(x)))),
             "step": float(step),
             "peak": -abs(step - 6.0),
+            **({"score": recipe.score[min(step - 1, len(recipe.score) - 1)]} if recipe.score else {}),
         }
 
     def test(export: Any, device: torch.device, folder: Any) -> dict[str, float]:
@@ -168,7 +176,7 @@ def build(recipe: Fit) -> Job:
         streams=lambda: {name: Stream(name, recipe) for name in ("regions", "images")},
         mixing=Mixing((("regions", recipe.regions), ("images", 1.0))),
         optimizer=optimizer,
-        learning_rate=learning_rate,
+        frozen_from=frozen_from,
         unused={"images": tuple(task.boxes.parameters())} if task.boxes is not None else {},
         evaluate=evaluate,
         export=export,

@@ -1,5 +1,4 @@
 from dataclasses import dataclass, field
-from typing import Literal
 
 from vlp_core.recipe import PathText
 from vlp_methods.engine.options import Training
@@ -27,6 +26,10 @@ class Faults:
     """Building fails with FileNotFoundError."""
     crash: bool = False
     """Building fails with an error that is a bug."""
+    evaluation_from: int | None = None
+    """Evaluations from this step on fail, unless TOY_FIXED=1 is in the environment."""
+    slow_evaluation: float = 0.0
+    """Seconds that an evaluation takes."""
     bad_value: bool = False
     """Building fails with ValueError: the recipe is at fault."""
     wrong_step: str | None = None
@@ -41,10 +44,14 @@ class Fit(Training):
     """Dropout."""
     regions: float = 0.5
     """Probability of a regions update."""
+    frozen_file: PathText = ""
+    """File that the weights of the body come from; they are frozen then."""
+    lost: bool = False
+    """Train a parameter that the optimizer does not have."""
+    score: tuple[float, ...] = ()
+    """What evaluations give as `score` at step 1, 2, ...; the last one stays."""
     boxes: bool = False
     """A head that batches of regions train and batches of images do not."""
-    algorithm: Literal["vlp", "torch"] = "vlp"
-    """Which AdamW."""
     tested: bool = False
     """Measure the selected model at the end."""
     faults: Faults = field(default_factory=Faults)
