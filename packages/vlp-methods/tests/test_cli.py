@@ -107,7 +107,7 @@ def test_all_mistakes_at_once_with_the_nearest_key(toy, capsys):
         "lr: not of the form key=value",
         "optimizer.lrr: unknown key; did you mean optimizer.lr?",
         "dropuot: unknown key; did you mean dropout?",
-        "steps: expected int, got 'abc'",
+        "steps: expected int or mapping, got 'abc'",
         "precision: expected one of fp32, bf16, fp16, got 'bf61'; did you mean bf16?",
         "data.root: '${env:NOT_SET}': environment variable NOT_SET is not set",
     ):
@@ -225,6 +225,82 @@ def test_wandb_gets_the_numbers_when_asked_for(toy, monkeypatch, tmp_path):
     assert [call[0] for call in sent[1:-1]] == [1, 2, 2]
     assert "images/fit" in sent[1][1]
     assert sent[-1] == "finished"
+
+
+def test_several_loggers_get_the_same_numbers(toy, monkeypatch, tmp_path):
+    fake = tmp_path / "fake"
+    fake.mkdir()
+    record = (
+        "calls = []\n"
+        "class Run:\n"
+        "    def log(self, values, step): calls.append((step, values))\n"
+        "    def finish(self): calls.append('finished')\n"
+        "def init(**options):\n"
+        "    calls.append(options)\n"
+        "    return Run()\n"
+        "log, finish = Run().log, Run().finish\n"
+    )
+    for name in ("wandb", "trackio"):
+        (fake / f"{name}.py").write_text(record)
+    monkeypatch.syspath_prepend(fake)
+    words = (
+        "report={every: 1, csv: true, wandb: mine, trackio: ours, name: third try, notes: why, tags: [a, b]}",
+    )
+    monkeypatch.setenv("TOY_STOP_AFTER", "2")
+    assert toy.train("toy/tiny", *words, "steps=3", "save.every=1", "--run", "run") == 75
+    monkeypatch.delenv("TOY_STOP_AFTER")
+    with Path("run/metrics.csv").open("a") as file:
+        file.write("3,lost,1.0\n3,cut o")  # a later step, and a line that a crash has cut
+    assert toy.train("toy/tiny", *words, "steps=3", "save.every=1", "--run", "run") == 0
+    wandb, trackio = (sys.modules.pop(name).calls for name in ("wandb", "trackio"))
+    assert (wandb[0]["project"], wandb[0]["name"], wandb[0]["id"]) == ("mine", "third try", "run")
+    assert (wandb[0]["notes"], wandb[0]["tags"]) == ("why", ["a", "b"])
+    assert (trackio[0]["project"], trackio[0]["name"], trackio[0]["resume"]) == ("ours", "third try", "allow")
+    assert wandb[1:3] == trackio[1:3]
+    assert [call for call in wandb if isinstance(call, tuple)] == [
+        call for call in trackio if isinstance(call, tuple)
+    ]
+    head, *rows = Path("run/metrics.csv").read_text().splitlines()
+    assert head == "step,name,value"
+    assert not any("lost" in row or "cut o" in row for row in rows)
+    fits = [row.split(",") for row in rows if ",images/fit," in row]
+    reported = [line["losses"]["images/fit"] for line in toy.reports(Path("run")) if "losses" in line]
+    assert [(int(step), float(value)) for step, _, value in fits] == list(enumerate(reported, 1))
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ("{notes: why}", "notes and tags go to wandb alone"),
+        ("{name: mine}", "name goes to wandb and trackio"),
+        ("{trackio: mine}", "report.trackio=mine needs trackio, which is not installed"),
+    ],
+)
+def test_a_logger_that_is_not_there_is_refused(toy, capsys, report, message):
+    assert toy.train("toy/tiny", f"report={report}") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nodes_belong_to_sbatch(toy, capsys):
+    assert toy.train("toy/tiny", "--nodes", "2") == 2
+    assert "belongs to --sbatch" in capsys.readouterr().err
+
+
+def test_the_gpu_of_a_mac_is_a_device(toy, monkeypatch, capsys):
+    from vlp_methods.engine.ranks import Ranks
+    from vlp_methods.engine.step import widest
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert toy.train("toy/tiny", "device=mps") == 2
+    assert "device=mps: torch sees no GPU of a Mac" in capsys.readouterr().err
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    device = Ranks("mps").device
+    assert device.type == "mps"
+    assert widest(device) == torch.float32  # it has no double precision
+    assert widest(torch.device("cpu")) == torch.float64
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert toy.train("toy/tiny", "device=mps") == 2
+    assert "train on one rank" in capsys.readouterr().err
 
 
 STARTS = (["ls"], ["--version"], ["toy/tinny"], ["toy/tiny", "optimizer.lrr=1", "steps=abc"])

@@ -10,8 +10,8 @@ import torch
 from vlp_core import models
 from vlp_core.recipe import RecipeError, dump
 from vlp_methods.builders.model import derived_arguments, make
-from vlp_methods.builders.optimizer import adamw, learning_rate
 from vlp_methods.engine.entry import load, shipped
+from vlp_methods.engine.optimizers import learning_rate, make_optimizer
 from vlp_methods.sections.models import Start
 from vlp_methods.vicha.pretrain import model_arguments
 from vlp_methods.vicha.rules import parameter_rules
@@ -211,7 +211,7 @@ def test_model_and_optimizer_of_a_task_can_be_built(name):
     with torch.device("meta"):
         words = SimpleNamespace(vocabulary=30522, pad_id=0)
         started = make("vicha", stage, derived_arguments("vicha", stage, model, words))
-        groups = adamw(started.model, recipe.optimizer, parameter_rules()).param_groups
+        groups = make_optimizer(started.model, recipe.optimizer, parameter_rules()).param_groups
     assert {group["lr"] for group in groups} == {recipe.optimizer.lr}
     assert {group["weight_decay"] for group in groups} == {0.0, 0.02}
     if stage in SIZES and recipe.model.vision.image_size == 380:

@@ -20,7 +20,7 @@ from vlp_data.batch import (
     VqaBatch,
 )
 from vlp_eval.metrics.captioning import DocumentFrequency
-from vlp_methods.engine.options import OptimizerOptions, Training
+from vlp_methods.engine.options import OptimizerOptions, ScheduleOptions, Training
 from vlp_methods.engine.ranks import Ranks
 from vlp_methods.engine.step import Updater
 
@@ -311,6 +311,7 @@ def test_engine_takes_the_steps_of_the_reference(case, words, build, monkeypatch
         steps=plan["num_training_steps"],
         clip_norm=config["clip_grad_norm"],
         optimizer=OptimizerOptions(lr=peak["lr"]),
+        schedule=ScheduleOptions(kind=plan["sched"], warmup_steps=plan["num_warmup_steps"]),
     )
     updater = Updater(job, recipe, Ranks("cpu"))
     job.task.train()

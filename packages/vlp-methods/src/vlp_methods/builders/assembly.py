@@ -16,9 +16,9 @@ from vlp_methods.builders import evaluation
 from vlp_methods.builders.data import ALWAYS, TRAIN, Streams, open_loader, open_tokenizer, settle
 from vlp_methods.builders.export import exporter
 from vlp_methods.builders.model import Made, derived_arguments, make
-from vlp_methods.builders.optimizer import adamw, learning_rate
 from vlp_methods.builders.teacher import TaughtTask
 from vlp_methods.engine.job import Job, Mixing
+from vlp_methods.engine.optimizers import make_optimizer
 from vlp_methods.sections.training import StartedTraining
 
 
@@ -111,8 +111,7 @@ class Assembly(Generic[_Recipe, _Data]):
             task=task,
             streams=streams,
             mixing=mixing,
-            optimizer=adamw(self.model, self.recipe.optimizer, rules),
-            learning_rate=learning_rate(self.recipe),
+            optimizer=make_optimizer(self.model, self.recipe.optimizer, rules),
             unused=unused,
             evaluate=evaluations.during,
             export=exporter(

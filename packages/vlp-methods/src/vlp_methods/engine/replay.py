@@ -24,14 +24,13 @@ from vlp_methods.engine import checkpoint
 from vlp_methods.engine.build import build, open_streams, settle
 from vlp_methods.engine.entry import Recipe, UserError, attribute
 from vlp_methods.engine.loop import TrainState
-from vlp_methods.engine.options import Training
 from vlp_methods.engine.ranks import Ranks
 from vlp_methods.engine.step import AUTOCAST, NotFiniteError, Updater, seed_for
 
 log = logging.getLogger(__name__)
 
 
-def keep(run: Path, error: NotFiniteError, recipe: Training, ranks: Ranks) -> None:
+def keep(run: Path, error: NotFiniteError, ranks: Ranks) -> None:
     """Store the batches of this rank, if it is one of those at fault, and what is known (on rank 0)."""
     if ranks.main:
         checkpoint.write_json(
@@ -169,7 +168,7 @@ def _look(updater: Updater, stream: str, step: int, rank: int, batch: Any) -> bo
             terms = task(batch.to(device))
         total = torch.stack([term.float() for term in terms.values()]).sum()
         updater.scaler.scale(total).backward()
-    print("  losses: " + ", ".join(f"{name} {float(term):.6g}" for name, term in terms.items()))
+    print("  losses: " + ", ".join(f"{name} {term.item():.6g}" for name, term in terms.items()))
     if bad:
         print(f"  first output that is not finite: {bad[0]}")
     gradients = [

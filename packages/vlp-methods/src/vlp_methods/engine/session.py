@@ -167,7 +167,7 @@ def _train(recipe: Recipe, options: Options, ranks: Ranks, stop: StopSignals, lo
             ranks.clean = False  # each rank has left the evaluation where it was
             outcome = "stopped"
         except NotFiniteError as error:
-            replay.keep(options.run, error, settings, ranks)
+            replay.keep(options.run, error, ranks)
             raise
         finally:
             reporter.close()
