@@ -7,12 +7,12 @@ interrupted. Nothing imports torch before the arguments are known to be right.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlp_eval import __version__
-from vlp_eval.benchmarks import benchmarks, find
+from vlp_eval.benchmarks import OWN, Benchmark, benchmarks, find
 
 if TYPE_CHECKING:
     from vlp_core.recipe import Line
@@ -22,10 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        commands = [*benchmarks(), "ls", "show"]
+        rows = _rows(words)
     except ValueError as problem:  # a row of another package that cannot be used
         print(f"vlp-eval: {problem}", file=sys.stderr)
         return 2
+    commands = [*rows, "ls", "show"]
     if words and not words[0].startswith("-") and words[0] not in commands:
         from vlp_core.recipe import nearest
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near}?" if near else f"known: {', '.join(commands)}"
         print(f"vlp-eval: unknown benchmark {words[0]!r}; {hint}", file=sys.stderr)
         return 2
-    options = _parse(words)
+    options = _parse(words, rows)
     try:
         options.run(options)
     except (ValueError, OSError) as error:
@@ -47,11 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _rows(words: Sequence[str]) -> Mapping[str, Benchmark]:
+    """The benchmarks that these words may mean; other packages are asked only where our own do not do."""
+    named = words[1] if words[:1] == ["show"] and len(words) > 1 else words[0] if words else ""
+    return OWN if named in OWN else benchmarks()
+
+
+def _parser(rows: Mapping[str, Benchmark]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vlp-eval", description="Evaluate vision-language models.")
     parser.add_argument("--version", action="version", version=f"vlp-eval {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, benchmark in benchmarks().items():
+    for name, benchmark in rows.items():
         command = commands.add_parser(name, help=benchmark.about, description=f"{benchmark.about}.")
         command.add_argument(
             "checkpoint", metavar="CHECKPOINT", help="export folder, or an official checkpoint file"
@@ -65,14 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("ls", help="list the benchmarks")
     listing.set_defaults(run=_list, debug=False)
     show = commands.add_parser("show", help="every key of a benchmark with default and meaning")
-    show.add_argument("benchmark", choices=list(benchmarks()), metavar="BENCHMARK")
+    show.add_argument("benchmark", choices=list(rows), metavar="BENCHMARK")
     show.set_defaults(run=_show, debug=False)
     return parser
 
 
-def _parse(words: Sequence[str]) -> argparse.Namespace:
+def _parse(words: Sequence[str], rows: Mapping[str, Benchmark]) -> argparse.Namespace:
     # argparse stops taking key=value words at the first --option; the ones behind it come back as unknown.
-    parser = _parser()
+    parser = _parser(rows)
     options, rest = parser.parse_known_args(words)
     if any(word.startswith("-") for word in rest) or (rest and "overrides" not in options):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

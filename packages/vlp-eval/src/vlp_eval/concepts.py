@@ -60,13 +60,16 @@ def require_fit(model: Any, options: ConceptOptions | None) -> None:
     reads = reads_concepts(model)
     if reads and options is None:
         raise ValueError(
-            f"this {type(model).__name__} sees the words attached to each image; give concepts, how they are read"
+            f"this {type(model).__name__} sees the words attached to each image; give concepts, how they are "
+            "read"
         )
     if not reads and options is not None:
         raise ValueError(
-            f"this {type(model).__name__} has no concept encoder; leave concepts out, they would have no effect"
+            f"this {type(model).__name__} has no concept encoder; leave concepts out, they would have no "
+            "effect"
         )
     if options is not None and options.share is not None:
         raise ValueError(
-            f"concepts.share={options.share} draws words at random, which an evaluation does not; leave it out"
+            f"concepts.share={options.share} draws words at random, which an evaluation does not; leave it "
+            "out"
         )

@@ -30,8 +30,8 @@ class Gallery:
     def __post_init__(self) -> None:
         if not len(self.texts) == len(self.text_ids) == len(self.image_of_text):
             raise ValueError(
-                f"{len(self.texts)} texts, {len(self.text_ids)} text ids and {len(self.image_of_text)} images "
-                "of texts"
+                f"{len(self.texts)} texts, {len(self.text_ids)} text ids and {len(self.image_of_text)} "
+                "images of texts"
             )
         if self.concepts and len(self.concepts) != len(self.image_ids):
             raise ValueError(f"{len(self.image_ids)} images and the concepts of {len(self.concepts)}")

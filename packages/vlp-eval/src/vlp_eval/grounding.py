@@ -121,8 +121,8 @@ def evaluate_weak_grounding(
     needed = {"itm": "itm_head", "itc": "vision_proj"}[options.mode]
     if not hasattr(subject.model, needed):
         raise ValueError(
-            f"mode={options.mode}: the model has no {needed}; use another mode, the benchmark grounding, or a "
-            "model trained for it"
+            f"mode={options.mode}: the model has no {needed}; use another mode, the benchmark grounding, or "
+            "a model trained for it"
         )
 
     def run(

@@ -1,4 +1,4 @@
-"""What was predicted, in the file that the public server or the official script takes; in order of the data."""
+"""What was predicted, in the file that a public server or an official script takes, in order of the data."""
 
 import csv
 import json

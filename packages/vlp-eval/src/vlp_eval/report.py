@@ -34,10 +34,8 @@ class Scores:
 
     @classmethod
     def read(cls, text: str) -> "Scores":
-        """Scores of the text that `json` made, of this version or one before (`results` were called `stages`).
-
-        Raises ValueError for another text.
-        """
+        """Scores of the text that `json` made, in this version or an earlier one, which called `results`
+        stages. Raises ValueError for another text."""
         try:
             content = json.loads(text)
             if "stages" in content:

@@ -76,8 +76,8 @@ def evaluate_retrieval(
 
     Args:
         subject: Its model is a `vlp_eval.protocol.DualEncoder`, with `match` (a `RetrievalModel`) for
-            re-ranking, or a `PairScorer`, which scores all pairs (result "pairs"). Concepts come from the gallery; their padding is visible to the model, so
-            `subject.concepts.pad` must be "max".
+            re-ranking, or a `PairScorer`, which scores all pairs (result "pairs"). Concepts come from the
+            gallery; their padding is visible to the model, so `subject.concepts.pad` must be "max".
         gallery: Images and texts, which are cleaned here as the subject reads them.
         options: How retrieval is measured. More candidates than the gallery holds score all pairs, and the
             notes say so. `fold_size` adds the result "dual, folds of ...". Batch sizes change nothing but
@@ -96,8 +96,8 @@ def evaluate_retrieval(
     dual = hasattr(model, "encode_image") and hasattr(model, "encode_text")
     if not dual and not isinstance(model, PairScorer):
         raise ValueError(
-            f"{type(model).__name__} can neither encode images and texts (encode_image, encode_text) nor score "
-            "pairs of them (score); it cannot retrieve"
+            f"{type(model).__name__} can neither encode images and texts (encode_image, encode_text) nor "
+            "score pairs of them (score); it cannot retrieve"
         )
     wanted = _candidates(model, options)
     if world > min(images, texts):
@@ -224,8 +224,8 @@ def _candidates(model: Any, options: RetrievalOptions) -> int:
     if not hasattr(model, "encode_image"):
         if options.rerank is not None:
             raise ValueError(
-                f"rerank={options.rerank}: {type(model).__name__} has no similarity to choose candidates by and "
-                "scores all pairs; leave rerank out"
+                f"rerank={options.rerank}: {type(model).__name__} has no similarity to choose candidates by "
+                "and scores all pairs; leave rerank out"
             )
         return 0
     fuses = hasattr(model, "match")
@@ -352,8 +352,8 @@ def _require_concepts(gallery: Gallery, concepts: ConceptOptions) -> None:
     batches."""
     if concepts.pad != "max":
         raise ValueError(
-            f"concepts.pad={concepts.pad}: the features of an image would depend on its batch, and all images "
-            "of a gallery are compared; give pad=max"
+            f"concepts.pad={concepts.pad}: the features of an image would depend on its batch, and all "
+            "images of a gallery are compared; give pad=max"
         )
     if not gallery.concepts:
         raise ValueError(
@@ -497,8 +497,8 @@ class _Result:
             self.counts[f"{queries} without a right candidate"] = int(np.count_nonzero(~found))
             if wanted < max(AT) < total:
                 self.notes.append(
-                    f"{name} retrieval: rerank={wanted} leaves R@{max(AT)} nothing to find beyond the {wanted} "
-                    "candidates"
+                    f"{name} retrieval: rerank={wanted} leaves R@{max(AT)} nothing to find beyond the "
+                    f"{wanted} candidates"
                 )
 
     def scores(self, settings: dict[str, Any]) -> Scores:

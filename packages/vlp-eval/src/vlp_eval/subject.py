@@ -127,7 +127,8 @@ def _open_tokenizer(files: Sequence[str], loaded: models.Loaded, name: str) -> T
     known = said.get("vocabulary") or _vocabulary(loaded.model)
     if known is not None and words.vocabulary != known:
         raise ValueError(
-            f"the tokenizer has {words.vocabulary} tokens, {name} was trained with {known}: another vocabulary"
+            f"the tokenizer has {words.vocabulary} tokens, {name} was trained with {known}: another "
+            "vocabulary"
         )
     return words
 

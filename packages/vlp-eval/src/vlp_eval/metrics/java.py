@@ -53,5 +53,6 @@ def _program(name: str) -> Any:
         return getattr(import_module(module), program)()
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{name} needs the package {error.name}: install vlp-eval[caption-java], or leave it out of java=[...]"
+            f"{name} needs the package {error.name}: install vlp-eval[caption-java], or leave it out of "
+            "java=[...]"
         ) from error

@@ -163,7 +163,8 @@ def folds(
     image = _images(image_of_text_M, images=of_image.shape[0], texts=of_image.shape[1])
     if size < 1 or len(of_image) % size:
         raise ValueError(
-            f"{len(of_image)} images cannot be cut into folds of {size}; give a size that divides their number"
+            f"{len(of_image)} images cannot be cut into folds of {size}; give a size that divides their "
+            "number"
         )
     each = []
     for start in range(0, len(of_image), size):
@@ -278,8 +279,8 @@ def _warn_of_ties(pessimistic: Ranks, index: Ranks, *, query: str = "query") -> 
     differ = int(np.count_nonzero(pessimistic != index))
     if differ > TIE_WARNING * len(pessimistic):
         warnings.warn(
-            f"tied scores: the rank of {differ} of {len(pessimistic)} queries (by {query}) depends on the tie rule; scores of half "
-            f"precision or a collapsed model do this",
+            f"tied scores: the rank of {differ} of {len(pessimistic)} queries (by {query}) depends on the "
+            "tie rule; scores of half precision or a collapsed model do this",
             TieWarning,
             stacklevel=4,
         )
@@ -319,7 +320,8 @@ def _images(image_of_text: ArrayLike | Tensor, *, images: int, texts: int) -> Te
     index = torch.as_tensor(image_of_text).long().cpu()
     if index.shape != (texts,):
         raise ValueError(
-            f"image_of_text has shape {tuple(index.shape)}, the scores are of {texts} texts and {images} images"
+            f"image_of_text has shape {tuple(index.shape)}, the scores are of {texts} texts and {images} "
+            "images"
         )
     if texts and not 0 <= int(index.min()) <= int(index.max()) < images:
         raise ValueError(f"image_of_text names an image outside 0..{images - 1}")
