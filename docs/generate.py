@@ -1,5 +1,5 @@
 """Write docs/api/*.md from the sources, without importing them: public names with signature and docstring,
-and the table of recipes.
+the table of recipes, and that of the options which every recipe has.
 
 Docstrings are shown as they are written: shape legends and formulas lose their layout in a text markup.
 """
@@ -18,7 +18,8 @@ def write_all(root: Path, folder: Path) -> None:
             pages.append(source.name)
             write(folder / f"{source.name}.md", api_page(source))
     write(folder / "recipes.md", recipe_page(root))
-    toctree = "\n".join(["```{toctree}", ":maxdepth: 2", "", *pages, "recipes", "```", ""])
+    write(folder / "options.md", option_page(root))
+    toctree = "\n".join(["```{toctree}", ":maxdepth: 2", "", *pages, "recipes", "options", "```", ""])
     write(folder / "index.md", f"# Reference\n\nWritten from the sources at build time.\n\n{toctree}")
 
 
@@ -96,6 +97,64 @@ def indented(text: str) -> str:
 
 def block(language: str, text: str) -> str:
     return f"````{language}\n{text}\n````\n"
+
+
+OPTIONS = "packages/vlp-methods/src/vlp_methods/engine/options.py"
+
+
+def option_page(root: Path) -> str:
+    """Every key that the engine reads, from the schema: `Training` and the sections in it."""
+    tree = ast.parse((root / OPTIONS).read_text())
+    schemas = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    parts = ["# Options of every recipe\n", "A method adds sections of its own: `vlp-train show RECIPE`.\n"]
+    done: set[tuple[str, str]] = set()
+
+    def add(name: str, place: str) -> None:
+        """The table of one schema at its place in a recipe, then those of the sections in it."""
+        if (name, place) in done:
+            return
+        done.add((name, place))
+        about = (ast.get_docstring(schemas[name]) or "").replace("\n", " ")
+        title = f"## {place}" if place else "## The recipe itself"
+        rows = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
+        inside: list[tuple[str, str]] = []
+        body = schemas[name].body
+        for field, following in zip(body, [*body[1:], None], strict=True):
+            if not isinstance(field, ast.AnnAssign) or "ClassVar" in ast.unparse(field.annotation):
+                continue
+            key = f"{place}.{ast.unparse(field.target)}" if place else ast.unparse(field.target)
+            used = [n.id for n in ast.walk(field.annotation) if isinstance(n, ast.Name) and n.id in schemas]
+            many = "tuple" in ast.unparse(field.annotation) or "dict" in ast.unparse(field.annotation)
+            # Lengths are explained once, at the first key that takes one.
+            inside += [(each, key + ("[]" if many else "")) for each in used if each != "Length"]
+            meaning = ast.literal_eval(following.value) if is_text(following) else ""
+            default = "required" if field.value is None else default_text(field.value)
+            cells = (f"`{key}`", f"`{ast.unparse(field.annotation)}`", default, " ".join(meaning.split()))
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        parts.append("\n".join([title, "", about, "", *rows, ""]))
+        for each, key in inside:
+            add(each, key)
+
+    add("Training", "")
+    add("Length", "a length, such as steps")
+    return "\n".join(parts)
+
+
+def is_text(node: ast.stmt | None) -> bool:
+    """Whether a statement is the text below a field."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def default_text(value: ast.expr) -> str:
+    """A default as a reader sees it: a section with defaults of its own is "see below"."""
+    text = ast.unparse(value)
+    if "default_factory=" in text:
+        return "none" if "default_factory=dict" in text else "see below"
+    return f"`{text}`".replace("None", "null").replace("True", "true").replace("False", "false")
 
 
 def recipe_page(root: Path) -> str:

@@ -8,18 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-USAGE = """vlp-train RECIPE [key=value ...] [options]    train; continues by itself if the run folder holds a checkpoint
+USAGE = """vlp-train RECIPE [key=value ...] [options]    train; continues a run that has a checkpoint
        vlp-train ls [TEXT]                           recipes, with method, task and what they are
-       vlp-train show RECIPE [key=value ...]         every key: value, type, where it came from, what it means
+       vlp-train show RECIPE [key=value ...]         every key: value, type, origin, meaning
        vlp-train cp RECIPE FILE                      an editable copy of a recipe
        vlp-train export RUN [FOLDER]                 write the newest checkpoint of a run as a model folder
        vlp-train history RUN                         table of a run's reports and evaluations
-       vlp-train replay RUN                          repeat the step of a run whose loss or gradient was not finite
+       vlp-train replay RUN                          repeat a step that was not finite
        vlp-train --version | --help"""
 
-EPILOG = """RECIPE is a name that `vlp-train ls` shows, or a path ending in .yaml. The value of key=value is read as YAML; list items are
-addressed by number (data.sources.0.path=x). Exit codes: 0 done, 2 mistake of the user (one message), 75 stopped on a signal
-after saving (start it again to continue), 1 crash."""
+EPILOG = """RECIPE is a name that `vlp-train ls` shows, or a path ending in .yaml. The value of key=value is
+read as YAML; list items are addressed by number (data.sources.0.path=x). Exit codes: 0 done, 2 fault of
+recipe, files or data (one message), 75 stopped on a signal after saving (start it again), 1 crash."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,8 +110,8 @@ def _replay(arguments: Sequence[str]) -> int:
 
     parser = _parser(
         "replay",
-        "Repeat the steps of a run from its newest checkpoint up to the one whose loss or gradient was not finite, "
-        "and say where values stop being finite. Writes nothing.",
+        "Repeat the steps of a run from its newest checkpoint up to the one whose loss or gradient was not "
+        "finite, and say where values stop being finite. Writes nothing.",
     )
     parser.add_argument("run", type=Path)
     parser.add_argument(

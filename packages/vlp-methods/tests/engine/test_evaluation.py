@@ -1,4 +1,4 @@
-"""A checkpoint comes before its evaluation, and nothing that happens there is lost: failures, stops, kills."""
+"""A checkpoint comes before its evaluation, so failures, stops and kills there cost nothing."""
 
 import json
 import os

@@ -70,6 +70,33 @@ def test_two_ranks_resume_to_the_bit_with_dropout_of_their_own(toy, tmp_path):
     assert toy.losses(run) != toy.losses(tmp_path / "one")
 
 
+EVERYTHING = (
+    "steps={epochs: 2}",
+    "save.every={samples: 16}",
+    "evaluate={every: 2, best: peak, better: lower, patience: 9}",
+    "boxes=true",
+    "freeze=['^body\\.0']",
+    "eval_mode=['^body\\.0$']",
+    "average={decay: 0.9}",
+    "optimizer={variant: muon, lr: 0.01, lr_samples: 4, rules: [{pattern: ^head, schedule: slow}]}",
+    "optimizer.layer_decay=[{rate: 0.5, blocks: 'body\\.(\\d)'}]",
+    "schedules={slow: {kind: polynomial, power: 2, warmup_steps: 2, warmup_edge: before}}",
+    "schedule={kind: constant, cooldown_steps: 0.5, min_lr: 0.001}",
+)
+
+
+def test_two_ranks_resume_to_the_bit_with_every_option_on(toy, tmp_path):
+    assert two(toy, tmp_path / "whole", *EVERYTHING).returncode == 0
+    run = tmp_path / "stopped"
+    assert two(toy, run, *EVERYTHING, stop_after=3).returncode == 75
+    done = two(toy, run, *EVERYTHING)
+    assert done.returncode == 0, done.stderr
+    assert toy.losses(run) == toy.losses(tmp_path / "whole")
+    for name in ("model", "optimizer", "average"):
+        file = f"checkpoints/step-00000006/{name}.safetensors"
+        assert (run / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
 def test_signal_to_the_launcher_stops_all_ranks(toy, tmp_path):
     run = tmp_path / "run"
     process = toy.start("toy/tiny", "steps=100000", "faults.sleep=0.01", "--nproc", "2", "--run", run)

@@ -1,11 +1,13 @@
 """A run that ends anywhere, in any way, and is started again computes what an uninterrupted run computes, to
 the last bit."""
 
+import json
 import random
 import signal
 import time
 
 import pytest
+from vlp_core import recipe as recipes
 
 OPTIONS = ("steps=12", "save.every=4", "evaluate.every=3", "report.every=1")
 
@@ -79,6 +81,34 @@ def test_signal_saves_and_exits_75(toy, tmp_path, monkeypatch, capsys, name):
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000006"]
     assert f"stopped by {name} at step 6; the same command continues" in capsys.readouterr().out
     assert signal.getsignal(signal.Signals[name]) == handler
+
+
+def test_a_run_of_the_version_before_continues_to_the_bit(toy, tmp_path, monkeypatch, whole):
+    """Then a checkpoint was written after the evaluation of its step, and knew less; recipes had fewer
+    keys."""
+    run = tmp_path / "before"
+    monkeypatch.setenv("TOY_STOP_AFTER", "6")
+    assert toy.train("toy/tiny", *OPTIONS, "--run", run) == 75
+    monkeypatch.delenv("TOY_STOP_AFTER")
+    newest = run / "checkpoints/step-00000006"
+    state = json.loads((newest / "state.json").read_text())
+    assert {"patience", "averaged"} <= state.keys()
+    known = {key: value for key, value in state.items() if key not in ("patience", "averaged")}
+    (newest / "state.json").write_text(json.dumps(known))
+    recorded = recipes.read(run / "recipe.yaml")
+    for key in ("schedules", "freeze", "eval_mode", "average"):
+        del recorded[key]
+    for section, keys in {
+        "optimizer": ("lr_samples", "momentum", "nesterov", "not_muon", "rules", "layer_decay"),
+        "schedule": ("warmup_lr", "min_lr", "power", "cooldown_steps"),
+        "report": ("csv", "trackio", "name", "notes", "tags"),
+        "evaluate": ("patience", "least_gain"),
+    }.items():
+        for key in keys:
+            del recorded[section][key]
+    (run / "recipe.yaml").write_text(json.dumps(recorded))  # JSON is YAML
+    assert toy.train("toy/tiny", *OPTIONS, "--run", run) == 0
+    assert sorted(toy.losses(run), key=str) == sorted(whole, key=str)
 
 
 def test_second_start_of_a_finished_run_changes_nothing(toy, tmp_path, whole):

@@ -8,8 +8,8 @@ A checkpoint is written under a hidden name, flushed to disk and renamed; deleti
 whatever instant the process dies at, every `step-*` folder is complete, and the newest is the one with the
 highest number. Nothing is pickled.
 
-Frozen weights whose file is known (`Job.frozen_from`) are not written: state.json has the file and its checksum
-instead, and a checkpoint is read only where the job has read them from a file with the same checksum.
+Frozen weights whose file is known (`Job.frozen_from`) are not written: state.json has the file and its
+checksum instead, and a checkpoint is read only where the job has read them from a file with the same one.
 """
 
 import functools

@@ -48,7 +48,8 @@ def run(recipe: Recipe, job: Job, ranks: Ranks) -> None:
         f"  {'in all':24} {_count(parameters)} parameters, {_count(trained).strip()} of them trained"
     )
     lines += [
-        f"  group of {len(group['params'])} tensors: lr {group['lr']:.3g}, weight decay {group['weight_decay']:.3g}"
+        f"  group of {len(group['params'])} tensors: lr {group['lr']:.3g}, "
+        f"weight decay {group['weight_decay']:.3g}"
         for group in job.optimizer.param_groups
     ]
 
@@ -80,9 +81,8 @@ def run(recipe: Recipe, job: Job, ranks: Ranks) -> None:
     steps = sorted({0, 1, settings.schedule.warmup(length), length // 2, length - 1})
     rates = ", ".join(f"{step}: {updater.rates.at(step)[0]:.3g}" for step in steps if step < length)
     lines.append(f"learning rate by step: {rates}")
-    lines.append(
-        f"streams of the first steps: {'; '.join(' '.join(job.mixing.names(settings.seed, s)) for s in range(min(8, length)))}"
-    )
+    first = [" ".join(job.mixing.names(settings.seed, step)) for step in range(min(8, length))]
+    lines.append(f"streams of the first steps: {'; '.join(first)}")
     if ranks.main:
         print("\n".join(lines))
 

@@ -1,10 +1,12 @@
 """The folder of a run.
 
     RUN/recipe.yaml        what runs, every key written out; itself a valid recipe
-        environment.json   versions, git revision, and one entry per start: when, where, on how many ranks, from which step
+        environment.json   versions, git revision, and one entry per start: when, where, on how many ranks,
+                           from which step
         log.txt            everything that was said
         metrics.jsonl      one line per report and per evaluation
         checkpoints/       step-00001000/ ...
+        nonfinite/         batches of a loss or gradient that was not finite; nonfinite.json says which
         eval/              step-00001000.json, and step-00001000/ where an evaluation writes files
         export/            the last model, export-best/ the best one (best.json says which)
 

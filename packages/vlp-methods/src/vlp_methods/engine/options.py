@@ -235,7 +235,8 @@ class EpochSchedule:
             raise ValueError(f"steps_per_epoch={self.steps_per_epoch} must be at least 1")
         if self.warmup_steps < 100 or self.warmup_steps % 100:
             raise ValueError(
-                f"warmup_steps={self.warmup_steps} must be a multiple of 100: the rate rises once in 100 steps"
+                f"warmup_steps={self.warmup_steps} must be a multiple of 100: the rate rises once in 100 "
+                "steps"
             )
         if self.warmup_lr < 0 or self.min_lr < 0:
             raise ValueError(f"warmup_lr={self.warmup_lr} and min_lr={self.min_lr} must not be negative")
@@ -394,9 +395,9 @@ class Training:
     """Regular expressions, searched in names of the task's parameters: those found do not train. They have no
     gradient and no optimizer state."""
     eval_mode: tuple[str, ...] = ()
-    """Regular expressions, searched in names of the task's modules: those found, with everything in them, stay
-    in evaluation mode while training (no dropout, running statistics kept); frozen parts that are not named
-    keep dropout. All their parameters must be frozen."""
+    """Regular expressions, searched in names of the task's modules: those found, with everything in them,
+    stay in evaluation mode while training (no dropout, running statistics kept); frozen parts that are not
+    named keep dropout. All their parameters must be frozen."""
     average: AverageOptions | None = None
     """Moving average of the weights for evaluation and export; null: none."""
     save: SaveOptions = field(default_factory=SaveOptions)

@@ -3,8 +3,8 @@
     RUN/nonfinite.json       step, stream, message, samples of each rank
         nonfinite/           rank-0.json and rank-0.safetensors: the batches of each rank that had it
 
-`replay` repeats the steps from the newest checkpoint before it on one rank, then takes the stored batches, and
-says where values stop being finite.
+`replay` repeats the steps from the newest checkpoint before it on one rank, then takes the stored batches,
+and says where values stop being finite.
 """
 
 import contextlib

@@ -110,8 +110,9 @@ def _way_out(run: Path) -> str:
     last = checkpoint.newest(run / "checkpoints")
     kept = f"last good checkpoint: {last}" if last else "no checkpoint was written before"
     return (
-        f"\n  {kept}\n  Nothing of this step was saved; the same command repeats it. Lower optimizer.lr, set clip_norm, use precision=bf16 "
-        "instead of fp16, or look at the samples; --debug names the operation."
+        f"\n  {kept}\n  Nothing of this step was saved; the same command repeats it, and `vlp-train "
+        f"replay {run}` says where values stop being finite. Lower optimizer.lr, set clip_norm, use "
+        "precision=bf16 instead of fp16, or look at the samples; --debug names the operation."
     )
 
 
