@@ -9,7 +9,7 @@ from vlp_core.models.vicha import checkpoints as vicha
 from vlp_core.optim import parameter_groups
 from vlp_methods.vicha.rules import parameter_rules
 
-NAMES = tuple(f"visual_encoder.blocks.{block}." for block in range(6)) + ("kw_encoder.encoder.layer.0.",)
+NAMES = (*(f"visual_encoder.blocks.{block}." for block in range(6)), "kw_encoder.encoder.layer.0.")
 """Official names that show depths: of image encoder and concepts."""
 TASKS = ("pretrain", "retrieval", "vqa", "entailment", "nlvr_domain", "nlvr")
 
