@@ -124,19 +124,19 @@ MEASURED = {
             "data.files=[WORLD/vqa_test.json]",
             "annotations=WORLD/vqa_annotations_test.json",
             "answers=WORLD/answer_list.json",
-            "k=4",
+            "candidates=4",
         ),
     ),
     "xvlm/nlvr": ("accuracy", "nlvr", ("data.files=[WORLD/nlvr_test.json]",)),
     "xvlm/refcoco_weak": (
         "accuracy",
-        "grounding",
-        ("data.files=[WORLD/refcoco_test.json]", *REFER, "by=heat", "layer=1"),
+        "weak_grounding",
+        ("data.files=[WORLD/refcoco_test.json]", *REFER, "layer=1"),
     ),
     "xvlm/refcoco_boxes": (
         "accuracy",
         "grounding",
-        ("data.files=[WORLD/refcoco_test.json]", *REFER, "by=boxes"),
+        ("data.files=[WORLD/refcoco_test.json]", *REFER),
     ),
     "xvlm/captioning": ("cider", "captioning", WRITE),
     "xvlm/captioning_scst": ("cider", "captioning", WRITE),
@@ -152,15 +152,15 @@ MEASURED = {
             "data.files=[WORLD/vqa_test.json]",
             "annotations=WORLD/vqa_annotations_test.json",
             "answers=WORLD/answer_list.json",
-            "k=4",
+            "candidates=4",
         ),
     ),
     "vicha/entailment": ("accuracy", "entailment", ("data.files=[WORLD/ve_test.json]",)),
     "vicha/nlvr": ("accuracy", "nlvr", ("data.files=[WORLD/nlvr_test.json]",)),
     "vicha/grounding": (
         "accuracy",
-        "grounding",
-        ("data.files=[WORLD/refcoco_test.json]", *REFER, "by=heat", "layer=2"),
+        "weak_grounding",
+        ("data.files=[WORLD/refcoco_test.json]", *REFER, "layer=2"),
     ),
 }
 """Number that selects; the benchmark of `vlp-eval` that gives the same for the exported model, with its
@@ -169,6 +169,7 @@ PREDICTIONS = {
     "vqa": "vqa_result.json",
     "nlvr": "nlvr.csv",
     "grounding": "grounding_boxes.json",
+    "weak_grounding": "grounding_boxes.json",
     "captioning": "captions.json",
 }
 
@@ -192,9 +193,9 @@ def test_selects_on_validation_and_measures_the_selected_model_on_test(train, sm
     words += [f"data.root={world}", f"out={tmp_path / 'again'}"]
     assert evaluate([benchmark, str(run / "export-best"), *words]) == 0
     again = json.loads((tmp_path / "again" / f"{benchmark}.json").read_text())
-    assert again["stages"] == json.loads((folder / f"{benchmark}.json").read_text())["stages"]
+    assert again["results"] == json.loads((folder / f"{benchmark}.json").read_text())["results"]
     stage, _, metric = number.rpartition("/")
-    assert again["stages"][stage or list(again["stages"])[-1]][metric] == test[f"test/{number}"]
+    assert again["results"][stage or list(again["results"])[-1]][metric] == test[f"test/{number}"]
     if benchmark in PREDICTIONS:
         file = PREDICTIONS[benchmark]
         assert (folder / file).read_text() == (tmp_path / "again" / file).read_text()

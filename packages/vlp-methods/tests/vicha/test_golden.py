@@ -6,7 +6,7 @@ import torch
 from vlp_core import models
 from vlp_core.models.vicha import checkpoints as official
 from vlp_core.recipe import inline
-from vlp_data.batch import EntailmentBatch, ImageTextBatch, NlvrBatch, RetrievalBatch, VqaBatch
+from vlp_data.batch import Concepts, EntailmentBatch, ImageTextBatch, NlvrBatch, RetrievalBatch, VqaBatch
 
 UNMEASURED = ("data.val=null", "data.test=null", "evaluate={every: null, best: null}")
 TIED = ("text_encoder.cls.predictions.decoder.weight", "text_encoder.cls.predictions.decoder.bias")
@@ -46,7 +46,7 @@ def words(vocabulary):
             f"model.concepts={{layers: {layers}}}" if concepts else "model.concepts=null",
             *(() if concepts else ("data.concepts=null",)),
             f"model.weights.model={case.path / 'weights.safetensors'}",
-            f"data.tokenizer={inline({'kind': 'bert', 'files': files})}",
+            f"data.tokenizer={inline({'kind': 'wordpiece', 'files': files})}",
             f"data.view.size={config['image_res']}",
             f"data.root={case.path}",
             "data.world=null",
@@ -76,9 +76,9 @@ def texts(values: dict) -> dict:
     }
 
 
-def concepts(values: dict, prefix: str = "kw", field: str = "concept") -> dict:
-    """Fields of a batch."""
-    return {f"{field}_ids": values[f"{prefix}_ids"], f"{field}_mask": values[f"{prefix}_mask"]}
+def concepts(values: dict, prefix: str = "kw", field: str = "concepts") -> dict:
+    """A field of a batch."""
+    return {field: Concepts(values[f"{prefix}_ids"], values[f"{prefix}_mask"])}
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def test_nlvr(case, kind, loss, words, build, assert_equal, check_gradients):
     batch = NlvrBatch(
         **texts(inputs),
         **concepts(inputs, "kw1"),
-        **concepts(inputs, "kw2", "second_concept"),
+        **concepts(inputs, "kw2", "second_concepts"),
         labels=inputs["targets"],
     )
     job.task.before_forward(0)

@@ -71,9 +71,9 @@ def test_recipe_holds_every_official_number(name):
     view = data.view
     assert (view.flip, view.careful_flip, view.augment) == (0.5, "off", True)
     assert (
-        (view.view, view.min_scale) == ("resize", view.min_scale)
+        (view.crop, view.min_scale) == ("none", view.min_scale)
         if name == "grounding"
-        else ("random_resized_crop", wanted["scale"])
+        else ("random", wanted["scale"])
     )
     whole = 512 if name in ("nlvr", "nlvr_4m") else None  # rows of the position table: nothing is cut
     assert (data.text.max_words, data.text.max_tokens, data.text.separator, data.text.pad) == (

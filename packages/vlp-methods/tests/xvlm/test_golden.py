@@ -25,6 +25,8 @@ from vlp_methods.engine.ranks import Ranks
 from vlp_methods.engine.step import Updater
 
 IGNORED = -100
+KINDS = {"bert": "wordpiece", "roberta": "roberta"}
+"""Tokenizer of a text encoder."""
 UNMEASURED = ("data.val=null", "data.test=null", "evaluate={every: null, best: null}")
 
 
@@ -47,7 +49,7 @@ def words(vocabulary):
         found = [
             f"model.vision={inline(vision)}",
             f"model.text={inline(text)}",
-            f"data.tokenizer={inline({'kind': text['kind'], 'files': files})}",
+            f"data.tokenizer={inline({'kind': KINDS[text['kind']], 'files': files})}",
             f"data.view.size={config['image_res']}",
             f"data.root={case.path}",
             "data.world=null",

@@ -127,7 +127,7 @@ def test_grounding_with_boxes(train, real, refer, tmp_path):
     assert train(*real("xvlm/shapes_refcoco_boxes", refer, *options), "--run", tmp_path / "run") == 0
     found = report(tmp_path / "run", "grounding")
     assert len(found["samples"]["expressions"]) == 65
-    assert "testB" in list(found["stages"].values())[-1]
+    assert "testB" in list(found["results"].values())[-1]
 
 
 def test_domain_stages_on_lines(train, real, shared_data, tmp_path):

@@ -27,7 +27,7 @@ def test_run_selects_on_validation_and_reports_test_of_the_selected_model(train,
     assert best["step"] == 1 + values.index(max(values))
     test = json.loads((run / "eval/test-00000003.json").read_text())
     details = json.loads((run / "eval/test-00000003/retrieval.json").read_text())
-    assert test["test/reranked/r_mean"] == details["stages"]["reranked"]["r_mean"]
+    assert test["test/reranked/r_mean"] == details["results"]["reranked"]["r_mean"]
     assert details["counts"]["images"] == 6  # validation has 4
     assert models.load(run / "export-best").stage == "retrieval"
 

@@ -20,7 +20,7 @@ def test_answers_are_written_where_the_recipe_says_so(train, small, tmp_path):
     words = [word for word in small("vqa") if not word.startswith("answers.")]
     assert train(*words, *options, "--run", tmp_path / "run") == 0
     report = json.loads((tmp_path / "run/eval/test-00000001/vqa.json").read_text())
-    assert "accuracy" in list(report["stages"].values())[-1]
+    assert "accuracy" in list(report["results"].values())[-1]
 
 
 @pytest.mark.parametrize("mode", ["rank", "generate"])

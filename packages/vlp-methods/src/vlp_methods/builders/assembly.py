@@ -3,30 +3,25 @@ task become a job."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 from vlp_core import models
 from vlp_core.optim import ParameterRule
+from vlp_data.cleaning import Clean
 from vlp_data.examples import Examples
 from vlp_data.loader import Loader
-from vlp_data.schema import Source
+from vlp_data.text import Reading
 
 from vlp_methods.builders import evaluation
-from vlp_methods.builders.data import ALWAYS, TRAIN, Streams, open_loader, open_tokenizer, settle
+from vlp_methods.builders.data import ALWAYS, TRAIN, Streams, open_loader, settle
 from vlp_methods.builders.export import exporter
 from vlp_methods.builders.model import Made, derived_arguments, make
 from vlp_methods.builders.teacher import TaughtTask
-from vlp_methods.engine.job import Job, Mixing
+from vlp_methods.engine.job import Job, Mixing, Stream
 from vlp_methods.engine.optimizers import make_optimizer
+from vlp_methods.sections.data import SourceOptions
 from vlp_methods.sections.training import StartedTraining
-
-
-class SourceOptions(Protocol):
-    """Options of a data format."""
-
-    def open(self) -> Source: ...
-
 
 NOTHING_UNUSED: Mapping[str, Sequence[nn.Parameter]] = {}
 
@@ -43,6 +38,8 @@ class Assembly(Generic[_Recipe, _Data]):
     """Its data section, every path in full."""
     tokenizer: Any
     """A `vlp_data.text.Tokenizer`; None where the recipe has none."""
+    reading: Reading | None
+    """How texts become ids, beside the tokenizer; None without one."""
     made: Made
     """The model with its initial values; `job` starts it from the recipe's checkpoint."""
 
@@ -107,9 +104,14 @@ class Assembly(Generic[_Recipe, _Data]):
         if taught is not None and taught.momentum is not None and taught.queue is not None:
             # A later stage goes on with both; a teacher alone ends with its task.
             momentum = {"teacher": taught.momentum.teacher, "queue": taught.queue}
+
+        def opened() -> Mapping[str, Stream]:
+            evaluations.open()
+            return streams()
+
         return Job(
             task=task,
-            streams=streams,
+            streams=opened,
             mixing=mixing,
             optimizer=make_optimizer(self.model, self.recipe.optimizer, rules),
             unused=unused,
@@ -117,8 +119,9 @@ class Assembly(Generic[_Recipe, _Data]):
             export=exporter(
                 self.made,
                 self.data,
+                tokenizer=self.tokenizer,
+                reading=self.reading,
                 momentum=momentum,
-                vocabulary=None if self.tokenizer is None else self.tokenizer.vocabulary,
                 prompt=prompt,
             ),
             test=evaluations.after,
@@ -130,6 +133,8 @@ def assemble(
     family: str,
     stage: str,
     arguments: Callable[[Any], dict[str, Any]] | None = None,
+    *,
+    clean: Clean = "caption",
 ) -> Assembly[_Recipe, Any]:
     """Data, tokenizer and model of a recipe.
 
@@ -139,12 +144,15 @@ def assemble(
         stage: Stage of the family.
         arguments: Arguments of the model from the tokenizer; None: a stage after pre-training, whose model is
             derived from that of pre-training.
+        clean: Clean-up of the texts that the model reads, where `data.text.clean` leaves it open.
     """
     data = settle(recipe.data)
-    tokenizer = open_tokenizer(data.tokenizer)
+    tokenizer = None if data.tokenizer is None else data.tokenizer.open()
+    reading = None if data.tokenizer is None else Reading.of(data.text, clean=clean)
     if arguments is None:
         assert isinstance(recipe, StartedTraining)
         chosen = derived_arguments(family, stage, recipe.model, tokenizer)
     else:
         chosen = arguments(tokenizer)
-    return Assembly(recipe=recipe, data=data, tokenizer=tokenizer, made=make(family, stage, chosen))
+    made = make(family, stage, chosen)
+    return Assembly(recipe=recipe, data=data, tokenizer=tokenizer, reading=reading, made=made)

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from vlp_core import distributed
 from vlp_core.images import Concepts, Images
 from vlp_core.recipe import dump
 from vlp_data import shapes
-from vlp_data.batch import NlvrBatch
+from vlp_data.batch import ImageBatch, NlvrBatch
 from vlp_data.examples import Examples
 from vlp_data.loader import Loader
 from vlp_data.roots import rooted
-from vlp_data.text import Tokenizer
 
 from vlp_methods.engine.job import Mixing, Stream
 from vlp_methods.engine.options import Training
-from vlp_methods.sections.data import Data, ShapesWorld, TokenizerFiles
+from vlp_methods.sections.data import Data, ShapesWorld
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +51,6 @@ def draw_world(world: ShapesWorld, folder: str) -> str:
     return folder
 
 
-def open_tokenizer(options: TokenizerFiles | None) -> Tokenizer | None:
-    """The tokenizer of a recipe, None for one without texts."""
-    if options is None:
-        return None
-    open_ = Tokenizer.wordpiece if options.kind == "bert" else Tokenizer.roberta
-    return open_(*options.files)
-
-
 def open_loader(
     recipe: Training, data: Data, name: str, examples: Examples[Any], *, global_batch: int
 ) -> Loader[Any]:
@@ -78,20 +70,21 @@ def open_loader(
     return loader
 
 
-def images_of(batch: Any) -> Images:
-    """The images of a batch, with their concepts where the data is read with them."""
-    return Images(batch.image, concepts=_concepts(batch.concepts))
+def images_of(batch: ImageBatch) -> Images:
+    """The images of a batch, with what the data has beside them: padding, concepts."""
+    return Images(batch.image, batch.padding, _concepts(batch.concepts))
 
 
 def sides_of(batch: NlvrBatch) -> tuple[Images, Images]:
     """The first and the second images of the sentences of a batch; concepts of each side are padded by
     themselves."""
-    count = len(batch.labels)
+    both = Images(batch.image, batch.padding)
+    first, second = both.split([len(batch.labels)] * 2)
     return (
-        Images(batch.image[:count], concepts=_concepts(batch.concepts)),
-        Images(batch.image[count:], concepts=_concepts(batch.second_concepts)),
+        replace(first, concepts=_concepts(batch.concepts)),
+        replace(second, concepts=_concepts(batch.second_concepts)),
     )
 
 
-def _concepts(concepts: Any) -> Concepts | None:
+def _concepts(concepts: tuple[Tensor, Tensor] | None) -> Concepts | None:
     return None if concepts is None else Concepts(*concepts)

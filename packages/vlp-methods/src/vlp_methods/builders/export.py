@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 from vlp_core import models
-from vlp_core.models.export import tokenizer_kind
 from vlp_core.recipe import dump
+from vlp_data.text import Reading, Tokenizer
 
 from vlp_methods.builders.model import Made
 from vlp_methods.sections.data import Data
@@ -18,8 +18,9 @@ def exporter(
     made: Made,
     data: Data,
     *,
+    tokenizer: Tokenizer | None = None,
+    reading: Reading | None = None,
     momentum: Mapping[str, nn.Module] | None = None,
-    vocabulary: int | None = None,
     prompt: str | None = None,
 ) -> Callable[[Path], None]:
     """Writes an export folder: weights, how to make the model, how images, texts and concepts are read.
@@ -27,8 +28,9 @@ def exporter(
     Args:
         made: Model.
         data: Data section, paths in full.
+        tokenizer: Tokenizer; None: the model reads no texts.
+        reading: How texts become ids, beside the tokenizer.
         momentum: What a later stage goes on with beside the model, "teacher" and "queue"; None: nothing.
-        vocabulary: Number of tokens; None: no texts.
         prompt: Words that captions begin with; None: the model writes none.
     """
     settings: dict[str, Any] = {}
@@ -36,28 +38,22 @@ def exporter(
         settings["concepts"] = dump(data.concepts)
     if prompt is not None:
         settings["prompt"] = prompt
+    texts = None
+    if data.tokenizer is not None and tokenizer is not None and reading is not None:
+        texts = {
+            "tokenizer": data.tokenizer.config(),
+            **reading.config(),
+            "vocabulary": tokenizer.vocabulary,
+        }
     return partial(
         models.save,
         model=made.model,
         family=made.family,
         stage=made.stage,
         arguments=made.arguments,
-        view={"kind": "squash", "size": data.view.size},
-        reading=reading_of(data, vocabulary),
+        view=data.view.config(),
+        reading=texts,
         settings=settings,
         text_files=() if data.tokenizer is None else data.tokenizer.files,
         momentum=momentum,
     )
-
-
-def reading_of(data: Data, vocabulary: int | None) -> dict[str, Any] | None:
-    """How texts become ids, as an export says it; None without texts."""
-    if data.tokenizer is None:
-        return None
-    return {
-        "tokenizer": {"kind": tokenizer_kind(data.tokenizer.kind), "files": list(data.tokenizer.files)},
-        "max_tokens": data.text.max_tokens,
-        "max_words": data.text.max_words,
-        "separator": data.text.separator,
-        "vocabulary": vocabulary,
-    }

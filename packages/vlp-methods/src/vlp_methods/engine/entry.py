@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 from vlp_core import recipe as recipes
 
+from vlp_methods.engine import earlier
+
 GROUP = "vlp.methods"
 
 
@@ -117,7 +119,8 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     Raises `UserError` if there is no such recipe and `vlp_core.recipe.RecipeError` with all mistakes in it.
     """
     file = locate(name)
-    values = recipes.read(file)
+    values, renamed = earlier.upgrade(recipes.read(file))
     entry = task_entry(values.get("method"), values.get("task"), str(file))
     settings = recipes.build(attribute(entry.schema), values, overrides, source=str(file))
+    earlier.announce(file, renamed)
     return Recipe(file.stem if name.endswith((".yaml", ".yml")) else name, file, settings, entry, values)

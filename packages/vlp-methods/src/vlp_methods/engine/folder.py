@@ -30,7 +30,7 @@ from typing import Any, TextIO
 
 from vlp_core import recipe as recipes
 
-from vlp_methods.engine import checkpoint
+from vlp_methods.engine import checkpoint, earlier
 from vlp_methods.engine.entry import Recipe, UserError
 from vlp_methods.engine.options import Training
 
@@ -149,12 +149,14 @@ class RunFolder:
     def _compare(self, recipe: Recipe, allow_change: tuple[str, ...]) -> list[recipes.Difference]:
         file = self.path / "recipe.yaml"
         schema = type(recipe.settings)
+        recorded, renamed = earlier.upgrade(recipes.read(file))
         try:
-            recorded = recipes.dump(recipes.load(file, schema))
+            recorded = recipes.dump(recipes.build(schema, recorded, source=str(file)))
         except recipes.RecipeError:
             if not allow_change:
                 raise
-            recorded = recipes.read(file)  # the schema has changed since; compare what was written
+            # The schema has changed since: what was written is compared.
+        earlier.announce(file, renamed)
         changes = recipes.differences(recorded, recipes.dump(recipe.settings))
         free = schema.free if issubclass(schema, Training) else ()
         refused = [change for change in changes if not _under(change.key, (*free, *allow_change))]

@@ -3,7 +3,6 @@ method.
 
     models.py      encoders, and where a model starts from
     data.py        where the data is, how it is read, streams of tasks
-    evaluation.py  how a task is measured
     teacher.py     a momentum teacher
     training.py    the keys that all trainings after pre-training have
     checks.py      rules across sections, called from a schema's `__post_init__`

@@ -1,22 +1,32 @@
 """Rules across the sections of a recipe; each raises `ValueError` with the keys in question. Imports no
 torch."""
 
-from vlp_data.options import TextOptions
+from vlp_data.options import TextOptions, View
+from vlp_eval.benchmarks.grounding import WeakGroundingOptions
+from vlp_eval.benchmarks.vqa import VqaOptions
 
 from vlp_methods.engine.options import EvaluateOptions
 from vlp_methods.sections.data import Data, VqaData
-from vlp_methods.sections.evaluation import HeatTest, RankedAnswers, WrittenAnswers
 from vlp_methods.sections.models import Encoders
 from vlp_methods.sections.teacher import QueueTeacher
+
+ENCODERS = {"wordpiece": "bert", "roberta": "roberta"}
+"""Kind of text encoder that a kind of tokenizer was made for; the other kinds go with any."""
 
 
 def fits(model: Encoders, data: Data) -> None:
     """The data must be what the model takes, and must be somewhere."""
     if data.tokenizer is None:
         raise ValueError("data.tokenizer=null: this model reads texts; name the files of its vocabulary")
-    if model.text.kind != data.tokenizer.kind:
+    made_for = ENCODERS.get(data.tokenizer.kind, model.text.kind)
+    if model.text.kind != made_for:
         raise ValueError(
             f"model.text.kind={model.text.kind} does not fit data.tokenizer.kind={data.tokenizer.kind}"
+        )
+    if data.view.ragged:
+        raise ValueError(
+            f"data.view.kind={data.view.kind} gives images of several sizes and this model takes squares; choose "
+            "squash, centre_crop or imagenet"
         )
     if data.view.size != model.vision.image_size:
         raise ValueError(
@@ -25,11 +35,13 @@ def fits(model: Encoders, data: Data) -> None:
     if (model.concepts is None) != (data.concepts is None):
         given, missing = ("model", "data") if data.concepts is None else ("data", "model")
         raise ValueError(
-            f"{given}.concepts is given and {missing}.concepts is null: a model sees the concepts that its data holds; give both, or none"
+            f"{given}.concepts is given and {missing}.concepts is null: a model sees the concepts that its "
+            "data holds; give both, or none"
         )
     if model.concepts is not None and model.concepts.place == "first" and model.vision.kind != "vit":
         raise ValueError(
-            f"model.concepts.place=first needs model.vision.kind=vit, {model.vision.kind} has no place for them; choose place=last"
+            f"model.concepts.place=first needs model.vision.kind=vit, {model.vision.kind} has no place for "
+            "them; choose place=last"
         )
     if not data.root and data.world is None:
         raise ValueError("data.root is required without data.world")
@@ -47,11 +59,12 @@ def selects(evaluate: EvaluateOptions, *, split: str, present: bool) -> None:
         )
 
 
-def ranks_candidates(data: VqaData, answers: RankedAnswers | WrittenAnswers) -> None:
+def ranks_candidates(data: VqaData, answers: VqaOptions) -> None:
     """Answers are ranked among candidates, or written without."""
     if bool(data.candidates) != (answers.mode == "rank"):
         raise ValueError(
-            "data.candidates belongs to answers.mode=rank: give a file of answers, or choose answers.mode=generate"
+            "data.candidates belongs to answers.mode=rank: give a file of answers, or choose "
+            "answers.mode=generate"
         )
 
 
@@ -63,7 +76,7 @@ def holds(teacher: QueueTeacher, batch: int) -> None:
         )
 
 
-def looks_at(model: Encoders, heat: HeatTest) -> None:
+def looks_at(model: Encoders, heat: WeakGroundingOptions) -> None:
     """The layer of the heat maps must be one that attends to the image."""
     if heat.mode == "itc":
         if model.vision.kind != "vit":
@@ -82,3 +95,9 @@ def ends_texts(text: TextOptions) -> None:
     """A model that writes must learn where texts end."""
     if not text.separator:
         raise ValueError("data.text.separator=false: a model learns from the separator where texts end")
+
+
+def squashes(view: View, what: str) -> None:
+    """Boxes follow the crop of this view alone."""
+    if view.kind != "squash":
+        raise ValueError(f"data.view.kind={view.kind}: {what} need kind=squash, whose crops boxes follow")

@@ -2,20 +2,34 @@
 have. Imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from vlp_core.recipe import PathText
 from vlp_data.options import (
     ConceptOptions,
+    ExpressionBoxSource,
     ExpressionSource,
-    ImageOptions,
+    HypothesisSource,
     ImageTextSource,
-    Refer,
+    QuestionSource,
     RegionOptions,
     RegionSource,
-    TaskJson,
+    SentenceSource,
+    Squash,
     TextOptions,
+    TokenizerFiles,
+    View,
 )
+from vlp_data.schema import Source
+from vlp_eval.benchmarks.vqa import VqaFiles
+
+
+class SourceOptions(Protocol):
+    """Options of a data format."""
+
+    def open(self) -> Source:
+        """The rows."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +49,6 @@ class ShapesWorld:
     difficulty: Literal["full", "easy"] = "full"
     """Easy scenes have few things, each in a field of its own, of fewer kinds and colours: for models that
     have minutes to learn."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerFiles:
-    """Vocabulary."""
-
-    kind: Literal["bert", "roberta"] = "bert"
-    """WordPiece, or byte-level BPE."""
-    files: tuple[PathText, ...]
-    """bert: vocab.txt. roberta: vocab.json, merges.txt. Relative to `data.root`."""
-
-    def __post_init__(self) -> None:
-        wanted = {"bert": 1, "roberta": 2}[self.kind]
-        if len(self.files) != wanted:
-            names = {"bert": "vocab.txt", "roberta": "vocab.json and merges.txt"}[self.kind]
-            raise ValueError(f"a {self.kind} tokenizer takes {names}, got {len(self.files)} files")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +85,8 @@ class Data:
     """Folder or fsspec URL; "" with a world: a folder of the user's cache (XDG_CACHE_HOME)."""
     tokenizer: TokenizerFiles | None = None
     """Vocabulary; null: for a method without texts."""
-    view: ImageOptions = field(default_factory=ImageOptions)
-    """Crop, flip, augmentation."""
+    view: View = field(default_factory=Squash)
+    """What the model sees of an image."""
     text: TextOptions = field(default_factory=TextOptions)
     """From text to ids."""
     concepts: ConceptOptions | None = None
@@ -98,7 +96,23 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredData(Data):
+class TestedData(Data):
+    """Data with some to be measured on."""
+
+    test: Any | None = None
+    """Data to be measured on; null: there is none."""
+
+    def rows(self, split: str) -> SourceOptions | None:
+        """The rows that a split is measured on, None where there are none."""
+        found: SourceOptions | None = getattr(self, split)
+        return found
+
+    def files(self, split: str) -> Any | None:
+        """What belongs to these rows beside them, as the benchmark's class of files; None: nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredData(TestedData):
     """Data of a fine-tuning: what it is trained on, and what it is measured on."""
 
     val: Any | None = None
@@ -111,7 +125,7 @@ class MeasuredData(Data):
 class QuestionSet:
     """Questions to be answered."""
 
-    source: TaskJson
+    source: QuestionSource
     """Where they come from."""
     annotations: PathText = ""
     """What people answered, an annotations file of VQA v2; "" where the questions' rows say so, or nobody
@@ -134,7 +148,7 @@ class RetrievalData(MeasuredData):
 class QuestionStream:
     """Images with questions and answers."""
 
-    source: TaskJson
+    source: QuestionSource
     """Where they come from."""
     batch: int = 192
     """Questions per update, over all ranks."""
@@ -154,6 +168,13 @@ class VqaData(MeasuredData):
     """Questions answered once, with the selected model; null: none. Where nobody's answers are known there is
     no accuracy, only the file of predictions for the challenge's server."""
 
+    def rows(self, split: str) -> SourceOptions | None:
+        asked: QuestionSet | None = getattr(self, split)
+        return None if asked is None else asked.source
+
+    def files(self, split: str) -> VqaFiles:
+        return VqaFiles(answers=self.candidates, annotations=getattr(self, split).annotations)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedData(Data):
@@ -165,9 +186,9 @@ class CaptionedData(Data):
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceStream:
-    """Sentences about images."""
+    """Sentences about two images each."""
 
-    source: TaskJson
+    source: SentenceSource
     """Where they come from."""
     batch: int = 80
     """Sentences per update, over all ranks."""
@@ -179,10 +200,32 @@ class SentenceData(MeasuredData):
 
     train: SentenceStream
     """Sentences with labels."""
-    val: TaskJson | None = None
+    val: SentenceSource | None = None
     """Sentences judged at the times of `evaluate`; null: never."""
-    test: TaskJson | None = None
+    test: SentenceSource | None = None
     """Sentences judged once, by the selected model; null: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypothesisStream:
+    """Images with a hypothesis each."""
+
+    source: HypothesisSource
+    """Where they come from."""
+    batch: int = 80
+    """Hypotheses per update, over all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypothesisData(MeasuredData):
+    """Data. Relative paths of sources and tokenizer start at `root`."""
+
+    train: HypothesisStream
+    """Hypotheses with labels."""
+    val: HypothesisSource | None = None
+    """Hypotheses judged at the times of `evaluate`; null: never."""
+    test: HypothesisSource | None = None
+    """Hypotheses judged once, by the selected model; null: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +244,7 @@ class ExpressionData(MeasuredData):
 
     train: ExpressionStream
     """Images with expressions."""
-    val: Refer | None = None
+    val: ExpressionBoxSource | None = None
     """Expressions with boxes and detections, located at the times of `evaluate`; null: never."""
-    test: Refer | None = None
+    test: ExpressionBoxSource | None = None
     """Expressions with boxes and detections, located once, by the selected model; null: none."""

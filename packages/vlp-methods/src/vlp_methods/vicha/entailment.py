@@ -43,5 +43,5 @@ def build(recipe: Entailment) -> Job:
         EntailmentTask(made.model, momentum_of(made.model, recipe.teacher)),
         made.stream(EntailmentExamples),
         parameter_rules(),
-        evaluations=evaluation.entailment(made, recipe.labels),
+        evaluations=evaluation.fine_tuning(made, "entailment", recipe.labels),
     )

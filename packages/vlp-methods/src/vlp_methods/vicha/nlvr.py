@@ -31,5 +31,5 @@ def build(recipe: Nlvr) -> Job:
         NlvrTask(made.model, momentum, as_released=as_released),
         made.stream(NlvrExamples),
         parameter_rules(),
-        evaluations=evaluation.sentences(made, recipe.labels),
+        evaluations=evaluation.fine_tuning(made, "nlvr", recipe.labels),
     )

@@ -90,7 +90,7 @@ def build(recipe: Pretrain) -> Job:
         ),
         made.stream(partial(ImageTextExamples, masking=made.data.masking)),
         parameter_rules(),
-        evaluations=evaluation.pretraining(made, recipe.retrieval),
+        evaluations=evaluation.pretraining(made, "retrieval", recipe.retrieval),
     )
 
 

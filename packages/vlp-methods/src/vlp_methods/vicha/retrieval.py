@@ -57,7 +57,7 @@ def build(recipe: Retrieval) -> Job:
         RetrievalTask(made.model, recipe.teacher),
         made.stream(RetrievalExamples),
         parameter_rules(),
-        evaluations=evaluation.retrieval(made, recipe.retrieval),
+        evaluations=evaluation.fine_tuning(made, "retrieval", recipe.retrieval),
     )
 
 
@@ -68,5 +68,5 @@ def build_weak(recipe: WeakGrounding) -> Job:
         RetrievalTask(made.model, recipe.teacher),
         made.stream(RetrievalExamples),
         parameter_rules(),
-        evaluations=evaluation.heat(made, recipe.heat),
+        evaluations=evaluation.fine_tuning(made, "weak_grounding", recipe.heat),
     )

@@ -18,10 +18,10 @@ from vlp_methods.vicha.schema.vqa import Vqa
 
 def build(recipe: Vqa) -> Job:
     """Model, teacher, data, optimizer and evaluations of a recipe."""
-    made = assemble(recipe, "vicha", "vqa")
+    made = assemble(recipe, "vicha", "vqa", clean="question")
     return made.job(
         VqaTask(made.model, momentum_of(made.model, recipe.teacher)),
         made.stream(VqaExamples),
         parameter_rules(),
-        evaluations=evaluation.answers(made, recipe.answers),
+        evaluations=evaluation.fine_tuning(made, "vqa", recipe.answers),
     )

@@ -154,7 +154,7 @@ def build(recipe: Captioning) -> Job:
         CaptionTask(made.model, smoothing=recipe.smoothing),
         made.stream(partial(CaptionExamples, prompt=prompt)),
         rules(recipe, made.model),
-        evaluations=evaluation.captions(made, recipe.captions, prompt),
+        evaluations=evaluation.fine_tuning(made, "captioning", recipe.captions),
         prompt=prompt,
     )
 
@@ -175,6 +175,6 @@ def build_scst(recipe: CaptioningScst) -> Job:
         ScstTask(made.model, made.tokenizer, reward, recipe.reward, prompt),
         streams,
         rules(recipe, made.model),
-        evaluations=evaluation.captions(made, recipe.captions, prompt),
+        evaluations=evaluation.fine_tuning(made, "captioning", recipe.captions),
         prompt=prompt,
     )

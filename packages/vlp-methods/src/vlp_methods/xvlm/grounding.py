@@ -41,9 +41,11 @@ class BoxTask(nn.Module):
             images_of(batch),
             batch.text_ids,
             batch.attention_mask,
-            regions.image_index if regions else None,
+            regions.image_index if regions is not None else None,
         )
-        losses = box_losses(boxes, batch.target_boxes, is_image_B=regions.is_image if regions else None)
+        losses = box_losses(
+            boxes, batch.target_boxes, is_image_B=regions.is_image if regions is not None else None
+        )
         return {"bbox": losses.l1, "giou": losses.giou}
 
 
@@ -54,7 +56,7 @@ def build_weak(recipe: WeakGrounding) -> Job:
         RetrievalTask(made.model, gather_gradient=recipe.gather_gradient),
         made.stream(RetrievalExamples),
         rules(recipe, made.model),
-        evaluations=evaluation.heat(made, recipe.heat),
+        evaluations=evaluation.fine_tuning(made, "weak_grounding", recipe.heat),
     )
 
 
@@ -75,5 +77,5 @@ def build_boxes(recipe: Boxes) -> Job:
         BoxTask(made.model),
         made.stream(BoxExamples),
         rules(recipe, made.model),
-        evaluations=evaluation.boxes(made, recipe.boxes),
+        evaluations=evaluation.fine_tuning(made, "grounding", recipe.boxes),
     )

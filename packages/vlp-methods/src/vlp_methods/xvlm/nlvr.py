@@ -30,5 +30,5 @@ def build(recipe: Nlvr) -> Job:
         NlvrTask(made.model),
         made.stream(NlvrExamples),
         rules(recipe, made.model),
-        evaluations=evaluation.sentences(made, recipe.labels),
+        evaluations=evaluation.fine_tuning(made, "nlvr", recipe.labels),
     )

@@ -46,14 +46,14 @@ class PretrainTask(nn.Module):
             batch.masked_ids,
             batch.masked_positions,
             batch.masked_labels,
-            image_index_B=regions.image_index if regions else None,
-            image_attention_mask_BL=regions.image_attention_mask if regions else None,
+            image_index_B=regions.image_index if regions is not None else None,
+            image_attention_mask_BL=regions.image_attention_mask if regions is not None else None,
         )
         return pretrain_losses(
             pairs,
             self.model.temperature,
-            target_boxes_B4=regions.target_boxes if regions else None,
-            is_image_B=regions.is_image if regions else None,
+            target_boxes_B4=regions.target_boxes if regions is not None else None,
+            is_image_B=regions.is_image if regions is not None else None,
             gather_gradient=self.gather_gradient,
         )
 
@@ -78,7 +78,7 @@ def build(recipe: Pretrain) -> Job:
         parameter_rules(model, fresh_lr_scale=recipe.optimizer.lr_scale),
         mixing=mixing(data),
         unused={"images": tuple(model.bbox_head.parameters())},
-        evaluations=evaluation.pretraining(made, recipe.retrieval),
+        evaluations=evaluation.pretraining(made, "retrieval", recipe.retrieval),
     )
 
 

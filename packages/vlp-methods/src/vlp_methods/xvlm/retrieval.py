@@ -49,5 +49,5 @@ def build(recipe: Retrieval) -> Job:
         RetrievalTask(made.model, gather_gradient=recipe.gather_gradient),
         made.stream(RetrievalExamples),
         rules(recipe, made.model),
-        evaluations=evaluation.retrieval(made, recipe.retrieval),
+        evaluations=evaluation.fine_tuning(made, "retrieval", recipe.retrieval),
     )

@@ -17,10 +17,10 @@ from vlp_methods.xvlm.schema.vqa import Vqa
 
 def build(recipe: Vqa) -> Job:
     """Model, data, optimizer and evaluations of a recipe."""
-    made = assemble(recipe, "xvlm", "vqa")
+    made = assemble(recipe, "xvlm", "vqa", clean="question")
     return made.job(
         VqaTask(made.model),
         made.stream(VqaExamples),
         rules(recipe, made.model),
-        evaluations=evaluation.answers(made, recipe.answers),
+        evaluations=evaluation.fine_tuning(made, "vqa", recipe.answers),
     )

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from vlp_methods.sections import data, evaluation, models
+from vlp_eval.benchmarks.statements import EntailmentOptions
+
+from vlp_methods.sections import data, models
 from vlp_methods.sections.teacher import Teacher
 from vlp_methods.sections.training import FineTuning
 from vlp_methods.vicha.schema.rates import OneRate
@@ -14,9 +16,9 @@ class Entailment(OneRate, FineTuning):
 
     model: models.TaskModel
     """The model."""
-    data: data.SentenceData
+    data: data.HypothesisData
     """The data."""
     teacher: Teacher | None = field(default_factory=Teacher)
     """Momentum teacher; null: none."""
-    labels: evaluation.LabelTest = field(default_factory=evaluation.LabelTest)
+    labels: EntailmentOptions = field(default_factory=EntailmentOptions)
     """How hypotheses are judged in evaluations."""

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from vlp_methods.sections import checks, data, evaluation, models
+from vlp_eval.benchmarks.grounding import WeakGroundingOptions
+
+from vlp_methods.sections import checks, data, models
 from vlp_methods.sections.teacher import QueueTeacher
 from vlp_methods.sections.training import FineTuning
 from vlp_methods.vicha.schema.rates import OneRate
@@ -18,7 +20,7 @@ class WeakGrounding(OneRate, FineTuning):
     """The data."""
     teacher: QueueTeacher = field(default_factory=QueueTeacher)
     """Momentum teacher and queue."""
-    heat: evaluation.HeatTest = field(default_factory=evaluation.HeatTest)
+    heat: WeakGroundingOptions = field(default_factory=lambda: WeakGroundingOptions(layer=9))
     """How expressions are located in evaluations."""
 
     def __post_init__(self) -> None:

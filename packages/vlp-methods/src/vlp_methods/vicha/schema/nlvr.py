@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vlp_methods.sections import data, evaluation, models
+from vlp_eval.benchmarks.statements import NlvrOptions
+
+from vlp_methods.sections import data, models
 from vlp_methods.sections.teacher import Teacher
 from vlp_methods.sections.training import FineTuning, StartedTraining
 from vlp_methods.vicha.schema.rates import OneRate
@@ -39,5 +41,5 @@ class Nlvr(OneRate, FineTuning):
     """The data."""
     teacher: NlvrTeacher | None = field(default_factory=NlvrTeacher)
     """Momentum teacher; null: none."""
-    labels: evaluation.LabelTest = field(default_factory=evaluation.LabelTest)
+    labels: NlvrOptions = field(default_factory=NlvrOptions)
     """How sentences are judged in evaluations."""

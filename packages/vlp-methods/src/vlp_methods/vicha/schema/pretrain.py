@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vlp_data.options import ImageTextSource, IndependentMasking, MaskingOptions
+from vlp_eval.benchmarks.retrieval import RetrievalOptions
 
-from vlp_methods.sections import checks, data, evaluation, models
+from vlp_methods.sections import checks, data, models
 from vlp_methods.sections.teacher import QueueTeacher
 from vlp_methods.vicha.schema.rates import OneRate
 
@@ -76,7 +77,7 @@ class Model(models.Encoders):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(data.Data):
+class Data(data.TestedData):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
     train: data.ImageStream
@@ -97,7 +98,7 @@ class Pretrain(OneRate):
     """The data."""
     teacher: QueueTeacher = field(default_factory=QueueTeacher)
     """Momentum teacher and queue."""
-    retrieval: evaluation.RetrievalTest = field(default_factory=evaluation.RetrievalTest)
+    retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
     """The test of `data.test` at the times of `evaluate`."""
 
     def __post_init__(self) -> None:
@@ -106,7 +107,8 @@ class Pretrain(OneRate):
         for name in ("hierarchy", "masked_image"):
             if getattr(self.model, name) is not None and self.model.vision.kind != "vit":
                 raise ValueError(
-                    f"model.{name} needs model.vision.kind=vit, {self.model.vision.kind} has no blocks of one width; set it to null"
+                    f"model.{name} needs model.vision.kind=vit, {self.model.vision.kind} has no blocks of one "
+                    "width; set it to null"
                 )
         if self.evaluate.every is not None and self.data.test is None:
             raise ValueError("evaluate.every needs data.test")

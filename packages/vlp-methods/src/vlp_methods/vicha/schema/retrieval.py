@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from vlp_methods.sections import checks, data, evaluation, models
+from vlp_eval.benchmarks.retrieval import RetrievalOptions
+
+from vlp_methods.sections import checks, data, models
 from vlp_methods.sections.teacher import QueueTeacher
 from vlp_methods.sections.training import FineTuning
 from vlp_methods.vicha.schema.rates import OneRate
@@ -18,7 +20,7 @@ class Retrieval(OneRate, FineTuning):
     """The data."""
     teacher: QueueTeacher = field(default_factory=QueueTeacher)
     """Momentum teacher and queue."""
-    retrieval: evaluation.RetrievalTest = field(default_factory=evaluation.RetrievalTest)
+    retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
     """How retrieval is measured."""
 
     def __post_init__(self) -> None:

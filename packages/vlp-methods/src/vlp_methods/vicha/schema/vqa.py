@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from vlp_methods.sections import checks, data, evaluation, models
+from vlp_eval.benchmarks.vqa import VqaOptions
+
+from vlp_methods.sections import checks, data, models
 from vlp_methods.sections.teacher import Teacher
 from vlp_methods.sections.training import FineTuning
 from vlp_methods.vicha.schema.rates import OneRate
@@ -18,9 +20,7 @@ class Vqa(OneRate, FineTuning):
     """The data."""
     teacher: Teacher | None = None
     """Momentum teacher; null: none. The official code runs one, but its answers never reach the loss."""
-    answers: evaluation.RankedAnswers | evaluation.WrittenAnswers = field(
-        default_factory=evaluation.RankedAnswers
-    )
+    answers: VqaOptions = field(default_factory=VqaOptions)
     """How questions are answered in evaluations."""
 
     def __post_init__(self) -> None:

@@ -4,9 +4,10 @@ torch."""
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vlp_data.options import ImageTextSource, Karpathy, TaskJson
+from vlp_data.options import ImageTextSource
+from vlp_eval.benchmarks.captioning import CaptioningOptions
 
-from vlp_methods.sections import checks, data, evaluation, models
+from vlp_methods.sections import checks, data, models
 from vlp_methods.sections.training import FineTuning, StartedTraining
 
 
@@ -30,9 +31,9 @@ class PromptedData(data.MeasuredData):
 
     prompt: str = "a picture of "
     """Words that every caption begins with, with the blank after them; they are given, not learnt."""
-    val: TaskJson | Karpathy | None = None
+    val: ImageTextSource | None = None
     """Images with captions, described at the times of `evaluate`; null: never."""
-    test: TaskJson | Karpathy | None = None
+    test: ImageTextSource | None = None
     """Images with captions, described once, by the selected model; null: none."""
 
 
@@ -54,7 +55,7 @@ class Captioning(FineTuning):
     """The data."""
     smoothing: float = 0.1
     """Label smoothing: mass taken from the gold token."""
-    captions: evaluation.CaptionTest = field(default_factory=evaluation.CaptionTest)
+    captions: CaptioningOptions = field(default_factory=CaptioningOptions)
     """How captions are written in evaluations."""
 
     def __post_init__(self) -> None:
@@ -82,7 +83,8 @@ class Reward:
     def __post_init__(self) -> None:
         if self.samples < (2 if self.baseline == "samples" else 1) or self.references < 1:
             raise ValueError(
-                f"samples={self.samples} and references={self.references} must be at least 1; baseline=samples needs 2 samples"
+                f"samples={self.samples} and references={self.references} must be at least 1; "
+                "baseline=samples needs 2 samples"
             )
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature} must be positive")
@@ -116,7 +118,7 @@ class CaptioningScst(FineTuning):
     """The data."""
     reward: Reward = field(default_factory=Reward)
     """How captions are drawn and rewarded."""
-    captions: evaluation.CaptionTest = field(default_factory=evaluation.CaptionTest)
+    captions: CaptioningOptions = field(default_factory=CaptioningOptions)
     """How captions are written in evaluations."""
 
     def __post_init__(self) -> None:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from vlp_data.options import Refer
+from vlp_data.options import ExpressionBoxSource
+from vlp_eval.benchmarks.grounding import GroundingOptions, WeakGroundingOptions
 
-from vlp_methods.sections import checks, data, evaluation, models
+from vlp_methods.sections import checks, data, models
 from vlp_methods.sections.training import FineTuning, StartedTraining
 from vlp_methods.xvlm.schema.contrast import Contrast
 
@@ -17,7 +18,7 @@ class WeakGrounding(Contrast, FineTuning):
     """The model."""
     data: data.ExpressionData
     """The data."""
-    heat: evaluation.HeatTest = field(default_factory=evaluation.HeatTest)
+    heat: WeakGroundingOptions = field(default_factory=lambda: WeakGroundingOptions(layer=9))
     """How expressions are located in evaluations."""
 
     def __post_init__(self) -> None:
@@ -42,12 +43,16 @@ class BoxesDomain(StartedTraining):
     data: BoxesDomainData
     """The data."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.squashes(self.data.view, "regions")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BoxStream:
     """Images with referring expressions and the boxes they mean."""
 
-    source: Refer
+    source: ExpressionBoxSource
     """Where they come from."""
     batch: int = 160
     """Expressions per update, over all ranks."""
@@ -59,9 +64,9 @@ class BoxesData(data.MeasuredData):
 
     train: BoxStream
     """Expressions with boxes."""
-    val: Refer | None = None
+    val: ExpressionBoxSource | None = None
     """Expressions with boxes, located at the times of `evaluate`; null: never."""
-    test: Refer | None = None
+    test: ExpressionBoxSource | None = None
     """Expressions with boxes, located once, by the selected model; null: none."""
 
 
@@ -73,5 +78,9 @@ class Boxes(FineTuning):
     """The model."""
     data: BoxesData
     """The data."""
-    boxes: evaluation.BoxTest = field(default_factory=evaluation.BoxTest)
+    boxes: GroundingOptions = field(default_factory=GroundingOptions)
     """How expressions are located in evaluations."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.squashes(self.data.view, "boxes")

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from vlp_methods.sections import data, evaluation, models
+from vlp_eval.benchmarks.statements import NlvrOptions
+
+from vlp_methods.sections import data, models
 from vlp_methods.sections.training import FineTuning, StartedTraining
 
 
@@ -24,5 +26,5 @@ class Nlvr(FineTuning):
     """The model."""
     data: data.SentenceData
     """The data."""
-    labels: evaluation.LabelTest = field(default_factory=evaluation.LabelTest)
+    labels: NlvrOptions = field(default_factory=NlvrOptions)
     """How sentences are judged in evaluations."""

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 
 from vlp_data.options import ImageTextSource, MaskingOptions
+from vlp_eval.benchmarks.retrieval import RetrievalOptions
 
-from vlp_methods.sections import checks, data, evaluation, models
+from vlp_methods.sections import checks, data, models
 from vlp_methods.xvlm.schema.contrast import Contrast
 
 
@@ -33,7 +34,7 @@ class RegionStream(data.RegionStream):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(data.Data):
+class Data(data.TestedData):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
     images: data.ImageStream
@@ -54,11 +55,13 @@ class Pretrain(Contrast):
     """The model."""
     data: Data
     """The data."""
-    retrieval: evaluation.RetrievalTest = field(default_factory=evaluation.RetrievalTest)
+    retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
     """The test of `data.test` at the times of `evaluate`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.fits(self.model, self.data)
+        if self.data.regions is not None:
+            checks.squashes(self.data.view, "regions")
         if self.evaluate.every is not None and self.data.test is None:
             raise ValueError("evaluate.every needs data.test")

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from vlp_methods.sections import data, evaluation, models
+from vlp_eval.benchmarks.retrieval import RetrievalOptions
+
+from vlp_methods.sections import data, models
 from vlp_methods.sections.training import FineTuning
 from vlp_methods.xvlm.schema.contrast import Contrast
 
@@ -15,5 +17,5 @@ class Retrieval(Contrast, FineTuning):
     """The model."""
     data: data.RetrievalData
     """The data."""
-    retrieval: evaluation.RetrievalTest = field(default_factory=evaluation.RetrievalTest)
+    retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
     """How retrieval is measured."""

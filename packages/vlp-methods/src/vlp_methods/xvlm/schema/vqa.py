@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from vlp_methods.sections import checks, data, evaluation, models
+from vlp_eval.benchmarks.vqa import VqaOptions
+
+from vlp_methods.sections import checks, data, models
 from vlp_methods.sections.training import FineTuning
 
 
@@ -14,9 +16,7 @@ class Vqa(FineTuning):
     """The model."""
     data: data.VqaData
     """The data."""
-    answers: evaluation.RankedAnswers | evaluation.WrittenAnswers = field(
-        default_factory=evaluation.RankedAnswers
-    )
+    answers: VqaOptions = field(default_factory=VqaOptions)
     """How questions are answered in evaluations."""
 
     def __post_init__(self) -> None:
