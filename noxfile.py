@@ -247,6 +247,33 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def compare(session: nox.Session) -> None:
+    """Training steps of this checkout against those of another commit, in one run: `nox -s compare -- COMMIT`."""
+    if len(session.posargs) != 1:
+        session.error("give one commit: nox -s compare -- COMMIT")
+    folder = Path(session.create_tmp()).resolve()
+    tree, environment = folder / "tree", folder / "environment"
+    session.run("git", "worktree", "prune", external=True)
+    if tree.is_dir():
+        session.run("git", "worktree", "remove", "--force", str(tree), external=True)
+    session.run("git", "worktree", "add", "--detach", str(tree), *session.posargs, external=True)
+    install(session, *PACKAGES)
+    session.run("uv", "venv", "--clear", str(environment), external=True)
+    packages = [part for name in PACKAGES for part in ("-e", str(tree / "packages" / name))]
+    pins = ("-c", str(tree / "constraints.txt"))
+    session.run(
+        "uv",
+        "pip",
+        "install",
+        *pins,
+        *packages,
+        external=True,
+        env={"VIRTUAL_ENV": str(environment)},
+    )
+    session.run("python", "benchmarks/commits.py", str(environment / "bin" / "python"))
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """On a CUDA device: tests marked `gpu`, the kernels under compute-sanitizer, then the benchmark of
     vlp-ops; skipped where there is none."""
