@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=_inspect)
 
     plan = commands.add_parser(
-        "plan", help="which lines of X-VLM files each rank and worker reads in an epoch"
+        "plan", help="which lines of line files each rank and worker reads in an epoch"
     )
     plan.add_argument("files", nargs="+", metavar="FILE", help="files or folders; paths or fsspec URLs")
     plan.add_argument(
@@ -131,7 +131,7 @@ def _add_conversions(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]
     refer.set_defaults(run=_convert_refs)
 
     coco = kinds.add_parser(
-        "coco", help="COCO instances to X-VLM region lines; the category is the text of a box"
+        "coco", help="COCO instances to region lines; the category is the text of a box"
     )
     coco.add_argument("annotations", metavar="FILE", help="instances_*.json")
     coco.add_argument("--captions", default="", metavar="FILE", help="captions_*.json for the whole images")
@@ -139,7 +139,7 @@ def _add_conversions(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]
         "--images", default="", metavar="DIR", help="put before the file names, such as train2014"
     )
 
-    vg = kinds.add_parser("vg", help="Visual Genome to X-VLM region lines")
+    vg = kinds.add_parser("vg", help="Visual Genome to region lines")
     vg.add_argument(
         "annotations", metavar="FILE", help="objects.json, attributes.json or region_descriptions.json"
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from vlp_data import files
 
-VICHA_DISK = re.compile(r"^/data/[^/]+/data/")
+AUTHORS_DISK = re.compile(r"^/data/[^/]+/data/")
 """Beginning of every path in ViCHA's released lists, a folder on the machine of the authors."""
 
 
@@ -20,4 +20,4 @@ def rebase(path: str, *, prefixes: Mapping[str, str], root: str) -> str:
         bare = old.rstrip("/")
         if path == bare or path.startswith(f"{bare}/"):
             return files.join(root, files.join(prefixes[old], path[len(bare) :].lstrip("/")))
-    return files.join(root, VICHA_DISK.sub("", path) if root else path)
+    return files.join(root, AUTHORS_DISK.sub("", path) if root else path)

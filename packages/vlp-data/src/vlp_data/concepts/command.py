@@ -271,7 +271,7 @@ def _add_prefixes(parser: argparse.ArgumentParser) -> None:
         metavar="OLD=NEW",
         help=(
             "replace the beginning of paths (where none fits, and with --root, "
-            "/data/USER/data/ of ViCHA's own lists is dropped)"
+            "/data/USER/data/ of the released lists is dropped)"
         ),
     )
 
