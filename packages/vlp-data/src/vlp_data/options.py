@@ -6,6 +6,7 @@ The options of a source stand beside its reader in `vlp_data.sources`; here are 
 first imported.
 """
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
@@ -15,13 +16,6 @@ from vlp_data import sources
 from vlp_data.checks import fraction, from_mapping, positive
 from vlp_data.cleaning import Clean
 from vlp_data.roots import FolderText, PathText
-from vlp_data.sources.coco import CocoCaptions, CocoInstances
-from vlp_data.sources.karpathy import Karpathy
-from vlp_data.sources.lines import ImageTextLines, RegionLines
-from vlp_data.sources.refer import Refer
-from vlp_data.sources.task_json import TaskJson
-from vlp_data.sources.visual_genome import VisualGenome
-from vlp_data.views import CentreCrop, Detection, ImageNetCrop, LargeScaleJitter, Squash, View
 
 if TYPE_CHECKING:
     from vlp_data.sources import (
@@ -33,12 +27,38 @@ if TYPE_CHECKING:
         RegionSource,
         SentenceSource,
     )
+    from vlp_data.sources.coco import CocoCaptions, CocoInstances
+    from vlp_data.sources.karpathy import Karpathy
+    from vlp_data.sources.lines import ImageTextLines, RegionLines
+    from vlp_data.sources.refer import Refer
+    from vlp_data.sources.task_json import TaskJson
+    from vlp_data.sources.visual_genome import VisualGenome
     from vlp_data.tokenizer import Tokenizer
+    from vlp_data.views import CentreCrop, Detection, ImageNetCrop, LargeScaleJitter, Squash, View
 else:
+    # Imported when asked for: a command that names one format does not wait for the dataclasses of all.
+    _HOMES = {
+        "vlp_data.sources.coco": ("CocoCaptions", "CocoInstances"),
+        "vlp_data.sources.karpathy": ("Karpathy",),
+        "vlp_data.sources.lines": ("ImageTextLines", "RegionLines"),
+        "vlp_data.sources.refer": ("Refer",),
+        "vlp_data.sources.task_json": ("TaskJson",),
+        "vlp_data.sources.visual_genome": ("VisualGenome",),
+        "vlp_data.sources": tuple(sources.UNIONS),
+        "vlp_data.views": (
+            "CentreCrop",
+            "Detection",
+            "ImageNetCrop",
+            "LargeScaleJitter",
+            "Squash",
+            "View",
+        ),
+    }
 
     def __getattr__(name):
-        if name in sources.UNIONS:
-            return getattr(sources, name)
+        for module, names in _HOMES.items():
+            if name in names:
+                return getattr(importlib.import_module(module), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
