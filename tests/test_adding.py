@@ -37,7 +37,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
     subprocess.run(
-        ["uv", "pip", "install", "--quiet", "--no-deps", "--target", folder / "site", folder / "package"],
+        [
+            sys.executable,
+            "-m",
+            "uv",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            folder / "site",
+            folder / "package",
+        ],
         check=True,
         timeout=120,
     )
@@ -100,5 +111,14 @@ def test_a_started_run_goes_on_from_an_export(place):
     export = place / "run/export"
     if not export.is_dir():
         pytest.skip("the run of the test before is not there")
-    call(place, "vlp-train", "duet/tiny", "data.root=data", "--run", "second", "steps=1", f"model.weights.model={export}")
+    call(
+        place,
+        "vlp-train",
+        "duet/tiny",
+        "data.root=data",
+        "--run",
+        "second",
+        "steps=1",
+        f"model.weights.model={export}",
+    )
     assert (place / "second/export/model.safetensors").is_file()
