@@ -127,7 +127,7 @@ def lint(session: nox.Session) -> None:
         "lint-imports", env={"PYTHONPATH": os.pathsep.join(f"packages/{name}/src" for name in PACKAGES)}
     )
     session.run("codespell")
-    session.run("pytest", "-q", "tests/test_rules.py", *session.posargs)
+    session.run("pytest", "-q", "tests/test_rules.py", "tests/test_house.py", *session.posargs)
 
 
 @nox.session(tags=["lint"])
@@ -248,7 +248,8 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def compare(session: nox.Session) -> None:
-    """Training steps of this checkout against those of another commit, in one run: `nox -s compare -- COMMIT`."""
+    """Training steps of this checkout against those of another commit, in one run: `nox -s compare --
+    COMMIT`."""
     if len(session.posargs) != 1:
         session.error("give one commit: nox -s compare -- COMMIT")
     folder = Path(session.create_tmp()).resolve()

@@ -2,11 +2,11 @@
 
     python benchmarks/commits.py OTHER_PYTHON [--repeats 5] [--steps 4]
 
-OTHER_PYTHON is the interpreter of an environment that holds the packages of the other commit; `nox -s compare --
-COMMIT` makes one. Both build the same recipes, each in a process of its own, and take turns: a turn is a few
-whole steps (forward, backward, update) on batches made before. Measured is processor time with one thread, so
-that other work of the machine counts little. Exits with 1 when the median of the ratios of neighbouring turns,
-other / this, is below 0.97 for a recipe.
+OTHER_PYTHON is the interpreter of an environment that holds the packages of the other commit; `nox -s compare
+-- COMMIT` makes one. Both build the same recipes, each in a process of its own, and take turns: a turn is a
+few whole steps (forward, backward, update) on batches made before. Measured is processor time with one
+thread, so that other work of the machine counts little. Exits with 1 when the median of the ratios of
+neighbouring turns, other / this, is below 0.97 for a recipe.
 """
 
 import argparse
@@ -25,7 +25,10 @@ RECIPES = {
     "X-VLM, small ViT": ["xvlm/shapes"],
     "X-VLM, Swin": [
         "xvlm/shapes",
-        "model.vision={kind: swin, image_size: 64, window: 2, width: 32, depths: [1, 1, 2, 1], heads: [1, 2, 4, 8]}",
+        (
+            "model.vision={kind: swin, image_size: 64, window: 2, width: 32, depths: [1, 1, 2, 1], "
+            "heads: [1, 2, 4, 8]}"
+        ),
         "data.view.size=64",
         WORLD,
     ],

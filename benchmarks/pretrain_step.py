@@ -233,7 +233,8 @@ def main() -> int:
     parser.add_argument(
         "--cpu-time",
         action="store_true",
-        help="measure processor time, for a busy machine; with OMP_NUM_THREADS=1, since threads that wait count as well",
+        help="measure processor time, for a busy machine; with OMP_NUM_THREADS=1, since threads that wait "
+        "count as well",
     )
     options = parser.parse_args()
     clock = time.process_time if options.cpu_time else time.perf_counter
@@ -259,7 +260,8 @@ def main() -> int:
         rows.append([name, *(cell for pair in cells for cell in pair)])
     count = SIZES[options.size]["batch"]
     print(
-        f"X-VLM pre-training step, size {options.size}, {count} texts, CPU, fp32, {machine()['threads']} threads;"
+        f"X-VLM pre-training step, size {options.size}, {count} texts, CPU, fp32, {machine()['threads']} "
+        "threads;"
     )
     print(
         "losses and gradient norms of all rows are equal (checked before timing); ratio: plain / this row\n"
@@ -268,7 +270,8 @@ def main() -> int:
     slow = [kind for kind in ratios if ratios[kind][VLP] < TARGET]
     verdict = f"NO: {', '.join(slow)}" if slow else "yes"
     print(
-        f"\nvlp at least {TARGET} times as fast as plain on the same tensors, batch by batch and over both: {verdict}"
+        f"\nvlp at least {TARGET} times as fast as plain on the same tensors, batch by batch and over both: "
+        f"{verdict}"
     )
     if options.save:
         medians = {

@@ -131,8 +131,10 @@ def main() -> int:
     ratios = {name: ratio(seconds[PLAIN], found) for name, found in seconds.items()}
     wanted = of_image.numel() + of_text.numel()
     print(
-        f"re-ranking {options.images} images and {len(text.embeds)} texts, K={options.candidates}, {wanted} wanted scores; size "
-        f"{options.size}, CPU, fp32, {machine()['threads']} threads; all scores are equal (checked before timing)\n"
+        f"re-ranking {options.images} images and {len(text.embeds)} texts, K={options.candidates}, {wanted} "
+        "wanted scores; size "
+        f"{options.size}, CPU, fp32, {machine()['threads']} threads; all scores are equal (checked before "
+        "timing)\n"
     )
     rows = [["", "time", "plain / this row"]]
     rows += [[name, spread(found), f"{ratios[name]:.2f}"] for name, found in seconds.items()]

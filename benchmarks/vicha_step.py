@@ -28,9 +28,9 @@ from vlp_core import models
 from vlp_core.concepts import Concepts
 from vlp_core.losses.matching import Negatives
 from vlp_core.models.vicha.checkpoints import Parts, join, vicha_adapter
-from vlp_methods.vicha.losses import pretrain_losses
 from vlp_core.models.vicha.model import NOT_TAUGHT
 from vlp_core.momentum import FeatureQueue, follow, teacher_of
+from vlp_methods.vicha.losses import pretrain_losses
 
 FASTER, SMALLER = 1.5, 0.7
 
@@ -242,7 +242,8 @@ def main() -> int:
     parser.add_argument(
         "--cpu-time",
         action="store_true",
-        help="measure processor time, for a busy machine; with OMP_NUM_THREADS=1, since threads that wait count as well",
+        help="measure processor time, for a busy machine; with OMP_NUM_THREADS=1, since threads that wait "
+        "count as well",
     )
     parser.add_argument(
         "--peak", choices=[PLAIN, VLP, VLP_BF16], help="print the peak memory of one formulation and stop"

@@ -1,4 +1,5 @@
-"""docs/adding.md is true: the package that it shows is written, installed outside the checkout, trained and evaluated."""
+"""docs/adding.md is true: the package that it shows is written, installed outside the checkout, trained and
+evaluated."""
 
 import csv
 import json

@@ -3,10 +3,11 @@ by .ci/run.
 
 A block of shell or Python carries, in an HTML comment on the line before it, how it is tested:
 
-    test: quick            run now, those of one section in order, in an empty folder with the files that they take for granted
+    test: quick            run now, those of one section in order, in an empty folder with the files that they
+                           take for granted
     test: short            as quick, with `steps=2` added to the command
     test: smoke            run by `nox -s smoke`: trains for minutes, in a fresh clone of the tree
-    test: install          run by `nox -s wheels`: installs into a fresh environment, in a fresh clone of the tree
+    test: install          run by `nox -s wheels`: installs into a fresh environment, in a fresh clone
     test: ci               each line is a line of .ci/run, which runs it
     test: no, WHY          cannot be run here
 """
@@ -77,7 +78,8 @@ def of_kind(kind: str):
 def test_every_block_says_how_it_is_tested():
     bad = [f"{b.page}:{b.line}" for b in BLOCKS if b.kind not in KINDS or (b.kind == "no") != bool(b.why)]
     assert not bad, (
-        f"{bad}: put <!-- test: {'|'.join(KINDS[:-1])} --> or <!-- test: no, WHY --> on the line before the block"
+        f"{bad}: put <!-- test: {'|'.join(KINDS[:-1])} --> or <!-- test: no, WHY --> on the line before the "
+        "block"
     )
     assert all(block.language in {"sh", "bash", "python"} for block in BLOCKS), "use ```sh and ```python"
 

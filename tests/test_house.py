@@ -1,4 +1,5 @@
-"""The drawing of the house in docs/house.md, held to the imports of the sources; and families in their folders."""
+"""The drawing of the house in docs/house.md, held to the imports of the sources; and families in their
+folders."""
 
 import ast
 import io
@@ -123,8 +124,8 @@ def families() -> set[str]:
     return set(project["entry-points"]["vlp.models"]) | set(methods["entry-points"]["vlp.methods"])
 
 
-# Names that people look for: formats are called after their publisher, and the drawn world holds each layout in
-# a folder of that name.
+# Names that people look for: formats are called after their publisher, and the drawn world holds each layout
+# in a folder of that name.
 PUBLISHED = re.compile(r"xvlm_images|xvlm_regions")
 LAYOUTS = "vlp_data.shapes.layouts"
 

@@ -82,7 +82,7 @@ def problems(*overrides: str, **values: Any) -> tuple[str, ...]:
     return caught.value.problems
 
 
-# --------------------------------------------------------------------------------------------------------------- YAML
+# ---------------------------------------------------------------------------------------------------- YAML
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,8 @@ def test_malformed_override_is_explained(override, message):
 def test_all_problems_at_once(tmp_path):
     file = tmp_path / "r.yaml"
     file.write_text(
-        "stepz: 3\nprecision: bf61\noptimizer: {lrr: 1, betas: [0.9]}\nsource: {format: cocoo}\nlimits: {a: x}\n"
+        "stepz: 3\nprecision: bf61\noptimizer: {lrr: 1, betas: [0.9]}\nsource: {format: cocoo}\nlimits: {a: "
+        "x}\n"
     )
     with pytest.raises(RecipeError) as caught:
         recipes.load(file, Recipe, ["fast=maybe", "nonsense"])

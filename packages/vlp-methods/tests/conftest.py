@@ -113,13 +113,22 @@ def place(world: Path) -> tuple[str, ...]:
 RUN = ("save.every=100", "report.every=1", "workers=0")
 MODEL = {
     "xvlm": (
-        "model.vision={kind: swin, image_size: 64, window: 2, width: 8, depths: [1, 1, 1, 1], heads: [1, 1, 2, 2], drop_path: 0.1}",
-        "model.text={width: 32, layers: 2, fusion_layer: 1, heads: 2, hidden: 32, positions: 64, dropout: 0.1}",
+        (
+            "model.vision={kind: swin, image_size: 64, window: 2, width: 8, depths: [1, 1, 1, 1], "
+            "heads: [1, 1, 2, 2], drop_path: 0.1}"
+        ),
+        (
+            "model.text={width: 32, layers: 2, fusion_layer: 1, heads: 2, hidden: 32, positions: 64, "
+            "dropout: 0.1}"
+        ),
         "data.view.size=64",
     ),
     "vicha": (
         "model.vision={kind: vit, image_size: 64, patch: 32, width: 16, depth: 3, heads: 2, local_depth: 0}",
-        "model.text={width: 16, layers: 4, fusion_layer: 2, heads: 2, hidden: 32, positions: 64, dropout: 0.1}",
+        (
+            "model.text={width: 16, layers: 4, fusion_layer: 2, heads: 2, hidden: 32, positions: 64, "
+            "dropout: 0.1}"
+        ),
         "data.view.size=64",
     ),
 }
@@ -218,8 +227,8 @@ def losses():
 
 @pytest.fixture
 def vocabulary(tmp_path: Path):
-    """`vocabulary(kind, size)`: files of a tokenizer with so many entries, for recipes whose model has so many;
-    ids of special tokens are BERT's or RoBERTa's order."""
+    """`vocabulary(kind, size)`: files of a tokenizer with so many entries, for recipes whose model has so
+    many; ids of special tokens are BERT's or RoBERTa's order."""
 
     def write(kind: str, size: int) -> list[str]:
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -287,8 +296,8 @@ def assert_equal():
 
 @pytest.fixture
 def assert_gradients():
-    """Norm of every gradient under the reference's name. null means none; a part that must have one for several
-    ranks, and that the optimizer passes over, has one of zero."""
+    """Norm of every gradient under the reference's name. null means none; a part that must have one for
+    several ranks, and that the optimizer passes over, has one of zero."""
 
     def check(model, adapter, expected: dict[str, float | None], *, seconds: tuple[str, ...] = ()) -> None:
         ours = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}

@@ -179,8 +179,10 @@ def test_sbatch_script_is_valid_and_requeues(toy, tmp_path, capsys):
         ("srun", 'SLURM_PROCID=1 SLURM_NTASKS=4 SLURM_LOCALID=1 "$@"'),
         (
             "vlp-train",
-            'echo "rank $RANK of $WORLD_SIZE, local $LOCAL_RANK at $MASTER_ADDR:$MASTER_PORT: $*" '
-            ">> calls; exit 75",
+            (
+                'echo "rank $RANK of $WORLD_SIZE, local $LOCAL_RANK at $MASTER_ADDR:$MASTER_PORT: $*" '
+                ">> calls; exit 75"
+            ),
         ),
     ):
         (tools / name).write_text(f"#!/bin/bash\n{body}\n")

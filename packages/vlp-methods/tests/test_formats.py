@@ -77,7 +77,8 @@ def test_a_recipe_takes_a_format_of_another_package(tmp_path: Path) -> None:
         "{'source': {'format': 'pairs', 'table': '/data/pairs.tsv'}, 'expressions': None}",
         "[('source.format', 'pairs', ''), ('source.table', 'path', 'The file.')]",
         (
-            "source.format: expected one of xvlm_images, task_json, coco_captions, karpathy, pairs, got 'pars'; "
+            "source.format: expected one of xvlm_images, task_json, coco_captions, karpathy, pairs, got "
+            "'pars'; "
             "did you mean pairs?"
         ),
         "source.tabel: unknown key; did you mean source.table?",

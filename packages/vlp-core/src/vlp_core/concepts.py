@@ -1,6 +1,6 @@
 """Visual concepts: words attached to an image that its encoder sees as tokens beside the patches.
 
-    words  ->  ConceptEncoder (a small BERT and a linear map)  ->  K tokens  ->  behind the patches of the image encoder
+    words  ->  ConceptEncoder (a small BERT and a linear map)  ->  K tokens  ->  behind the patches
 
 `ConceptVision` makes an image encoder with concepts of an image encoder without, so that every model that has
 a `vision` can have them: the fusion layers and heads attend to concept tokens as to patches. With place
@@ -152,7 +152,8 @@ class ConceptVision(ImageEncoder):
         """The concepts, and the images without them."""
         if images.concepts is None:
             raise ValueError(
-                "this model sees visual concepts beside the image; give `concepts` (data.concepts of a recipe)"
+                "this model sees visual concepts beside the image; give `concepts` (data.concepts of a "
+                "recipe)"
             )
         if self.place == "first":
             images.refuse("padding", "beside", by=self.called)

@@ -1,7 +1,8 @@
 """Where a text looks in an image: gradient-weighted attention (Grad-CAM), and detections chosen by it.
 
     attention_heat    the match logit, by one layer's cross-attention from text to image: a map for each word
-    similarity_heat   the similarity of image and text, by one image block's attention from the class token: one map for the whole text
+    similarity_heat   the similarity of image and text, by one image block's attention from the class
+                      token: one map for the whole text
 
 Works for any model whose `text` is a `Bert` with fusion layers and whose `itm_head` tells whether text and
 image match; for similarity, any with projections into a shared space and a ViT. Attention weights are

@@ -143,13 +143,15 @@ class Images:
         """
         if "padding" in fields and self.padding is not None:
             raise ValueError(
-                f"{by} takes images that fill their batch; leave `padding` out (choose a view without padding)"
+                f"{by} takes images that fill their batch; leave `padding` out (choose a view without "
+                "padding)"
             )
         if "concepts" in fields and self.concepts is not None:
             raise ValueError(f"{by} sees no visual concepts; leave `concepts` out")
         if "beside" in fields and self.beside:
             raise ValueError(
-                f"{by} reads nothing beside the pixels; leave {', '.join(sorted(self.beside))} out of `beside`"
+                f"{by} reads nothing beside the pixels; leave {', '.join(sorted(self.beside))} out of "
+                "`beside`"
             )
 
     def _named(self) -> list[tuple[str, Tensor]]:

@@ -130,9 +130,7 @@ def _add_conversions(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]
     refer.add_argument("out", metavar="OUT", help="JSON file to write")
     refer.set_defaults(run=_convert_refs)
 
-    coco = kinds.add_parser(
-        "coco", help="COCO instances to region lines; the category is the text of a box"
-    )
+    coco = kinds.add_parser("coco", help="COCO instances to region lines; the category is the text of a box")
     coco.add_argument("annotations", metavar="FILE", help="instances_*.json")
     coco.add_argument("--captions", default="", metavar="FILE", help="captions_*.json for the whole images")
     coco.add_argument(

@@ -1,5 +1,5 @@
-"""Options of `vlp-eval BENCHMARK`: those of the benchmark, its data, the files beside it and where it runs, all
-under flat keys. Imports no torch."""
+"""Options of `vlp-eval BENCHMARK`: those of the benchmark, its data, the files beside it and where it runs,
+all under flat keys. Imports no torch."""
 
 import dataclasses
 import functools

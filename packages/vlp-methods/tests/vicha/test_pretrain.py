@@ -244,10 +244,22 @@ def test_training_starts_from_an_export_folder(train, tiny, pretrained, tmp_path
         (("teacher.alpha=0",), r"ramp_steps=\d+ has no effect with alpha=0"),
         (("model.hierarchy.weights=[1.0]",), r"1 weights for levels=2"),
         (("model.masked_image.ratio=1",), r"ratio=1.* must lie between 0 and 1"),
-        (("model.vision={kind: swin, image_size: 48}", "model.concepts.place=last"), r"model\.hierarchy needs model\.vision\.kind=vit"),
-        (("model.vision={kind: swin, image_size: 48}",), r"model\.concepts\.place=first needs model\.vision\.kind=vit"),
+        (
+            ("model.vision={kind: swin, image_size: 48}", "model.concepts.place=last"),
+            (
+                r"model\.hierarchy "
+                r"needs model\.vision\.kind=vit"
+            ),
+        ),
+        (
+            ("model.vision={kind: swin, image_size: 48}",),
+            (
+                r"model\.concepts\.place=first needs "
+                r"model\.vision\.kind=vit"
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_work_is_refused(options, message):
     with pytest.raises(RecipeError, match=message):
         load("vicha/shapes", options)

@@ -36,8 +36,24 @@ def official(name: str) -> Any:
 
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "pretrain_1m": {"size": 256, "batch": 32 * 4, "epochs": 11, "lr": (1e-4, 1e-5), "warm": (1e-5, 20), "scale": 0.2, "share": 0.3},
-    "pretrain_4m": {"size": 256, "batch": 32 * 4, "epochs": 30, "lr": (1e-4, 1e-5), "warm": (1e-5, 20), "scale": 0.2, "share": 0.3},
+    "pretrain_1m": {
+        "size": 256,
+        "batch": 32 * 4,
+        "epochs": 11,
+        "lr": (1e-4, 1e-5),
+        "warm": (1e-5, 20),
+        "scale": 0.2,
+        "share": 0.3,
+    },
+    "pretrain_4m": {
+        "size": 256,
+        "batch": 32 * 4,
+        "epochs": 30,
+        "lr": (1e-4, 1e-5),
+        "warm": (1e-5, 20),
+        "scale": 0.2,
+        "share": 0.3,
+    },
     "retrieval_coco": {"size": 380, "batch": 16 * 4, "epochs": 5, "lr": (1e-5, 1e-6), "rows": 566_747},
     "retrieval_flickr": {"size": 380, "batch": 16 * 4, "epochs": 10, "lr": (1e-5, 1e-6), "rows": 145_000},
     "vqa": {"size": 380, "batch": 16 * 2, "epochs": 8, "lr": (2e-5, 1e-6), "warm": (1e-5, 4)},
@@ -47,7 +63,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "nlvr": {"size": 380, "batch": 8 * 2, "epochs": 10, "lr": (2e-5, 1e-6), "rows": 86_373},
     "nlvr_4m": {"size": 384, "batch": 8 * 2, "epochs": 10, "lr": (2e-5, 1e-6), "rows": 86_373},
     "grounding": {"size": 380, "batch": 16 * 2, "epochs": 5, "lr": (1e-5, 1e-6), "rows": 120_191},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -178,12 +194,27 @@ def test_rate_follows_the_official_schedule():
     """Stairs of 100 steps, cut off at the end of the first epoch, then one value per epoch."""
     recipe = load(
         "vicha/pretrain_1m",
-        ["data.root=/data", "data.tokenizer.files=[v]", "model.weights={vision: x, text: x}", "teacher.ramp_steps=1",
-         "schedule.steps_per_epoch=2500", "steps=27500"],
-    ).settings  # fmt: skip
+        [
+            "data.root=/data",
+            "data.tokenizer.files=[v]",
+            "model.weights={vision: x, text: x}",
+            "teacher.ramp_steps=1",
+            "schedule.steps_per_epoch=2500",
+            "steps=27500",
+        ],
+    ).settings
     rate = learning_rate(recipe)
-    wanted = {0: 1e-5, 100: 1e-5, 101: 1.45e-5, 1901: 9.55e-5, 2001: 1e-4, 2499: 1e-4, 2500: 9.817718381265239e-05,
-              4999: 9.817718381265239e-05, 27499: 1.182281618734762e-05}  # fmt: skip
+    wanted = {
+        0: 1e-5,
+        100: 1e-5,
+        101: 1.45e-5,
+        1901: 9.55e-5,
+        2001: 1e-4,
+        2499: 1e-4,
+        2500: 9.817718381265239e-05,
+        4999: 9.817718381265239e-05,
+        27499: 1.182281618734762e-05,
+    }
     assert {step: 1e-4 * rate(step) for step in wanted} == pytest.approx(wanted, rel=1e-9)
 
 

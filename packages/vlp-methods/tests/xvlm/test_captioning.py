@@ -65,10 +65,27 @@ def make(folder: Path, *, dropout: float = 0.1, **options) -> ScstTask:
     model = models.create(
         "xvlm",
         "captioning",
-        vision={"kind": "vit", "image_size": 32, "patch": 16, "width": 16, "depth": 1, "heads": 2, "local_depth": 1},
-        text={"vocabulary": len(WORDS), "width": 16, "layers": 2, "fusion_layer": 1, "heads": 2, "hidden": 16,
-              "positions": 32, "dropout": dropout, "attention_dropout": dropout},
-    )  # fmt: skip
+        vision={
+            "kind": "vit",
+            "image_size": 32,
+            "patch": 16,
+            "width": 16,
+            "depth": 1,
+            "heads": 2,
+            "local_depth": 1,
+        },
+        text={
+            "vocabulary": len(WORDS),
+            "width": 16,
+            "layers": 2,
+            "fusion_layer": 1,
+            "heads": 2,
+            "hidden": 16,
+            "positions": 32,
+            "dropout": dropout,
+            "attention_dropout": dropout,
+        },
+    )
     reward = CiderReward(ImageRows(), max_words=10)
     tokenizer = Tokenizer.wordpiece(vocabulary)
     return ScstTask(

@@ -100,7 +100,8 @@ def negatives(values: dict) -> list[torch.Tensor]:
 
 @pytest.fixture
 def check(assert_equal, assert_gradients):
-    """`check(case, task, batch, names)`: losses (`names`: ours to those of the case), their sum and gradients."""
+    """`check(case, task, batch, names)`: losses (`names`: ours to those of the case), their sum and
+    gradients."""
 
     def run(case, task, batch, names: dict[str, str]) -> None:
         expected = case.tensors("outputs")

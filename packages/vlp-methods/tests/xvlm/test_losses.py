@@ -13,10 +13,26 @@ def forward():
     model = models.create(
         "xvlm",
         "pretrain",
-        vision={"kind": "vit", "image_size": 32, "patch": 16, "width": 16, "depth": 1, "heads": 2, "local_depth": 0},
-        text={"vocabulary": 20, "width": 16, "layers": 2, "fusion_layer": 1, "heads": 2, "hidden": 16, "positions": 8},
+        vision={
+            "kind": "vit",
+            "image_size": 32,
+            "patch": 16,
+            "width": 16,
+            "depth": 1,
+            "heads": 2,
+            "local_depth": 0,
+        },
+        text={
+            "vocabulary": 20,
+            "width": 16,
+            "layers": 2,
+            "fusion_layer": 1,
+            "heads": 2,
+            "hidden": 16,
+            "positions": 8,
+        },
         embed_width=8,
-    )  # fmt: skip
+    )
     ids, positions = torch.randint(5, 20, (3, 6)), torch.tensor([[1, 2]] * 3)
     texts = ids, torch.ones_like(ids), ids.scatter(1, positions, 4), positions, ids.gather(1, positions)
     return model, model.pretrain(Images(torch.randn(3, 3, 32, 32)), *texts)

@@ -124,10 +124,14 @@ def test_training_starts_from_an_export_folder(train, tiny, tmp_path):
 
 
 ENCODERS = {
-    "clip": "{kind: clip, image_size: 64, patch: 32, width: 16, depth: 2, heads: 2, hidden: 32, local_depth: 1}",
+    "clip": "{kind: clip, image_size: 64, patch: 32, width: 16, depth: 2, heads: 2, hidden: 32, local_depth: "
+    "1}",
     "vit": "{kind: vit, image_size: 64, patch: 32, width: 16, depth: 2, heads: 2, local_depth: 1}",
 }
-ROBERTA = "model.text={kind: roberta, width: 32, layers: 2, fusion_layer: 1, heads: 2, hidden: 32, positions: 66, token_types: 1, norm_eps: 1e-5}"
+ROBERTA = (
+    "model.text={kind: roberta, width: 32, layers: 2, fusion_layer: 1, heads: 2, hidden: 32, "
+    "positions: 66, token_types: 1, norm_eps: 1e-5}"
+)
 
 
 @pytest.mark.parametrize("vision", ENCODERS)

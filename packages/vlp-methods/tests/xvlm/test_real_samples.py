@@ -47,15 +47,28 @@ def lists(shared_data, tmp_path):
 
 
 def test_retrieval(train, real, lists, tmp_path):
-    options = ("data.train.source.files=[coco_train.json]", "data.val=null", "evaluate={every: null, best: null}",
-               "data.test.files=[coco_test.json]", "data.train.batch=4", "model.embed_width=16", "retrieval.rerank=3")  # fmt: skip
+    options = (
+        "data.train.source.files=[coco_train.json]",
+        "data.val=null",
+        ("evaluate={every: null, best: null}"),
+        "data.test.files=[coco_test.json]",
+        "data.train.batch=4",
+        "model.embed_width=16",
+        "retrieval.rerank=3",
+    )
     assert train(*real("xvlm/shapes_retrieval", lists, *options), "--run", tmp_path / "run") == 0
     assert report(tmp_path / "run", "retrieval")["counts"]["images"] == 4
 
 
 def test_vqa_with_visual_genome(train, real, lists, tmp_path):
-    options = ("data.train.source.files=[vqa_train.json,vg_qa.json]", "data.train.batch=5", "data.val={source: {files: [vqa_train.json]}}",
-               "data.test={source: {files: [vqa_test.json]}}", "answers.candidates=4", "evaluate.every=null")  # fmt: skip
+    options = (
+        "data.train.source.files=[vqa_train.json,vg_qa.json]",
+        "data.train.batch=5",
+        "data.val={source: {files: [vqa_train.json]}}",
+        "data.test={source: {files: [vqa_test.json]}}",
+        "answers.candidates=4",
+        "evaluate.every=null",
+    )
     assert train(*real("xvlm/shapes_vqa", lists, *options), "--run", tmp_path / "run") == 0
     asked = {one["question_id"] for one in json.loads((lists / "vqa_test.json").read_text())}
     answered = json.loads((tmp_path / "run/eval/test-00000002/vqa_result.json").read_text())
@@ -73,15 +86,25 @@ def test_nlvr(train, real, lists, tmp_path):
         (lists / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(images[number], lists / name)
     files = "[nlvr_dev.json]"
-    options = (f"data.train.source.files={files}", f"data.val.files={files}", f"data.test.files={files}",
-               "data.train.batch=4", "evaluate.every=null")  # fmt: skip
+    options = (
+        f"data.train.source.files={files}",
+        f"data.val.files={files}",
+        f"data.test.files={files}",
+        "data.train.batch=4",
+        "evaluate.every=null",
+    )
     assert train(*real("xvlm/shapes_nlvr", lists, *options), "--run", tmp_path / "run") == 0
     assert len(report(tmp_path / "run", "nlvr")["samples"]["statements"]) == 6
 
 
 def test_captions(train, real, lists, tmp_path):
-    options = ("data.train.source.files=[coco_train.json]", "data.train.batch=4", "data.val.files=[coco_test.json]",
-               "data.test.files=[coco_test.json]", "evaluate.every=null")  # fmt: skip
+    options = (
+        "data.train.source.files=[coco_train.json]",
+        "data.train.batch=4",
+        "data.val.files=[coco_test.json]",
+        "data.test.files=[coco_test.json]",
+        "evaluate.every=null",
+    )
     assert train(*real("xvlm/shapes_captioning", lists, *options), "--run", tmp_path / "run") == 0
     captions = json.loads((tmp_path / "run/eval/test-00000002/captions.json").read_text())
     assert {one["image_id"] for one in captions} == {
@@ -91,8 +114,15 @@ def test_captions(train, real, lists, tmp_path):
 
 def test_self_critical_captions(train, real, lists, tmp_path):
     """Rows of one caption each are joined by image: four images with five captions."""
-    options = ("data.train.source.files=[coco_train.json]", "data.train.batch=2", "data.val=null", "data.test=null",
-               "evaluate={every: null, best: null}", "reward.samples=2", "reward.max_tokens=8")  # fmt: skip
+    options = (
+        "data.train.source.files=[coco_train.json]",
+        "data.train.batch=2",
+        "data.val=null",
+        "data.test=null",
+        "evaluate={every: null, best: null}",
+        "reward.samples=2",
+        "reward.max_tokens=8",
+    )
     assert train(*real("xvlm/shapes_captioning_scst", lists, *options), "--run", tmp_path / "run") == 0
     last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     assert last["samples"] == {"train": 4}
@@ -116,7 +146,10 @@ def refer(shared_data, tmp_path):
 
 def test_grounding_with_boxes(train, real, refer, tmp_path):
     """The references come from the pickle of REFER, read without executing anything."""
-    source = "{format: refer, files: [refcoco+_test.json], refs: refcoco+/refs(unc).p, instances: refcoco+/instances.json}"
+    source = (
+        "{format: refer, files: [refcoco+_test.json], refs: refcoco+/refs(unc).p, instances: "
+        "refcoco+/instances.json}"
+    )
     options = (
         f"data.train.source={source}",
         f"data.val={source}",

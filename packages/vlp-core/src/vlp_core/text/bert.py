@@ -272,7 +272,8 @@ class Bert(nn.Module):
             raise ValueError(f"width={width} must be a multiple of heads={heads}")
         if (fusion_layer is None) != (image_width is None):
             raise ValueError(
-                f"fusion_layer={fusion_layer} and image_width={image_width}: give both for an encoder that attends to "
+                f"fusion_layer={fusion_layer} and image_width={image_width}: give both for an encoder that "
+                "attends to "
                 "images, neither for one that does not"
             )
         first_fusion = layers if fusion_layer is None else fusion_layer
@@ -324,7 +325,8 @@ class Bert(nn.Module):
         if first + ids_RT.shape[1] > self.position_embedding.num_embeddings:
             raise ValueError(
                 f"texts of {ids_RT.shape[1]} tokens do not fit the position table of "
-                f"{self.position_embedding.num_embeddings} rows, whose first position is {first}; lower max_tokens"
+                f"{self.position_embedding.num_embeddings} rows, whose first position is {first}; lower "
+                "max_tokens"
             )
         if self.kind == "roberta":
             real = ids_RT.ne(self.pad_id)
@@ -375,7 +377,8 @@ class Bert(nn.Module):
         """
         if not 0 < count <= self.fusion_layer:
             raise ValueError(
-                f"{count} summaries were asked for; {self.fusion_layer} text layers have 1..{self.fusion_layer}"
+                f"{count} summaries were asked for; {self.fusion_layer} text layers have "
+                f"1..{self.fusion_layer}"
             )
         tokens: list[Tensor] = []
         states = self._encode(ids_RT, mask_RT, False, skip_padding, tokens)
@@ -458,7 +461,8 @@ class Bert(nn.Module):
         """
         if sum(positions.shape[0] for positions in read) != x_RTW.shape[0]:
             raise ValueError(
-                f"the groups to read have {[positions.shape[0] for positions in read]} rows, the states {x_RTW.shape[0]}"
+                f"the groups to read have {[positions.shape[0] for positions in read]} rows, the states "
+                f"{x_RTW.shape[0]}"
             )
         packing = Packing.of(mask_RT)
         mask = self_mask(mask_RT, tokens=x_RTW.shape[1], causal=False, device=x_RTW.device, packing=packing)

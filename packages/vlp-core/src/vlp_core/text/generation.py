@@ -303,7 +303,8 @@ def _draw(
 def _check_room(prompt_BP: Tensor, max_tokens: int) -> None:
     if not 0 < prompt_BP.shape[1] < max_tokens:
         raise ValueError(
-            f"a prompt of {prompt_BP.shape[1]} tokens leaves nothing to write: max_tokens={max_tokens} counts the prompt, "
+            f"a prompt of {prompt_BP.shape[1]} tokens leaves nothing to write: max_tokens={max_tokens} "
+            "counts the prompt, "
             "and at least one token must be given"
         )
 

@@ -34,8 +34,10 @@ class VisionRegions(NamedTuple):
 def check_image(image_NCHW: Tensor, image_size: int) -> None:
     if image_NCHW.ndim != 4 or image_NCHW.shape[1:] != (3, image_size, image_size):
         raise ValueError(
-            f"images have shape {list(image_NCHW.shape)}, this encoder was made for [N, 3, {image_size}, {image_size}]; "
-            "resize the images, or make the encoder with another image_size (its position tables are resized when loading)"
+            f"images have shape {list(image_NCHW.shape)}, this encoder was made for [N, 3, {image_size}, "
+            f"{image_size}]; "
+            "resize the images, or make the encoder with another image_size (its position tables are resized "
+            "when loading)"
         )
 
 
@@ -44,11 +46,13 @@ def check_regions(
 ) -> None:
     if image_index_B.ndim != 1:
         raise ValueError(
-            f"image_index has shape {list(image_index_B.shape)}, expected [B]: the image's number for each text"
+            f"image_index has shape {list(image_index_B.shape)}, expected [B]: the image's number for each "
+            "text"
         )
     if image_attention_mask_BT.shape != (len(image_index_B), tokens):
         raise ValueError(
-            f"image_attention_mask has shape {list(image_attention_mask_BT.shape)}, expected [{len(image_index_B)}, {tokens}]: "
+            f"image_attention_mask has shape {list(image_attention_mask_BT.shape)}, expected "
+            f"[{len(image_index_B)}, {tokens}]: "
             f"one column for the class token and {tokens - 1} for the patches"
         )
 

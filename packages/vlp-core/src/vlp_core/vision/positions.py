@@ -31,7 +31,8 @@ def resize_swin_table(table: Tensor, target_window: int) -> Tensor:
         return table
     if side <= 3:
         raise ValueError(
-            f"a table for window {(side + 1) // 2} cannot be resized to window {target_window}: 3 is the smallest"
+            f"a table for window {(side + 1) // 2} cannot be resized to window {target_window}: 3 is the "
+            "smallest"
         )
     ratio = _ratio(side // 2, target_side // 2)
     distances = [0.0]

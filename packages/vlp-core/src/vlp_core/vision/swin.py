@@ -271,14 +271,16 @@ class SwinTransformer(ImageEncoder):
         self.patch_size = PATCH * 2 ** (stages - 1)
         if image_size % self.patch_size:
             raise ValueError(
-                f"image_size={image_size} must be a multiple of {self.patch_size}, the stride of {stages} stages"
+                f"image_size={image_size} must be a multiple of {self.patch_size}, the stride of {stages} "
+                "stages"
             )
         resolutions = [image_size // PATCH // 2**i for i in range(stages)]
         sides = [min(window, resolution) for resolution in resolutions]
         for resolution, side in zip(resolutions, sides, strict=True):
             if resolution % side:
                 raise ValueError(
-                    f"image_size={image_size} gives a stage of {resolution} x {resolution} tokens, which windows of {window} do not tile"
+                    f"image_size={image_size} gives a stage of {resolution} x {resolution} tokens, which "
+                    f"windows of {window} do not tile"
                 )
         self.width = width * 2 ** (stages - 1)
         self.tokens = 1 + resolutions[-1] ** 2

@@ -6,9 +6,12 @@ the patches; registers and other tokens of timm's are used inside and left out o
 
 Modes, by architecture:
 
-    plain ViT (timm's `VisionTransformer`)   all modes of our `VisionTransformer`; without a class token no summaries
-    a map of features without class token (ResNet, ConvNeXt, Swin, ...)   regions as our `SwinTransformer` has them: the features of the image, token 0 is the mean of the region
-    the rest (BEiT, EVA, CaiT, ...)          whole images only; other modes are refused by name
+    plain ViT (timm's `VisionTransformer`)
+        all modes of our `VisionTransformer`; without a class token no summaries
+    a map of features without class token (ResNet, ConvNeXt, Swin, ...)
+        regions as our `SwinTransformer` has them: the features of the image, token 0 is the mean of the region
+    the rest (BEiT, EVA, CaiT, ...)
+        whole images only; other modes are refused by name
 
 Weights are fresh; `vlp_core.weights.timm.load_timm` fills them from a local file of timm. Which mean and
 deviation the pixels need is said by timm's `pretrained_cfg` of a model.
@@ -98,7 +101,8 @@ class TimmVision(ImageEncoder):
                 )
         elif image_size % grid:
             raise ValueError(
-                f"image_size={image_size} is no multiple of the {grid} x {grid} patches that {self.called} makes "
+                f"image_size={image_size} is no multiple of the {grid} x {grid} patches that {self.called} "
+                "makes "
                 "of it; choose a multiple of its stride"
             )
         else:
@@ -151,7 +155,8 @@ class TimmVision(ImageEncoder):
         check_regions(image, image_index, image_attention_mask, self.tokens)
         if self.regions is None:
             raise ValueError(
-                f"{self.called} has no region mode: its blocks cannot attend to a part of the patches; train it "
+                f"{self.called} has no region mode: its blocks cannot attend to a part of the patches; train "
+                "it "
                 "on whole images, or take a plain ViT, a Swin or a convolutional network"
             )
         if self.regions == "pooled":
@@ -305,7 +310,8 @@ def _create(name: str, image_size: int, drop_path: float, arguments: Mapping[str
         {"img_size", "num_classes", "global_pool", "drop_path_rate", "pretrained"} & set(given)
     ):
         raise ValueError(
-            f"arguments of timm's {name} cannot hold {', '.join(reserved)}, which image_size and drop_path say or "
+            f"arguments of timm's {name} cannot hold {', '.join(reserved)}, which image_size and drop_path "
+            "say or "
             "which are fixed"
         )
     if drop_path:

@@ -4,7 +4,8 @@ Differs from a textbook ViT: no dropout; the final norm is applied to all tokens
 Besides whole images (`forward`) it encodes
 
     regions         the last `local_depth` blocks run once per text and attend to the region only (X-VLM)
-    with others     tokens that stand behind the patches in all blocks, such as visual concepts (ViCHA); see `vlp_core.concepts`
+    with others     tokens that stand behind the patches in all blocks, such as visual concepts (ViCHA); see
+                    `vlp_core.concepts`
     with summaries  also the class token at some depths (hierarchical alignment of ViCHA)
     what is kept    a part of the patches, for masked image modelling (MAE, ViCHA)
 

@@ -1,5 +1,5 @@
-"""What the builder of a task calls: the sections of a recipe become data, tokenizer and model, and these with a
-task become a job."""
+"""What the builder of a task calls: the sections of a recipe become data, tokenizer and model, and these with
+a task become a job."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +51,8 @@ class Assembly(Generic[_Recipe, _Data]):
     def open(
         self, kind: Callable[..., Examples[Any]], source: SourceOptions, name: str, batch: int
     ) -> Loader[Any]:
-        """This rank's share of a source, read as examples of a `kind`; `batch` counts samples over all ranks."""
+        """This rank's share of a source, read as examples of a `kind`; `batch` counts samples over all
+        ranks."""
         examples = kind(
             source=source.open(),
             tokenizer=self.tokenizer,

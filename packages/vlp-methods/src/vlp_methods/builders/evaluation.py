@@ -1,7 +1,7 @@
 """A benchmark of `vlp_eval` while training, and once on the test data with the selected model.
 
-The same row of the table of benchmarks as `vlp-eval` takes, with the same options; its files go into the folder
-of the evaluation.
+The same row of the table of benchmarks as `vlp-eval` takes, with the same options; its files go into the
+folder of the evaluation.
 """
 
 import functools

@@ -39,8 +39,8 @@ class NlvrTask(TaughtTask):
     Args:
         model: Model.
         momentum: Teacher; None: none.
-        as_released: The teacher does not look at the images by its own image encoder, but by the model's, as in
-            the released code of ViCHA (`vlp_core.models.fusion.nlvr.released_pool`).
+        as_released: The teacher does not look at the images by its own image encoder, but by the model's, as
+            in the released code of ViCHA (`vlp_core.models.fusion.nlvr.released_pool`).
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Recipes of earlier versions: keys and values that have other names today.
 
-A recipe file and the recipe.yaml of a run folder are read as if they had been written today, so that a file of
-a user's own keeps working and a run goes on where it was. Nothing here imports torch.
+A recipe file and the recipe.yaml of a run folder are read as if they had been written today, so that a file
+of a user's own keeps working and a run goes on where it was. Nothing here imports torch.
 """
 
 import logging

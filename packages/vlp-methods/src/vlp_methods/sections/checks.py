@@ -25,7 +25,8 @@ def fits(model: Encoders, data: Data) -> None:
         )
     if data.view.ragged:
         raise ValueError(
-            f"data.view.kind={data.view.kind} gives images of several sizes and this model takes squares; choose "
+            f"data.view.kind={data.view.kind} gives images of several sizes and this model takes squares; "
+            "choose "
             "squash, centre_crop or imagenet"
         )
     if data.view.size != model.vision.image_size:

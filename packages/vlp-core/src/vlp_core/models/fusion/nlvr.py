@@ -172,7 +172,8 @@ def assignment_weights(projection_BE: Tensor) -> Tensor:
     """
     if len(projection_BE) < 3:
         raise ValueError(
-            f"a batch of {len(projection_BE)} images has no two others for each: the domain stage needs at least 3 per rank"
+            f"a batch of {len(projection_BE)} images has no two others for each: the domain stage needs at "
+            "least 3 per rank"
         )
     with torch.no_grad(), torch.autocast(projection_BE.device.type, enabled=False):
         projection = projection_BE.float()

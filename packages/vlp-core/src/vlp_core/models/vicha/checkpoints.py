@@ -128,8 +128,8 @@ def _stage(state: Mapping[str, Tensor], parts: set[str]) -> str | None:
 
 
 def vicha_adapter(model: nn.Module) -> Adapter:
-    """Between the names of a model (or of its teacher) and those of official checkpoints of its stage; `split`
-    comes first."""
+    """Between the names of a model (or of its teacher) and those of official checkpoints of its stage;
+    `split` comes first."""
     adapter = _vision_adapter(model) + text_adapter(model)
     if hasattr(model, "masked_image"):
         adapter += masked_image_adapter(model.masked_image)

@@ -3,9 +3,11 @@
 Two encoders and a fusion encoder (`vlp_core.models.fusion.model`), trained beside a momentum teacher
 (`vlp_core.momentum`). Three additions to ALBEF, each of which can be left out:
 
-    visual concepts  `vision` is a `vlp_core.concepts.ConceptVision`: words chosen for the image stand beside its patches, in every task
-    hierarchy        "hidden" among the heads: class tokens of lower image blocks meet those of lower text layers in spaces of their own
-    masked images    `masked_image`: patches of the same image are removed, and the image encoder has to predict them
+    visual concepts  `vision` is a `vlp_core.concepts.ConceptVision`: words chosen for the image stand beside
+                     its patches, in every task
+    hierarchy        "hidden" among the heads: class tokens of lower image blocks meet those of lower text
+                     layers in spaces of their own
+    masked images    `masked_image`: patches of the image are removed, and the image encoder predicts them
 
 Without all three it is ALBEF. What differs from the reference is the order of work, not its result: original
 and masked texts pass the text layers as one batch; positives, negatives and masked texts pass the fusion
@@ -149,7 +151,8 @@ class Vicha(FusionModel):
             blocks, layers = encoder.depth, text.fusion_layer
             if not 0 < levels < blocks or levels > layers:
                 raise ValueError(
-                    f"levels={levels} of the hierarchy need more image blocks than that ({blocks}) and as many text layers ({layers})"
+                    f"levels={levels} of the hierarchy need more image blocks than that ({blocks}) and as "
+                    f"many text layers ({layers})"
                 )
             self.vision_proj_hidden = nn.ModuleList(
                 nn.Linear(vision.width, embed_width) for _ in range(levels)
@@ -158,7 +161,8 @@ class Vicha(FusionModel):
         if masked_image is not None:
             if masked_image.by != "decoder" and text.width != vision.width:
                 raise ValueError(
-                    f"by={masked_image.by}: the fusion layers look at patches as at words and at words as at patches, so the widths of image "
+                    f"by={masked_image.by}: the fusion layers look at patches as at words and at words as at "
+                    "patches, so the widths of image "
                     f"and text, {vision.width} and {text.width}, must be equal"
                 )
             self.masked_image = masked_image

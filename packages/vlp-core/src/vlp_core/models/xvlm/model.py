@@ -3,8 +3,8 @@
 One image is encoded once; every box in it is a set of its patches. A text is encoded by the lower half of
 BERT, fused with a image or region by the upper half. Heads on top say whether text and visual concept match,
 which tokens were masked, and where in the image the text points to. `Xvlm` serves pre-training, retrieval and
-box regression (parts that a task does not need are left out); `vlp_core.models.fusion.nlvr`, `vqa` and `captioning`
-hold the models of the other tasks.
+box regression (parts that a task does not need are left out); `vlp_core.models.fusion.nlvr`, `vqa` and
+`captioning` hold the models of the other tasks.
 
 What differs from the reference is the order of work, not its result: original and masked texts pass the text
 layers as one batch; positives, negatives, masked texts and box queries pass the fusion layers as one batch

@@ -27,8 +27,8 @@ class NlvrTeacher(Teacher):
 
     kind: Literal["loaded", "as_released"] = "loaded"
     """"loaded": the teacher starts as the model does and looks at the images by its own image encoder.
-    "as_released": as in the official code, it starts from random values and looks by the model's image encoder,
-    beside which it has concepts of its own."""
+    "as_released": as in the official code, it starts from random values and looks by the model's image
+    encoder, beside which it has concepts of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,7 +107,8 @@ class Pretrain(OneRate):
         for name in ("hierarchy", "masked_image"):
             if getattr(self.model, name) is not None and self.model.vision.kind != "vit":
                 raise ValueError(
-                    f"model.{name} needs model.vision.kind=vit, {self.model.vision.kind} has no blocks of one "
+                    f"model.{name} needs model.vision.kind=vit, {self.model.vision.kind} has no blocks of "
+                    "one "
                     "width; set it to null"
                 )
         if self.evaluate.every is not None and self.data.test is None:
