@@ -9,7 +9,7 @@ Modes, by architecture:
     plain ViT (timm's `VisionTransformer`)
         all modes of our `VisionTransformer`; without a class token no summaries
     a map of features without class token (ResNet, ConvNeXt, Swin, ...)
-        regions as our `SwinTransformer` has them: the features of the image, token 0 is the mean of the region
+        regions as our `SwinTransformer` has them: token 0 is the mean of the region
     the rest (BEiT, EVA, CaiT, ...)
         whole images only; other modes are refused by name
 
