@@ -67,8 +67,8 @@ def factor(options: ScheduleOptions | EpochSchedule, *, steps: int, lr: float) -
     if isinstance(options, EpochSchedule):
         return partial(
             schedule.epoch_cosine,
-            steps_per_epoch=options.steps_per_epoch,
-            epochs=math.ceil(steps / options.steps_per_epoch),
+            steps_per_epoch=in_steps(options.steps_per_epoch),
+            epochs=math.ceil(steps / in_steps(options.steps_per_epoch)),
             warmup=options.warmup_steps // 100,
             start=options.warmup_lr / lr,
             floor=options.min_lr / lr,

@@ -220,8 +220,8 @@ class EpochSchedule:
 
     kind: Literal["epochs"] = "epochs"
     """Marks this schedule."""
-    steps_per_epoch: int
-    """Length of an epoch; the last one of a run may be shorter."""
+    steps_per_epoch: int | Length
+    """Length of an epoch, or `{epochs: 1}`; the last one of a run may be shorter."""
     warmup_steps: int
     """Steps of warm-up, a multiple of 100 (100 * `warmup_epochs` of the official configs); cut off at the end
     of the first epoch."""
@@ -231,8 +231,7 @@ class EpochSchedule:
     """Where the cosine would end after the last epoch."""
 
     def __post_init__(self) -> None:
-        if self.steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch={self.steps_per_epoch} must be at least 1")
+        _at_least_one(steps_per_epoch=self.steps_per_epoch)
         if self.warmup_steps < 100 or self.warmup_steps % 100:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} must be a multiple of 100: the rate rises once in 100 "
@@ -243,7 +242,7 @@ class EpochSchedule:
 
     def warmup(self, steps: int) -> int:
         """Warm-up steps of a run of `steps`."""
-        return min(self.warmup_steps, self.steps_per_epoch, steps)
+        return min(self.warmup_steps, in_steps(self.steps_per_epoch), steps)
 
 
 @dataclass(frozen=True, kw_only=True)
