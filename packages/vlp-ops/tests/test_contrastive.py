@@ -1,12 +1,13 @@
 """Contrastive losses against golden numbers, the untiled definition in float64, and the contract of an
 operator."""
 
+import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
-from vlp_ops import clip_loss, info_nce, reference, siglip_loss
+from vlp_ops import clip_loss, contrastive, info_nce, reference, siglip_loss
 
 FEATURES = {"image_features", "text_features"}
 SIGMOID = ("image_features", "text_features", "logit_scale", "logit_bias")
@@ -390,9 +391,10 @@ def test_opcheck(kind, device):
     labels, operators = torch.arange(6, device=device), torch.ops.vlp_ops
     ids = torch.arange(9, device=device) % 4
     soft = torch.rand(6, 9, device=device).to(precise)
-    for mode in ((labels, None, None, None), (None, ids[:6], ids, None), (None, None, None, soft)):
+    modes = ((labels, None, None, None), (None, ids[:6], ids, None), (None, None, None, soft))
+    for mode, keep in itertools.product(modes, (False, True)):
         columns = mode[3] is None
-        arguments = (image, text, scale, *mode, columns, 4)
+        arguments = (image, text, scale, *mode, columns, 4, keep)
         torch.library.opcheck(operators.contrastive_loss.default, arguments)
         with torch.no_grad():
             rows, cols, *stats = operators.contrastive_loss(*arguments)
@@ -410,6 +412,62 @@ def test_opcheck(kind, device):
         loss, *saved = operators.sigmoid_loss(*numbers, 1, False, True, 4)
     for mask in ([True] * 4, [False, True, False, True]):
         torch.library.opcheck(operators.sigmoid_loss_backward.default, (loss, *numbers, *saved, mask))
+
+
+@pytest.mark.parametrize("mode", ["pairs", "ids", "soft targets"])
+def test_kept_products_give_the_same_bits(mode, monkeypatch):
+    """Whether the products are kept or made again is a question of time and memory only."""
+    n = 40
+    rng = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(n, 16, generator=rng).requires_grad_() for _ in range(2))
+    scale, ids, soft = torch.tensor(3.0, requires_grad=True), torch.arange(n) // 2, torch.rand(n, n)
+    monkeypatch.setattr(contrastive, "TILE_CPU", 16 * n)
+
+    def grads(twice: bool = False):
+        if mode == "soft targets":
+            loss = info_nce(image, text, scale, soft_targets=soft).mean()
+        else:
+            loss = clip_loss(image, text, scale, ids=ids if mode == "ids" else None)
+        if twice:
+            torch.autograd.grad(loss, (image, text, scale), retain_graph=True)
+        return [loss, *torch.autograd.grad(loss, (image, text, scale))]
+
+    assert contrastive._keeps(image, text, scale, None) and not contrastive._keeps(image, text, scale, 16)
+    kept, kept_twice = grads(), grads(twice=True)
+    monkeypatch.setattr(contrastive, "KEEP_CPU", 0)
+    for ours, again, made in zip(kept, kept_twice, grads(), strict=True):
+        assert torch.equal(ours, made) and torch.equal(again, made)
+
+
+@pytest.mark.parametrize("mode", ["pairs", "ids", "soft targets", "siglip"])
+def test_float16_tiles_of_gradients_do_not_vanish(mode, monkeypatch):
+    """Products of float16 features on a GPU have float16 gradients. No scaler of the loss is at work here."""
+    monkeypatch.setattr(contrastive, "_prepare", lambda a, b: (a, b, torch.float32))
+    n = 4096
+    rng = torch.Generator().manual_seed(0)
+    image, text = (
+        F.normalize(torch.randn(n, 16, generator=rng), dim=1).half().requires_grad_() for _ in range(2)
+    )
+    scale = torch.tensor(3.0, requires_grad=True)
+    ids = torch.arange(n) // 2
+    soft = torch.rand(n, n, generator=rng)
+    soft /= soft.sum(1, keepdim=True)
+
+    def loss(image, text, scale):
+        if mode == "siglip":
+            return siglip_loss(image, text, scale, -18.0, negative_only=True)
+        if mode == "soft targets":
+            return info_nce(image, text, scale, soft_targets=soft).mean()
+        return clip_loss(image, text, scale, ids=ids if mode == "ids" else None)
+
+    found = torch.autograd.grad(loss(image, text, scale), (image, text, scale))
+    monkeypatch.undo()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (image, text, scale)]
+    wanted = torch.autograd.grad(loss(*exact), exact)
+    for ours, want, tensor in zip(found, wanted, (image, text, scale), strict=True):
+        assert ours.dtype == tensor.dtype
+        # The results are float16, too: half of its smallest number is their rounding.
+        assert (ours.double() - want).abs().max() < 2.0**-25 + 5e-3 * want.abs().max()
 
 
 @pytest.mark.parametrize("name", ["clip_loss", "info_nce", "siglip_loss"])

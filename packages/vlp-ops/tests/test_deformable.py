@@ -229,6 +229,44 @@ def test_gradcheck(softmax, device):
     )
 
 
+@pytest.mark.parametrize("width", [1, 3, 8, 32])
+def test_what_is_infinite_stays_in_its_cells(width, device):
+    """A corner outside the map takes part with nothing, and the gradient is the same in any order."""
+    shapes = [(3, 4)]
+    # Beyond each edge and in two corners, none at the centre of a pixel.
+    points = torch.tensor([[-0.02, 0.6], [1.03, 0.4], [0.6, -0.05], [0.4, 1.05], [-0.03, -0.06], [1.05, 1.1]])
+    location = points.to(device).view(1, 6, 1, 1, 1, 2)
+    weight = torch.ones(1, 6, 1, 1, 1, device=device)
+    value = torch.randn(1, 12, 1, width, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def compare(found, want):
+        finite = want.isfinite()
+        assert torch.equal(found.isfinite(), finite)
+        torch.testing.assert_close(found[finite].double(), want[finite], rtol=1e-5, atol=1e-6)
+
+    for place in range(12):
+        moved = value.clone()
+        moved[0, place] = torch.inf
+        out = ms_deform_attn(moved, shapes, location, weight)
+        compare(out, reference.ms_deform_attn(moved.double(), shapes, location.double(), weight.double()))
+    value.requires_grad_()
+    orders = [False]
+    if device.type == "cpu" or vlp_ops.backend_info()["cuda"]["native"]:
+        orders.append(True)
+    for query in range(6):
+        upstream = torch.ones(1, 6, width, device=device)
+        upstream[0, query] = torch.inf
+        exact = value.detach().double().requires_grad_()
+        out = reference.ms_deform_attn(exact, shapes, location.double(), weight.double())
+        (want,) = torch.autograd.grad(out, exact, upstream.double())
+        grads = []
+        for deterministic in orders:
+            out = ms_deform_attn(value, shapes, location, weight, deterministic=deterministic)
+            grads.append(torch.autograd.grad(out, value, upstream)[0])
+            compare(grads[-1], want)
+        torch.testing.assert_close(grads[0], grads[-1], equal_nan=True)
+
+
 def test_reference_is_differentiable_twice():
     value, location, weight = arguments(queries=2, heads=1, width=2, batch=1)
     assert torch.autograd.gradgradcheck(

@@ -65,6 +65,25 @@ def test_bag_case(case, dtype, device, sparse, leaf, close):
         assert weight.grad._nnz() == int((~unused).sum())
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5, 300])
+@pytest.mark.parametrize(("bags", "bag"), [(1, 1), (8, 4), (33, 1), (16, 40), (7, 61)])
+def test_popular_rows(bags, bag, rows, device):
+    """Rows with more uses than a warp takes, rows of one use, and all the ways in which they meet the ends."""
+    generator = torch.Generator().manual_seed(0)
+    for width in (8, 12, 150):
+        indices = torch.randint(rows, (bags, bag), generator=generator)
+        # A row that begins in the middle of the others' uses and goes on for long.
+        indices[bags // 2 :, : bag // 2] = rows // 2
+        weight = torch.randn(rows, width, generator=generator, dtype=torch.float64).to(device)
+        shares = torch.randn(bags, bag, generator=generator, dtype=torch.float64).to(device)
+        leaves = weight.requires_grad_(), shares.requires_grad_()
+        upstream = torch.randn(bags, width, generator=generator, dtype=torch.float64).to(device)
+        found = torch.autograd.grad(embedding_bag(indices.to(device), *leaves), leaves, upstream)
+        wanted = torch.autograd.grad(reference.embedding_bag(indices.to(device), *leaves), leaves, upstream)
+        for ours, want in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours, want, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
 @pytest.mark.parametrize("sparse", [False, True])
 def test_a_second_derivative_is_refused(sparse, device):

@@ -45,12 +45,12 @@ _DEFINITIONS = """
         mask) -> (Tensor, Tensor)
 
     contrastive_loss(Tensor a, Tensor b, Tensor scale, Tensor? labels, Tensor? ids_a, Tensor? ids_b, Tensor?
-        soft, bool columns, SymInt tile) -> (Tensor loss_row, Tensor loss_col, Tensor row_stats, Tensor
-        col_stats)
+        soft, bool columns, SymInt tile, bool keep) -> (Tensor loss_row, Tensor loss_col, Tensor row_stats,
+        Tensor col_stats, Tensor products)
 
     contrastive_loss_backward(Tensor grad_row, Tensor grad_col, Tensor a, Tensor b, Tensor scale, Tensor?
-        labels, Tensor? ids_a, Tensor? ids_b, Tensor? soft, Tensor row_stats, Tensor col_stats, bool columns,
-        SymInt tile, bool[3] mask) -> (Tensor, Tensor, Tensor)
+        labels, Tensor? ids_a, Tensor? ids_b, Tensor? soft, Tensor row_stats, Tensor col_stats, Tensor
+        products, bool columns, SymInt tile, bool[3] mask) -> (Tensor, Tensor, Tensor)
 
     sigmoid_loss(Tensor a, Tensor b, Tensor scale, Tensor bias, SymInt offset, bool negative_only, bool
         with_grad, SymInt tile) -> (Tensor loss, Tensor grad_a, Tensor grad_b, Tensor grad_scale, Tensor

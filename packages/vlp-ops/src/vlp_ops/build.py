@@ -286,7 +286,7 @@ def gencode(architectures: str) -> tuple[list[str], list[str]]:
 def compile_cuda(
     torch: Torch, compiler: Sequence[str], toolkit: Toolkit, architectures: str, folder: Path
 ) -> tuple[list[Path], list[str]]:
-    """Object files of all .cu in `folder`, and one line per kernel that spills registers."""
+    """Object files of all .cu in `folder`, and one line for each warning and kernel that faults registers."""
     options, _ = gencode(architectures)
     sources = PACKAGE / "csrc"
     include = ["-isystem", torch.root / "include", "-I", toolkit.include]
@@ -297,19 +297,21 @@ def compile_cuda(
         host += ["-Xcompiler", flag]
 
     def compile_one(source: Path) -> tuple[Path, list[str]]:
-        made, spills, kernel = folder / f"{source.stem}.cuda.o", [], "?"
+        made, faults, kernel = folder / f"{source.stem}.cuda.o", [], "?"
         log = run([toolkit.nvcc, *CUDA, *options, *host, *include, "-c", source, "-o", made])
         for line in log.splitlines():
+            if re.search(r"\bwarning\b", line):
+                faults.append(line.strip())
             named = re.search(r"Compiling entry function '([^']+)' for '([^']+)'", line)
             if named:
                 kernel = f"{source.name}: {named.group(1)} for {named.group(2)}"
             spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line)
             if spilled and spilled.groups() != ("0", "0"):
-                spills.append(f"{kernel}: {line.strip()}")
-        return made, spills
+                faults.append(f"{kernel}: {line.strip()}")
+        return made, faults
 
     results = each(compile_one, sorted((sources / "cuda").glob("*.cu")))
-    return [made for made, _ in results], [line for _, spills in results for line in spills]
+    return [made for made, _ in results], [line for _, faults in results for line in faults]
 
 
 def cuda_runtime(torch: Torch, toolkit: Toolkit) -> list[str | Path]:
@@ -348,7 +350,7 @@ def build_cuda(torch: Torch, compiler: Sequence[str], toolkit: Toolkit, target: 
 
 
 def check_cuda(torch: Torch, compiler: Sequence[str], toolkit: Toolkit) -> list[str]:
-    """Compiles every .cu for the checked architectures; returns the kernels that spill registers."""
+    """Compiles every .cu for the checked architectures; returns warnings and kernels that spill registers."""
     with tempfile.TemporaryDirectory() as folder:
         architectures = os.environ.get("VLP_OPS_CUDA_ARCH") or CHECKED_ARCHITECTURES
         return compile_cuda(torch, compiler, toolkit, architectures, Path(folder))[1]
@@ -470,7 +472,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--cpu", action="store_true", help="only the CPU library")
     which.add_argument(
-        "--check-cuda", action="store_true", help="compile the CUDA kernels, fail on spills, install nothing"
+        "--check-cuda", action="store_true", help="compile the CUDA kernels, fail on spills and warnings, install nothing"
     )
     options = parser.parse_args(arguments)
     try:
@@ -480,12 +482,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check_cuda:
             # Compiling needs no CUDA build of torch, only its headers.
             toolkit = find_toolkit(torch)
-            spills = check_cuda(torch, compiler, toolkit)
+            faults = check_cuda(torch, compiler, toolkit)
             print(
-                "\n".join(spills)
-                or f"vlp-ops: all CUDA kernels compile with nvcc {toolkit.version}, without spills."
+                "\n".join(faults)
+                or f"vlp-ops: all CUDA kernels compile with nvcc {toolkit.version}, without spills or warnings."
             )
-            return 1 if spills else 0
+            return 1 if faults else 0
         write_record(PACKAGE, "cpu", build_cpu(torch, compiler, PACKAGE))
         print(f"vlp-ops: CPU kernels built with {compiler[0]} and torch {torch.version}.")
         if options.cpu:

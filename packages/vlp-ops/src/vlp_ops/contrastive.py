@@ -1,4 +1,5 @@
-"""Contrastive losses that never hold the n x m logits: tiles of rows forward, recomputed tiles backward.
+"""Contrastive losses that never hold the n x m logits of a large batch: tiles of rows forward, recomputed
+tiles backward.
 
 Exact in float32 at any scale: the log-sum-exp runs over the negatives only (N), so that with the positive
 logit P the loss of a row is softplus(N - P) and the gradient of its positive is -sigmoid(N - P); neither is a
@@ -32,6 +33,9 @@ from vlp_ops.dense import product
 # Elements of one tile of logits: 8 MB of float32 stay near the caches of a CPU. A GPU needs more rows to be
 # busy; its 64 MB are a guess that keeps 32768 x 512 in bfloat16 below 0.3 GB, not a measurement.
 TILE_CPU, TILE_GPU = 1 << 21, 1 << 24
+# Up to this many products (64 MB of float32) are kept on the CPU for the backward pass instead of being made
+# again there, which is a quarter of all the work; not when `tile` is given, which asks for little memory.
+KEEP_CPU = 1 << 24
 
 
 def clip_loss(
@@ -284,10 +288,21 @@ def _tile_rows(op: str, tile: int | None, a: Tensor, b: Tensor) -> int:
     return max(16, budget // max(1, b.shape[0]))
 
 
+def _keeps(a: Tensor, b: Tensor, scale: Tensor, tile: int | None) -> bool:
+    """Whether the products of the forward pass are kept for the backward pass."""
+    return (
+        tile is None
+        and a.device.type == "cpu"
+        and a.shape[0] * b.shape[0] <= KEEP_CPU
+        and torch.is_grad_enabled()
+        and any(tensor.requires_grad for tensor in (a, b, scale))
+    )
+
+
 def _rows(a, b, scale, labels, ids_a, ids_b, soft, tile) -> tuple[Tensor, Tensor]:
     rows = _tile_rows("info_nce", tile, a, b)
-    loss, _, stats, _ = torch.ops.vlp_ops.contrastive_loss(
-        a, b, scale, labels, ids_a, ids_b, soft, False, rows
+    loss, _, stats, *_ = torch.ops.vlp_ops.contrastive_loss(
+        a, b, scale, labels, ids_a, ids_b, soft, False, rows, _keeps(a, b, scale, tile)
     )
     return loss, stats
 
@@ -298,8 +313,8 @@ def _loss(a: Tensor, b: Tensor, scale: Tensor, *, labels: Tensor, tile: int | No
 
 def _both(a, b, scale, labels, ids_a, ids_b, tile) -> tuple[Tensor, Tensor]:
     rows = _tile_rows("clip_loss", tile, a, b)
-    loss_row, loss_col, _, _ = torch.ops.vlp_ops.contrastive_loss(
-        a, b, scale, labels, ids_a, ids_b, None, True, rows
+    loss_row, loss_col, *_ = torch.ops.vlp_ops.contrastive_loss(
+        a, b, scale, labels, ids_a, ids_b, None, True, rows, _keeps(a, b, scale, tile)
     )
     return loss_row, loss_col
 
@@ -322,8 +337,9 @@ def _prepare(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, torch.dtype]:
     return (a, b, dtype) if a.is_cuda else (a.to(dtype), b.to(dtype), dtype)
 
 
-def _softmax_loss(a, b, scale, labels, ids_a, ids_b, soft, columns, tile):
-    """Loss of each row and column, and what the backward pass needs of each: (3, n) and (3, m).
+def _softmax_loss(a, b, scale, labels, ids_a, ids_b, soft, columns, tile, keep):
+    """Loss of each row and column, and what the backward pass needs of each: (3, n) and (3, m); with `keep`
+    also the products (n, m).
 
     Statistics: log-sum-exp of the negatives N and of the positives P (-inf if there are none), and the number
         of positives (for soft
@@ -335,9 +351,12 @@ def _softmax_loss(a, b, scale, labels, ids_a, ids_b, soft, columns, tile):
     width = m if columns else 0
     col, loss_col = _new_stats(width, a, dtype), torch.zeros(width, dtype=dtype, device=a.device)
     positive_sum = torch.zeros(width, dtype=dtype, device=a.device)
+    kept = torch.empty((n, m) if keep else (0, 0), dtype=dtype, device=a.device)
     for start in range(0, n if m else 0, tile):
         part = slice(start, min(start + tile, n))
         products = _product(a[part], b.T, dtype)
+        if keep:
+            kept[part] = products
         positive = None
         if labels is not None:
             label = labels[part]
@@ -361,7 +380,7 @@ def _softmax_loss(a, b, scale, labels, ids_a, ids_b, soft, columns, tile):
                 positive_sum += by_col[3].sum(0)
     if columns and n:
         loss_col = _row_loss(col, positive_sum, False)
-    return loss_row, loss_col, row, col
+    return loss_row, loss_col, row, col, kept
 
 
 def _of_rows(part: slice, labels, ids_a, ids_b, soft, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
@@ -454,8 +473,27 @@ def _tile_gradient(
         out.copy_(gradient)
 
 
+# What a float16 tile of gradients of the sigmoid loss is multiplied by: float16 holds nothing below 6e-8. The
+# kernel has the same number.
+HALF_SCALE = 2.0**15
+
+
+def _half_factor(grad_row: Tensor, grad_col: Tensor, soft: Tensor | None) -> Tensor:
+    """A power of 2 that brings gradients by the logits just below the largest float16.
+
+    Without it those of a large batch (softmax / n) fall below its smallest number. No gradient is larger than
+    its upstream gradient times the weights of its row; a row and a column add up.
+    """
+    top = torch.cat([grad_row.abs(), grad_col.abs()]).amax() if len(grad_row) else grad_row.new_ones(())
+    if soft is not None and soft.numel():
+        weights = torch.maximum(soft.abs().amax(), soft.sum(1, dtype=top.dtype).abs().amax())
+        top = top * weights.to(top.dtype).clamp(min=1)
+    factor = torch.exp2(torch.clamp(13 - torch.floor(torch.log2(top)), max=100))
+    return torch.where(torch.isfinite(top) & (top > 0), factor, 1.0)
+
+
 def _softmax_loss_backward(
-    grad_row, grad_col, a, b, scale, labels, ids_a, ids_b, soft, row, col, columns, tile, mask
+    grad_row, grad_col, a, b, scale, labels, ids_a, ids_b, soft, row, col, kept, columns, tile, mask
 ):
     source = a
     a, b, dtype = _prepare(a, b)
@@ -467,10 +505,14 @@ def _softmax_loss_backward(
     if soft is None:
         grad_row = torch.where(row[2] > 0, grad_row, 0.0)
         grad_col = torch.where(col[2] > 0, grad_col, 0.0)
+    back = scale
+    if a.dtype == torch.float16:
+        factor = _half_factor(grad_row, grad_col, soft)
+        grad_row, grad_col, back = grad_row * factor, grad_col * factor, scale / factor
     of_columns = (grad_col.contiguous(), col, lse_col) if columns else (None, None, None)
     for start in range(0, n if m else 0, tile):
         part = slice(start, min(start + tile, n))
-        products = _product(a[part], b.T, dtype)
+        products = kept[part].clone() if kept.numel() else _product(a[part], b.T, dtype)
         gradient = products if a.dtype == dtype else torch.empty_like(products, dtype=a.dtype)
         torch.ops.vlp_ops.contrastive_tile_gradient(
             products,
@@ -488,11 +530,13 @@ def _softmax_loss_backward(
             weighted = _product(gradient, b, dtype)
             grad_scale += (weighted * a[part]).sum(dtype=torch.float64)
             if mask[0]:
-                grad_a[part] = weighted.mul_(scale)
+                grad_a[part] = weighted.mul_(back)
         if mask[1]:
             grad_b += _product(gradient.T, a[part], dtype)
     if mask[1]:
-        grad_b *= scale
+        grad_b *= back
+    if a.dtype == torch.float16:
+        grad_scale /= factor
     grad_scale = grad_scale.to(dtype)
     return (
         grad_a.to(source.dtype),
@@ -501,15 +545,15 @@ def _softmax_loss_backward(
     )
 
 
-def _fake_softmax_loss(a, b, scale, labels, ids_a, ids_b, soft, columns, tile):
+def _fake_softmax_loss(a, b, scale, labels, ids_a, ids_b, soft, columns, tile, keep):
     dtype = accumulate_dtype(a.dtype)
     n, width = a.shape[0], b.shape[0] if columns else 0
-    sizes = ((n,), (width,), (3, n), (3, width))
+    sizes = ((n,), (width,), (3, n), (3, width), (n, b.shape[0]) if keep else (0, 0))
     return tuple(a.new_empty(size, dtype=dtype) for size in sizes)
 
 
 def _fake_softmax_loss_backward(
-    grad_row, grad_col, a, b, scale, labels, ids_a, ids_b, soft, row, col, columns, tile, mask
+    grad_row, grad_col, a, b, scale, labels, ids_a, ids_b, soft, row, col, kept, columns, tile, mask
 ):
     return (
         a.new_empty(a.shape if mask[0] else (0,)),
@@ -519,9 +563,9 @@ def _fake_softmax_loss_backward(
 
 
 def _setup_softmax_loss(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.columns, ctx.tile = inputs
-    ctx.save_for_backward(*tensors, output[2], output[3])
-    ctx.mark_non_differentiable(output[2], output[3])
+    *tensors, ctx.columns, ctx.tile, _ = inputs
+    ctx.save_for_backward(*tensors, *output[2:])
+    ctx.mark_non_differentiable(*output[2:])
 
 
 def _gradient_softmax_loss(ctx: Any, grad_row: Tensor, grad_col: Tensor, *_: Any) -> tuple[Any, ...]:
@@ -529,7 +573,7 @@ def _gradient_softmax_loss(ctx: Any, grad_row: Tensor, grad_col: Tensor, *_: Any
     grads = torch.ops.vlp_ops.contrastive_loss_backward(
         grad_row.contiguous(), grad_col.contiguous(), *ctx.saved_tensors, ctx.columns, ctx.tile, mask
     )
-    return *(grad if needed else None for grad, needed in zip(grads, mask, strict=True)), *[None] * 6
+    return *(grad if needed else None for grad, needed in zip(grads, mask, strict=True)), *[None] * 7
 
 
 _library.register(
@@ -558,7 +602,7 @@ def _sigmoid_tile(products, scale, bias, diagonal, paired, out):
     """(2, p) parts of the sums of the losses and of their derivatives over one tile of products, which are
     used up; the derivatives in `out`.
 
-    Row i pairs with column diagonal + i if paired. Without `out` the second sum means nothing here.
+    Row i pairs with column diagonal + i if paired; a float16 `out` holds HALF_SCALE times them. Without `out` the second sum means nothing here.
     """
     logits = products.mul_(scale).add_(bias)
     rows = torch.arange(len(logits), device=logits.device)
@@ -574,15 +618,17 @@ def _sigmoid_tile(products, scale, bias, diagonal, paired, out):
     gradient = logits.sigmoid_()
     if pairs is not None:
         gradient[rows, rows + diagonal] = -pairs.sigmoid()
+    slopes = gradient.sum(1)
     if gradient.data_ptr() != out.data_ptr():
-        out.copy_(gradient)
-    return torch.stack([loss, gradient.sum(1)])
+        out.copy_(gradient.mul_(HALF_SCALE) if out.dtype == torch.float16 else gradient)
+    return torch.stack([loss, slopes])
 
 
 def _sigmoid_loss(a, b, scale, bias, offset, negative_only, with_grad, tile):
     source = a
     a, b, dtype = _prepare(a, b)
     n, m = a.shape[0], b.shape[0]
+    unit = 1 / HALF_SCALE if a.dtype == torch.float16 else 1.0
     loss, grad_bias, grad_scale = torch.zeros(3, dtype=torch.float64, device=a.device).unbind()
     grad_a = torch.zeros(a.shape if with_grad else (0,), dtype=dtype, device=a.device)
     grad_b = torch.zeros(b.shape if with_grad else (0,), dtype=dtype, device=a.device)
@@ -601,10 +647,11 @@ def _sigmoid_loss(a, b, scale, bias, offset, negative_only, with_grad, tile):
             grad_bias += sums[1]
             weighted = _product(gradient, b, dtype)
             grad_scale += (weighted * a[part]).sum(dtype=torch.float64)
-            grad_a[part] = weighted.mul_(scale / n)
+            grad_a[part] = weighted.mul_(scale * unit / n)
             grad_b += _product(gradient.T, a[part], dtype)
     count = max(n, 1)
-    grad_b *= scale / count
+    grad_b *= scale * unit / count
+    grad_scale *= unit
     numbers = [(total / count).to(dtype) for total in (loss, grad_scale, grad_bias)]
     return numbers[0], grad_a.to(source.dtype), grad_b.to(source.dtype), numbers[1], numbers[2]
 

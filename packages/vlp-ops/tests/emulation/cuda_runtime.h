@@ -157,6 +157,20 @@ inline void __syncwarp() { vlp_emulation::exchange(0xffffffffu, 0); }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+inline float4 atomicAdd(float4* target, float4 value) {
+  // A device faults there.
+  if (reinterpret_cast<uintptr_t>(target) % sizeof(float4) != 0) std::abort();
+  const float4 old = *target;
+  *target = {old.x + value.x, old.y + value.y, old.z + value.z, old.w + value.w};
+  return old;
+}
+
 template <typename T>
 T atomicAdd(T* target, T value) {
   const T old = *target;

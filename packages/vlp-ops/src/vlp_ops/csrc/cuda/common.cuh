@@ -17,8 +17,8 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
-#include <cassert>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 // VLP_DYNAMIC_SHARED: the name of a pointer to the dynamic shared memory of the block.
@@ -56,6 +56,11 @@ __device__ __forceinline__ float load(float value) { return value; }
 __device__ __forceinline__ double load(double value) { return value; }
 __device__ __forceinline__ float load(Half value) { return static_cast<float>(value); }
 __device__ __forceinline__ float load(BFloat16 value) { return static_cast<float>(value); }
+
+template <typename A>
+__device__ __forceinline__ A not_a_number() {
+  return std::numeric_limits<A>::quiet_NaN();
+}
 
 // Numbers that travel in one load: 16 bytes when kCount fills them.
 template <typename T, int kCount>

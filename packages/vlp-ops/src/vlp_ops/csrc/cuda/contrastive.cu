@@ -211,6 +211,10 @@ __global__ void __launch_bounds__(kThreads, 4) gradient_kernel(Tile<A> tile, Sta
   }
 }
 
+// float16 holds nothing below 6e-8, and a derivative of the sigmoid loss is that small for most pairs: there the target holds 2^15 times it.
+template <typename O>
+constexpr float kTargetScale = std::is_same_v<O, Half> ? 32768.0f : 1.0f;
+
 // Sums of softplus(-z x) and of its derivative by x, one of each for every warp; the derivatives themselves in target unless it is null.
 // z = 1 where column = row + diagonal, -1 elsewhere.
 template <typename A, typename O, int kPack>
@@ -232,6 +236,7 @@ __global__ void __launch_bounds__(kThreads) sigmoid_kernel(
       loss += fmax(logit, A(0)) + log1p(small);
       x[c] = sign * (logit < 0 ? small : A(1)) / (1 + small);
       slope += x[c];
+      x[c] *= static_cast<A>(kTargetScale<O>);
     }
     if (target != nullptr) store_pack<kPack>(target + at, x);
   }

@@ -150,11 +150,12 @@ __global__ void __launch_bounds__(kThreads, 4) forward_kernel(
         const Point<A> point = locate(where + 2 * i, level);
         if (!point.touches) continue;
         const Corners<A> w = corner_weights(point, share);
-        A v00[kPack], v01[kPack], v10[kPack], v11[kPack];
-        load_pack<kPack>(map + point.at00 * step, v00);
-        load_pack<kPack>(map + point.at01 * step, v01);
-        load_pack<kPack>(map + point.at10 * step, v10);
-        load_pack<kPack>(map + point.at11 * step, v11);
+        // Corners outside are 0, not 0 times what lies where they were moved to: that may be infinite.
+        A v00[kPack] = {}, v01[kPack] = {}, v10[kPack] = {}, v11[kPack] = {};
+        if (point.top && point.left) load_pack<kPack>(map + point.at00 * step, v00);
+        if (point.top && point.right) load_pack<kPack>(map + point.at01 * step, v01);
+        if (point.bottom && point.left) load_pack<kPack>(map + point.at10 * step, v10);
+        if (point.bottom && point.right) load_pack<kPack>(map + point.at11 * step, v11);
 #pragma unroll
         for (int c = 0; c < kPack; ++c) sum[c] += w.v00 * v00[c] + w.v01 * v01[c] + w.v10 * v10[c] + w.v11 * v11[c];
       }
@@ -165,20 +166,25 @@ __global__ void __launch_bounds__(kThreads, 4) forward_kernel(
   }
 }
 
+// Four floats in one addition, from sm_90 on; the emulation has them, too.
+#if defined(VLP_EMULATE) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+constexpr bool kHasVectorAtomics = true;
+#else
+constexpr bool kHasVectorAtomics = false;
+#endif
+
 template <int kPack, typename A>
 __device__ __forceinline__ void add_pack(A* target, const A* grad, A factor) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  if constexpr (sizeof(A) == 4 && kPack % 4 == 0) {
+  if constexpr (kHasVectorAtomics && sizeof(A) == 4 && kPack % 4 == 0) {
 #pragma unroll
     for (int c = 0; c < kPack; c += 4)
       atomicAdd(
           reinterpret_cast<float4*>(target + c),
           make_float4(factor * grad[c], factor * grad[c + 1], factor * grad[c + 2], factor * grad[c + 3]));
-    return;
-  }
-#endif
+  } else {
 #pragma unroll
-  for (int c = 0; c < kPack; ++c) atomicAdd(target + c, factor * grad[c]);
+    for (int c = 0; c < kPack; ++c) atomicAdd(target + c, factor * grad[c]);
+  }
 }
 
 // grad_weight is in the accumulation type here. Null results are not wanted.
@@ -308,10 +314,11 @@ __global__ void __launch_bounds__(kThreads) ordered_scatter_kernel(
         const Point<A> point = locate(location + (row * samples + i) * 2, level);
         if (!point.touches) continue;
         const Corners<A> w = corner_weights(point, share);
-        map[point.at00 * step] += w.v00 * g;
-        map[point.at01 * step] += w.v01 * g;
-        map[point.at10 * step] += w.v10 * g;
-        map[point.at11 * step] += w.v11 * g;
+        // Corners outside were moved to a position that is there: 0 times an infinite gradient must not be added to it.
+        if (point.top && point.left) map[point.at00 * step] += w.v00 * g;
+        if (point.top && point.right) map[point.at01 * step] += w.v01 * g;
+        if (point.bottom && point.left) map[point.at10 * step] += w.v10 * g;
+        if (point.bottom && point.right) map[point.at11 * step] += w.v11 * g;
       }
     }
   }

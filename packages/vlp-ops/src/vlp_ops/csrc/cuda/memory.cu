@@ -1,7 +1,9 @@
 // The weighted embedding bag on CUDA. Definition: vlp_ops/reference.py.
 //
 // Forward: a warp per bag and slice of channels. Backward: the uses of the table are sorted by row (a stable sort, so their order and with it
-// every sum is the same in each run), and a warp adds up the uses of one row; it makes the gradient of the weights from the same reads.
+// every sum is the same in each run) and dealt in chunks; a warp adds up the uses in its chunk, row after row, and makes the gradient of the
+// weights from the same reads. A row that goes on beyond a chunk leaves a part for each, which a second kernel adds in order: a popular row
+// is the work of many warps.
 #include "common.cuh"
 
 #ifdef VLP_EMULATE
@@ -15,9 +17,8 @@ namespace vlp {
 namespace {
 
 template <typename I>
-__device__ __forceinline__ int64_t checked(I index, int64_t rows) {
-  assert(index >= 0 && index < rows && "vlp_ops: embedding_bag index out of range");
-  return index;
+__device__ __forceinline__ bool is_row(I index, int64_t rows) {
+  return index >= 0 && index < rows;
 }
 
 // Warp number w: bag w / slices, channels of slice w % slices.
@@ -31,10 +32,12 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(
   A sum[kPack] = {};
 #pragma unroll 4
   for (int64_t j = 0; j < bag; ++j) {
-    const int64_t row = checked(indices[b * bag + j], rows);
-    const A factor = load(share[b * bag + j]);
-    A item[kPack];
-    load_pack<kPack>(weight + row * width + channel, item);
+    const I row = indices[b * bag + j];
+    // A row that is not there gives NaN: nothing is read outside, and nothing goes on in silence. VLP_OPS_VALIDATE=1 names it.
+    const bool there = is_row(row, rows);
+    const A factor = there ? load(share[b * bag + j]) : not_a_number<A>();
+    A item[kPack] = {};
+    if (there) load_pack<kPack>(weight + row * width + channel, item);
 #pragma unroll
     for (int c = 0; c < kPack; ++c) sum[c] += factor * item[c];
   }
@@ -45,39 +48,45 @@ template <typename I>
 __global__ void __launch_bounds__(kThreads) number_kernel(const I* indices, int32_t* keys, int32_t* places, int64_t count, int64_t rows) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
-  keys[i] = static_cast<int32_t>(checked(indices[i], rows));
+  // What is no row comes last in the order and is passed over.
+  keys[i] = is_row(indices[i], rows) ? static_cast<int32_t>(indices[i]) : static_cast<int32_t>(rows);
   places[i] = static_cast<int32_t>(i);
 }
 
-// A warp for each sorted use; the first of a row does the row, the others have nothing to do.
+struct Uses {
+  const int32_t *keys, *places;  // sorted by key
+  int64_t count, bag, rows, width, chunk;
+};
+
+// A warp for each chunk of sorted uses. The part of a row that began in an earlier chunk goes to carried[chunk][0], that of one that begins
+// here and goes on to carried[chunk][1]; a row that lies in the chunk as a whole is done.
 template <typename T, typename W, int kPack>
-__global__ void __launch_bounds__(kThreads) backward_kernel(
-    const T* grad,
-    const T* weight,
-    const W* share,
-    const int32_t* keys,
-    const int32_t* places,
-    T* grad_weight,
-    acc_t<T>* grad_share,
-    int64_t count,
-    int64_t bag,
-    int64_t width) {
+__global__ void __launch_bounds__(kThreads, 4) backward_kernel(
+    Uses uses, const T* grad, const T* weight, const W* share, T* grad_weight, acc_t<T>* grad_share, acc_t<T>* carried) {
   using A = acc_t<T>;
-  const int64_t first = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+  const int64_t chunk = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+  const int64_t begin = chunk * uses.chunk;
   const int lane = threadIdx.x % 32;
   // The same for all lanes of a warp, so none is missing below.
-  if (first >= count || (first > 0 && keys[first] == keys[first - 1])) return;
-  const int64_t row = keys[first];
-  for (int64_t start = 0; start < width; start += 32 * kPack) {
+  if (begin >= uses.count) return;
+  const int64_t end = begin + uses.chunk < uses.count ? begin + uses.chunk : uses.count;
+  for (int64_t start = 0; start < uses.width; start += 32 * kPack) {
     const int64_t channel = start + lane * kPack;
-    const bool inside = channel < width;
+    const bool inside = channel < uses.width;
     A own[kPack] = {}, sum[kPack] = {};
-    if (inside && grad_share != nullptr) load_pack<kPack>(weight + row * width + channel, own);
-    for (int64_t i = first; i < count && keys[i] == row; ++i) {
-      const int64_t place = places[i];
+    int64_t row = -1;
+    for (int64_t i = begin; i < end; ++i) {
+      if (uses.keys[i] != row) {
+        row = uses.keys[i];
+        if (row >= uses.rows) break;
+#pragma unroll
+        for (int c = 0; c < kPack; ++c) sum[c] = own[c] = 0;
+        if (inside && grad_share != nullptr) load_pack<kPack>(weight + row * uses.width + channel, own);
+      }
+      const int64_t place = uses.places[i];
       const A factor = load(share[place]);
       A upstream[kPack] = {};
-      if (inside) load_pack<kPack>(grad + place / bag * width + channel, upstream);
+      if (inside) load_pack<kPack>(grad + place / uses.bag * uses.width + channel, upstream);
       A dot = 0;
 #pragma unroll
       for (int c = 0; c < kPack; ++c) {
@@ -89,9 +98,50 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
         // Always the same lane, so a wide row adds its slices in order.
         if (lane == 0) grad_share[place] = start == 0 ? dot : grad_share[place] + dot;
       }
+      const bool last = i + 1 == end || uses.keys[i + 1] != row;
+      if (!last || !inside || grad_weight == nullptr) continue;
+      const bool from_before = begin > 0 && uses.keys[begin - 1] == row, goes_on = end < uses.count && uses.keys[end] == row;
+      if (!from_before && !goes_on) {
+        store_pack<kPack>(grad_weight + row * uses.width + channel, sum);
+        continue;
+      }
+      A* target = carried + (2 * chunk + (from_before ? 0 : 1)) * uses.width + channel;
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) target[c] = sum[c];
     }
-    if (inside && grad_weight != nullptr) store_pack<kPack>(grad_weight + row * width + channel, sum);
   }
+}
+
+// A warp for each chunk in which a row begins that goes on: adds the parts of the row in the order of the chunks.
+template <typename T, int kPack>
+__global__ void __launch_bounds__(kThreads, 4) carried_kernel(Uses uses, const acc_t<T>* carried, T* grad_weight) {
+  using A = acc_t<T>;
+  const int64_t chunk = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+  const int64_t begin = chunk * uses.chunk, end = begin + uses.chunk;
+  if (end >= uses.count) return;
+  const int64_t row = uses.keys[end];
+  if (row >= uses.rows || uses.keys[end - 1] != row || (begin > 0 && uses.keys[begin - 1] == row)) return;
+  for (int64_t channel = static_cast<int64_t>(threadIdx.x % 32) * kPack; channel < uses.width; channel += 32 * kPack) {
+    A sum[kPack];
+    const A* own = carried + (2 * chunk + 1) * uses.width + channel;
+#pragma unroll
+    for (int c = 0; c < kPack; ++c) sum[c] = own[c];
+    for (int64_t next = chunk + 1; next * uses.chunk < uses.count && uses.keys[next * uses.chunk] == row; ++next) {
+      const A* part = carried + 2 * next * uses.width + channel;
+#pragma unroll
+      for (int c = 0; c < kPack; ++c) sum[c] += part[c];
+    }
+    store_pack<kPack>(grad_weight + row * uses.width + channel, sum);
+  }
+}
+
+// At least this many uses for a warp, and at most this many chunks: their parts take 2 * kChunks * width numbers.
+constexpr int64_t kChunk = 32, kChunks = 8192;
+
+int64_t chunk_for(int64_t count) {
+  int64_t chunk = kChunk;
+  while (chunk * kChunks < count) chunk *= 2;
+  return chunk;
 }
 
 // ---- host ----------------------------------------------------------------------------------------------------------
@@ -172,7 +222,7 @@ void sort_by_key(const Tensor& like, int32_t* keys, int32_t* sorted_keys, int32_
   }
 #else
   int bits = 1;
-  while (bits < 31 && (int64_t{1} << bits) < rows) ++bits;
+  while (bits < 31 && (int64_t{1} << bits) <= rows) ++bits;
   size_t bytes = 0;
   STD_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(nullptr, bytes, keys, sorted_keys, places, sorted_places, size, 0, bits, stream));
   const Tensor workspace = torch::stable::new_empty(like, {static_cast<int64_t>(bytes) + 1}, ScalarType::Byte);
@@ -222,21 +272,31 @@ std::tuple<Tensor, Tensor> embedding_bag_backward(
       using A = acc_t<T>;
       constexpr int kFull = 16 / sizeof(T);
       const bool packed = width % kFull == 0 && aligned(weight) && aligned(grad) && (!mask[0] || aligned(grad_weight));
+      const Uses uses{sorted_keys, sorted_places, count, bag, rows, width, chunk_for(count)};
+      const int64_t chunks = (count + uses.chunk - 1) / uses.chunk;
+      const Tensor carried = torch::stable::new_empty(weight, {mask[0] ? 2 * chunks * width : 0}, sums);
+      T* target = mask[0] ? static_cast<T*>(grad_weight.mutable_data_ptr()) : nullptr;
       launch(
           packed ? &backward_kernel<T, W, kFull> : &backward_kernel<T, W, 1>,
-          blocks_for(count * 32),
+          blocks_for(chunks * 32),
           kThreads,
           stream,
+          uses,
           static_cast<const T*>(grad.const_data_ptr()),
           static_cast<const T*>(weight.const_data_ptr()),
           static_cast<const W*>(share.const_data_ptr()),
-          static_cast<const int32_t*>(sorted_keys),
-          static_cast<const int32_t*>(sorted_places),
-          mask[0] ? static_cast<T*>(grad_weight.mutable_data_ptr()) : static_cast<T*>(nullptr),
+          target,
           mask[1] ? static_cast<A*>(grad_share.mutable_data_ptr()) : static_cast<A*>(nullptr),
-          count,
-          bag,
-          width);
+          static_cast<A*>(carried.mutable_data_ptr()));
+      if (mask[0])
+        launch(
+            packed ? &carried_kernel<T, kFull> : &carried_kernel<T, 1>,
+            blocks_for(chunks * 32),
+            kThreads,
+            stream,
+            uses,
+            static_cast<const A*>(carried.const_data_ptr()),
+            target);
     });
   }
   return {grad_weight, converted(grad_share, share.scalar_type())};

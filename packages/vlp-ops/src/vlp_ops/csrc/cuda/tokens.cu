@@ -22,9 +22,14 @@ __global__ void __launch_bounds__(kThreads, 4) copy_kernel(Rows p, const T* sour
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
   if (row >= p.batch * p.count) return;
   const int64_t id = ids[row];
-  assert(id >= 0 && (other != nullptr || id < p.there) && "vlp_ops: token index out of range");
-  const T* from = id < p.there ? source + (row / p.count * p.there + id) * p.width : other;
   using Unit = Pack<T, kPack>;
+  if (id < 0 || (other == nullptr && id >= p.there)) {
+    // A token that is not there gives NaN: nothing is read outside, and nothing goes on in silence. VLP_OPS_VALIDATE=1 names it.
+    for (int64_t channel = threadIdx.x % lanes; channel < p.width; channel += lanes)
+      out[row * p.width + channel] = static_cast<T>(not_a_number<acc_t<T>>());
+    return;
+  }
+  const T* from = id < p.there ? source + (row / p.count * p.there + id) * p.width : other;
   for (int64_t channel = static_cast<int64_t>(threadIdx.x % lanes) * kPack; channel < p.width; channel += static_cast<int64_t>(lanes) * kPack)
     *reinterpret_cast<Unit*>(out + row * p.width + channel) = *reinterpret_cast<const Unit*>(from + channel);
 }

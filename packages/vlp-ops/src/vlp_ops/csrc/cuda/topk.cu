@@ -173,9 +173,10 @@ __global__ void __launch_bounds__(kThreads) topk_backward_kernel(
     const int own = start + lane;
     const int64_t slot = own < k ? slots[own] : -1;
     const int64_t i = own < k ? slot / n2 : -1, j = slot - i * n2;
-    assert(own >= k || (slot >= 0 && i < n1 && "vlp_ops: product_key_topk index out of range"));
     A sum1 = 0, sum2 = 0;
-    bool first1 = own < k, first2 = own < k;
+    // The slots are those of the forward pass; one that is not there, of a caller of the bare operator, has no gradient.
+    const bool there = own < k && slot >= 0 && i < n1;
+    bool first1 = there, first2 = there;
     for (int other = 0; other < k; other += 32) {
       const int mine = other + lane;
       const int64_t slot_there = mine < k ? slots[mine] : -1;
