@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import vlp_ops
 from vlp_ops import bench, bench_cases
 
 TINY = {
@@ -16,6 +17,7 @@ TINY = {
     "TOKENS": (8, 9, 16, 3),
 }
 OPERATORS = list(bench_cases.CASES)
+NAMES = ["ours", "gather", "x[rows, ids]"]
 
 
 @pytest.fixture
@@ -41,6 +43,51 @@ def test_floors_name_cases_and_peers_that_exist(device, monkeypatch):
             known |= {case.key: peers, f"{op}/{case.name}/peak memory{phase}": peers, mean: peers}
     for key, peers in bench.floors(device).items():
         assert set(peers) <= known[key], f"{key}: {set(peers) - known[key]}"
+
+
+def broken(part: str):
+    """take_tokens with a wrong output, or with a right one and a wrong gradient; on large problems only."""
+    right = vlp_ops.take_tokens
+
+    def function(x, ids):
+        out = right(x, ids)
+        if len(x) < 64:
+            return out
+        if part == "output":
+            return out + 0.01 * (torch.arange(out.numel()) == 7).view_as(out)
+        return out.detach() + 1.001 * (out - out.detach())
+
+    return function
+
+
+@pytest.mark.parametrize(("part", "phase"), [("output", "forward"), ("gradient", "backward")])
+@pytest.mark.parametrize("name", ["ours", "gather"])
+def test_a_wrong_result_fails_the_run(part, phase, name, capsys, monkeypatch, tmp_path):
+    """Of ours and of a peer, in any output or gradient, also where only the timed problem shows it."""
+    target = (bench_cases.vlp_ops, "take_tokens") if name == "ours" else (bench_cases, "repeated_gather")
+    monkeypatch.setattr(*target, broken(part))
+    monkeypatch.setattr(bench, "floors", lambda device: {})
+    file = tmp_path / "result.json"
+    arguments = ["--device", "cpu", "--op", "take_tokens", "--repeat", "1", "--json", str(file)]
+    assert bench.main(arguments) == 1
+    assert f"keep 49/{phase}: {name}, timed problem: error " in capsys.readouterr().out
+    assert json.loads(file.read_text())["wrong"]
+
+
+def test_errors():
+    exact = torch.tensor([1.0, -4.0, 2.0, 0.0] * 500, dtype=torch.float64)
+    found = exact.clone().float()
+    assert bench.relative_error(found, exact) == 0
+    found[3] = 0.4
+    assert bench.relative_error(found, exact) == pytest.approx(0.1)
+    # Two numbers of 2,000 may differ.
+    found[5] = torch.nan
+    assert bench.relative_error(found, exact) == torch.inf
+    assert bench.relative_error(found, exact, undecided=1e-3) == 0
+    found[6] = 0.0
+    assert bench.relative_error(found, exact, undecided=1e-3) == pytest.approx(0.1)
+    assert bench.relative_error(found[1:], exact) == torch.inf
+    assert bench.worst_error([exact, found], [exact, exact]) == torch.inf
 
 
 def test_below():
@@ -96,7 +143,7 @@ def test_every_implementation_is_right(op, tiny):
     # The dtype of the GPU. Rounded scores may choose other slots of a memory.
     for case in bench_cases.CASES[op]("cpu", torch.bfloat16, {}):
         error = bench.errors_of(case, ["ours"])["ours"]
-        assert error < (math.inf if op == "product_key_lookup" else 0.05), (case.key, error)
+        assert error < (math.inf if op == "product_key_lookup" else 0.1), (case.key, error)
 
 
 def test_small_tables_are_drawn_as_often_as_zipf_says():
@@ -133,7 +180,7 @@ def test_one_operator_end_to_end(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "take_tokens/64 x 196 x 768 keep 49/forward: ours" in printed and "% of copy" in printed
     record = json.loads(file.read_text())
-    assert record["cases"]["take_tokens/64 x 196 x 768 keep 49/forward"]["errors"] == {"ours": 0, "gather": 0}
+    assert record["cases"]["take_tokens/64 x 196 x 768 keep 49/forward"]["errors"] == dict.fromkeys(NAMES, 0)
     key = "take_tokens/64 x 196 x 768 keep 49/forward"
     monkeypatch.setattr(bench, "floors", lambda device: {key: {"gather": 1e9}})
     assert bench.main(arguments) == 1
@@ -189,7 +236,7 @@ def test_memory_of_losses_is_measured(monkeypatch):
     ((key, peaks),) = bench.memory_results(["clip_loss"], 1024)
     assert key == "clip_loss/1024 x 512/peak memory"
     # Two matrices of 4 MB at least, against tiles.
-    assert peaks["open_clip's formula"] > 8e6
+    assert peaks["one product"] > 8e6
 
 
 def test_device_must_be_there(capsys, monkeypatch):

@@ -39,6 +39,11 @@ class Case:
     inputs: Callable[[], tuple[Any, ...]]
     small: Callable[[], tuple[Any, ...]]
     definition: Function
+    # Share of the numbers that two right implementations may have otherwise: a point at the border of a pixel
+    # has two slopes, and rounding chooses between equal scores.
+    undecided: float = 0.0
+    # Whether rounding to a half type keeps the result: a memory may choose other slots.
+    same_in_half: bool = True
     # What the operation cannot do without: bytes read and written once, and floating-point operations.
     gigabytes: float = 0.0
     gigaflops: float = 0.0
@@ -81,10 +86,18 @@ def prepare(phase: str, function: Function, args: tuple[Any, ...]) -> Run:
     return lambda: torch.autograd.grad(function(*args), leaves, upstream)
 
 
-def result_of(phase: str, function: Function, args: tuple[Any, ...]) -> Tensor:
-    """Output of the forward pass, or gradient of the first argument that has one."""
-    out = prepare(phase, function, args)()
-    return out if isinstance(out, Tensor) else out[0]
+def results_of(phase: str, function: Function, args: tuple[Any, ...]) -> list[Tensor]:
+    """Output (the first of several) and, if the phase has them, the gradients of all arguments that want one."""
+    packed = isinstance(function, Packed)
+    if isinstance(function, Packed):
+        args = function.pack(*args)
+    if phase == "forward":
+        out = function(*(arg.detach() if isinstance(arg, Tensor) else arg for arg in args))
+        return [out if isinstance(out, Tensor) else out[0]]
+    leaves, out = leaves_of(args), function(*args)
+    grads = torch.autograd.grad(out, leaves, upstream_of(out))
+    # Packed arguments have other gradients, but for the first.
+    return [out.detach(), *(grads[:1] if packed else grads)]
 
 
 def in_float64(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -336,6 +349,7 @@ def deformable_cases(device: str, dtype: torch.dtype, notes: dict[str, str]) -> 
                 inputs=partial(make, shapes, queries),
                 small=partial(make, few, queries and queries // 8),
                 definition=reference.ms_deform_attn,
+                undecided=1e-3,
                 gigabytes=gigabytes,
             )
 
@@ -444,6 +458,7 @@ def topk_cases(device: str, dtype: torch.dtype, notes: dict[str, str]) -> Iterat
             inputs=lambda make=make, tokens=tokens, k=k: (*make(tokens), k),
             small=lambda make=make, k=k: (*make(64), k),
             definition=plain_topk,
+            undecided=1e-3,
             gigaflops=4 * tokens * heads * n * half * 1e-9,
         )
 
@@ -464,6 +479,8 @@ def lookup_cases(device: str, dtype: torch.dtype, notes: dict[str, str]) -> Iter
         inputs=inputs,
         small=partial(inputs, 64),
         definition=plain_lookup,
+        undecided=1e-3,
+        same_in_half=False,
         gigaflops=12 * tokens * heads * n * half * 1e-9,
     )
 
@@ -471,18 +488,22 @@ def lookup_cases(device: str, dtype: torch.dtype, notes: dict[str, str]) -> Iter
 # ---- contrastive -------------------------------------------------------------------------------------------
 
 
-def plain_clip(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """The loss of open_clip on one process: both logit matrices and two cross-entropies."""
+def one_product_clip(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """The loss of open_clip with one product: the logits of the texts are those of the images, transposed."""
     labels = torch.arange(len(image), device=image.device)
-    both = F.cross_entropy(scale * image @ text.T, labels) + F.cross_entropy(scale * text @ image.T, labels)
-    return both / 2
+    logits = scale * image @ text.T
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
-def plain_siglip(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-    """The sigmoid loss of open_clip on one process."""
-    logits = scale * image @ text.T - 10.0
-    labels = 2 * torch.eye(len(image), device=image.device) - 1
-    return -F.logsigmoid(labels * logits).sum() / len(image)
+def chunked_siglip(image: Tensor, text: Tensor, scale: Tensor, chunk: int = 256) -> Tensor:
+    """The sigmoid loss of open_clip in chunks of rows, which stay nearer to the caches."""
+    total = image.new_zeros((), dtype=scale.dtype)
+    for start in range(0, len(image), chunk):
+        logits = scale * image[start : start + chunk] @ text.T - 10.0
+        signs = torch.full_like(logits, -1.0)
+        signs.diagonal(start).fill_(1.0)
+        total = total - F.logsigmoid(signs * logits).sum()
+    return total / len(image)
 
 
 def our_siglip(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
@@ -494,8 +515,8 @@ def exact_siglip(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, dict[str, Function]] = {
-    "clip_loss": {"ours": vlp_ops.clip_loss, "open_clip's formula": plain_clip},
-    "siglip_loss": {"ours": our_siglip, "open_clip's formula": plain_siglip},
+    "clip_loss": {"ours": vlp_ops.clip_loss, "one product": one_product_clip},
+    "siglip_loss": {"ours": our_siglip, "chunks of 256": chunked_siglip},
 }
 DEFINITIONS = {"clip_loss": reference.clip_loss, "siglip_loss": exact_siglip}
 
@@ -523,7 +544,7 @@ def loss_inputs(
 
 
 # Rows and width; the command line may name other rows.
-LOSS_SIZES = {"cpu": [(8192, 512)], "cuda": [(4096, 512), (32768, 512)]}
+LOSS_SIZES = {"cpu": [(2048, 512), (8192, 512)], "cuda": [(4096, 512), (32768, 512)]}
 
 
 def loss_cases(
@@ -549,6 +570,15 @@ def repeated_gather(x: Tensor, ids: Tensor) -> Tensor:
     return torch.gather(x, 1, ids[..., None].repeat(1, 1, x.shape[-1]))
 
 
+def indexed(x: Tensor, ids: Tensor) -> Tensor:
+    return x[torch.arange(len(x), device=x.device)[:, None], ids]
+
+
+def indexed_restore(kept: Tensor, restore: Tensor, token: Tensor) -> Tensor:
+    masks = token.expand(kept.shape[0], restore.shape[1] - kept.shape[1], -1)
+    return indexed(torch.cat([kept, masks], dim=1), restore)
+
+
 def gathered_restore(kept: Tensor, restore: Tensor, token: Tensor) -> Tensor:
     masks = token.repeat(kept.shape[0], restore.shape[1] - kept.shape[1], 1)
     return repeated_gather(torch.cat([kept, masks], dim=1), restore)
@@ -569,9 +599,13 @@ def token_cases(device: str, dtype: torch.dtype, notes: dict[str, str], *, op: s
         token = torch.zeros(1, 1, width, device=device, dtype=dtype).requires_grad_()
         return x.detach()[:, :kept].contiguous().requires_grad_(), order.argsort(1), token
 
-    ours, peer = {
-        "take_tokens": (vlp_ops.take_tokens, repeated_gather),
-        "restore_tokens": (vlp_ops.restore_tokens, gathered_restore),
+    functions: dict[str, Function] = {
+        "take_tokens": {"ours": vlp_ops.take_tokens, "gather": repeated_gather, "x[rows, ids]": indexed},
+        "restore_tokens": {
+            "ours": vlp_ops.restore_tokens,
+            "gather": gathered_restore,
+            "x[rows, ids]": indexed_restore,
+        },
     }[op]
     few, all_rows = (rows * width * torch.empty((), dtype=dtype).element_size() for rows in (kept, length))
     moved = {"take_tokens": (2 * few, few + all_rows), "restore_tokens": (few + all_rows, few + all_rows)}[op]
@@ -580,7 +614,7 @@ def token_cases(device: str, dtype: torch.dtype, notes: dict[str, str], *, op: s
             op=op,
             name=f"{batch} x {length} x {width} keep {kept}",
             phase=phase,
-            functions={"ours": ours, "gather": peer},
+            functions=functions,
             inputs=inputs,
             small=partial(inputs, max(1, batch // 8)),
             definition=getattr(reference, op),

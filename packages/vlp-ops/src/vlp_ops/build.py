@@ -472,7 +472,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--cpu", action="store_true", help="only the CPU library")
     which.add_argument(
-        "--check-cuda", action="store_true", help="compile the CUDA kernels, fail on spills and warnings, install nothing"
+        "--check-cuda",
+        action="store_true",
+        help="compile the CUDA kernels, fail on spills and warnings, install nothing",
     )
     options = parser.parse_args(arguments)
     try:
