@@ -71,3 +71,29 @@ def test_kernels_in_emulation(module, emulated, request):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
+
+
+def test_an_index_out_of_range_gives_nan(emulated):
+    """No device assert in a release build: nothing is read outside, and nothing goes on in silence."""
+    code = """
+import os, torch, vlp_ops
+torch.ops.load_library(os.environ["VLP_OPS_TEST_LIBRARY"])
+operators = torch.ops.vlp_ops
+table, shares = torch.ones(5, 8), torch.ones(2, 3)
+for wrong in (-1, 5, 1 << 40):
+    indices = torch.tensor([[0, 1, 2], [3, wrong, 4]])
+    out = operators.embedding_bag(indices, table, shares)
+    assert (out[0] == 3).all() and out[1].isnan().all()
+    weight, share = operators.embedding_bag_backward(torch.ones(2, 8), indices, table, shares, [True, True])
+    assert (weight == 1).all() and share[0].tolist() == [8, 8, 8]
+    tokens = operators.take_tokens(torch.ones(2, 5, 8), indices)
+    assert (tokens[0] == 1).all() and tokens[1, 1].isnan().all() and (tokens[1, ::2] == 1).all()
+    slots = torch.tensor([[0, wrong * 5, 7]])
+    grads = operators.product_key_topk_backward(torch.ones(1, 3), slots, 5, 5)
+    assert [grad.sum().item() for grad in grads] == [2, 2]
+"""
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"VLP_OPS_DISABLE_NATIVE": "1", "VLP_OPS_TEST_LIBRARY": str(emulated)},
+        check=True,
+    )

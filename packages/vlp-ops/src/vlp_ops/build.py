@@ -7,7 +7,7 @@ same CUDA major version).
     python -m vlp_ops.build                 # the CPU library, and the CUDA one with nvcc and a CUDA torch
     python -m vlp_ops.build --cpu           # only the CPU library
     python -m vlp_ops.build --check-cuda    # installs nothing: every .cu for sm_80, sm_90 and sm_100; fails
-                                            # on register spills
+                                            # on register spills and warnings
 
 Environment: CXX, CUDA_HOME (when set, no other toolkit is looked for), MAX_JOBS; VLP_OPS_CUDA_ARCH or
 TORCH_CUDA_ARCH_LIST ("8.0;9.0;12.0+PTX", default: the GPUs of this machine, or a list from sm_80 to sm_120
