@@ -1,4 +1,5 @@
-"""The CUDA sources where there is no GPU: compiled by nvcc without spills or warnings, and their logic run on the CPU.
+"""The CUDA sources where there is no GPU: compiled by nvcc without spills or warnings, their logic run on the
+CPU.
 
 The emulation (tests/emulation) compiles the same .cu files as C++ and runs every lane; the ordinary tests of
 the operators then pass through them. It says nothing about speed or about races between warps.

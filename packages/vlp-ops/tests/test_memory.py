@@ -68,7 +68,7 @@ def test_bag_case(case, dtype, device, sparse, leaf, close):
 @pytest.mark.parametrize("rows", [1, 2, 5, 300])
 @pytest.mark.parametrize(("bags", "bag"), [(1, 1), (8, 4), (33, 1), (16, 40), (7, 61)])
 def test_popular_rows(bags, bag, rows, device):
-    """Rows with more uses than a warp takes, rows of one use, and all the ways in which they meet the ends."""
+    """Rows with more uses than a warp takes, rows of one use, and every way to meet the ends of a share."""
     generator = torch.Generator().manual_seed(0)
     for width in (8, 12, 150):
         indices = torch.randint(rows, (bags, bag), generator=generator)

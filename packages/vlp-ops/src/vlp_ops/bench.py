@@ -212,8 +212,9 @@ def measure_on_gpu(
 
 
 def relative_error(found: Tensor, exact: Tensor, undecided: float = 0.0) -> float:
-    """Largest error against the largest exact number, without the share of numbers that may differ. Infinite for
-    another shape, and for what is not finite where the exact number is."""
+    """Largest error against the largest exact number, without the share of numbers that may differ.
+
+    Infinite for another shape, and for what is not finite where the exact number is."""
     if found.shape != exact.shape:
         return math.inf
     errors = (found.detach().double() - exact.detach().double()).abs().flatten()

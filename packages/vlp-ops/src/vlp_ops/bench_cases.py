@@ -87,7 +87,7 @@ def prepare(phase: str, function: Function, args: tuple[Any, ...]) -> Run:
 
 
 def results_of(phase: str, function: Function, args: tuple[Any, ...]) -> list[Tensor]:
-    """Output (the first of several) and, if the phase has them, the gradients of all arguments that want one."""
+    """Output (the first of several) and, if the phase has them, the gradients of all arguments with one."""
     packed = isinstance(function, Packed)
     if isinstance(function, Packed):
         args = function.pack(*args)

@@ -487,7 +487,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             faults = check_cuda(torch, compiler, toolkit)
             print(
                 "\n".join(faults)
-                or f"vlp-ops: all CUDA kernels compile with nvcc {toolkit.version}, without spills or warnings."
+                or f"vlp-ops: all CUDA kernels compile with nvcc {toolkit.version}, "
+                "without spills or warnings."
             )
             return 1 if faults else 0
         write_record(PACKAGE, "cpu", build_cpu(torch, compiler, PACKAGE))

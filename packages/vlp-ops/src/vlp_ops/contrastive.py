@@ -602,7 +602,8 @@ def _sigmoid_tile(products, scale, bias, diagonal, paired, out):
     """(2, p) parts of the sums of the losses and of their derivatives over one tile of products, which are
     used up; the derivatives in `out`.
 
-    Row i pairs with column diagonal + i if paired; a float16 `out` holds HALF_SCALE times them. Without `out` the second sum means nothing here.
+    Row i pairs with column diagonal + i if paired; a float16 `out` holds HALF_SCALE times them. Without
+    `out` the second sum means nothing here.
     """
     logits = products.mul_(scale).add_(bias)
     rows = torch.arange(len(logits), device=logits.device)

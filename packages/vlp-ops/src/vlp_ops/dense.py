@@ -76,8 +76,8 @@ def linear_backend(
         if not (fits and _is_served(*tensors)):
             raise ValueError(
                 "linear: oneDNN cannot serve this call: it needs plain float32 tensors on the CPU whose "
-                "shapes fit, and neither autocast nor torch.compile, torch.func, forward-mode differentiation or "
-                "a dispatch mode"
+                "shapes fit, and neither autocast nor torch.compile, torch.func, forward-mode "
+                "differentiation or a dispatch mode"
             )
         return "onednn"
     if backend == "torch" or not fits or x.ndim < 2:

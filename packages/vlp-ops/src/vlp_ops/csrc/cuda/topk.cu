@@ -172,16 +172,17 @@ __global__ void __launch_bounds__(kThreads) topk_backward_kernel(
   for (int start = 0; start < k; start += 32) {
     const int own = start + lane;
     const int64_t slot = own < k ? slots[own] : -1;
-    const int64_t i = own < k ? slot / n2 : -1, j = slot - i * n2;
-    A sum1 = 0, sum2 = 0;
     // The slots are those of the forward pass; one that is not there, of a caller of the bare operator, has no gradient.
-    const bool there = own < k && slot >= 0 && i < n1;
+    const bool there = slot >= 0 && slot < n1 * n2;
+    const int64_t i = there ? slot / n2 : -1, j = there ? slot - i * n2 : -1;
+    A sum1 = 0, sum2 = 0;
     bool first1 = there, first2 = there;
     for (int other = 0; other < k; other += 32) {
       const int mine = other + lane;
       const int64_t slot_there = mine < k ? slots[mine] : -1;
       const A grad_there = mine < k ? load(upstream[mine]) : A(0);
-      const int64_t i_there = mine < k ? slot_there / n2 : -1, j_there = slot_there - i_there * n2;
+      const bool is_slot = slot_there >= 0 && slot_there < n1 * n2;
+      const int64_t i_there = is_slot ? slot_there / n2 : -1, j_there = is_slot ? slot_there - i_there * n2 : -1;
       for (int s = 0; s < 32 && other + s < k; ++s) {
         const bool same1 = __shfl_sync(kAllLanes, i_there, s) == i, same2 = __shfl_sync(kAllLanes, j_there, s) == j;
         const A value = __shfl_sync(kAllLanes, grad_there, s);
