@@ -18,7 +18,7 @@ Shape letters: N images, K concept tokens, L patches, D image width, B texts.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,9 @@ class ConceptVision(ImageEncoder):
     Raises:
         ValueError: An encoder that takes no other tokens with place "first", or an unknown place.
     """
+
+    # With place "first" its modes take other tokens as well, which `ImageEncoder` does not promise.
+    encoder: Any
 
     def __init__(
         self,

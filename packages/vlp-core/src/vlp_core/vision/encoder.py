@@ -62,6 +62,8 @@ class ImageEncoder(nn.Module):
     depth: int = 0
     keeps_patches: bool = False
     takes_others: bool = False
+    # `nn.Module` has it; said for type checkers, which know nothing of torch here.
+    __call__: Callable[..., Tensor]
 
     def forward(self, image: Tensor) -> Tensor:
         """[N, 3, R, R] -> [N, T, D]."""
