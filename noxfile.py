@@ -224,13 +224,14 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Speed as ratios within one run: pre-training steps and re-ranking against plain formulations, the
-    loader, the choice of concepts, start-up times.
+    """Speed as ratios within one run: pre-training steps and re-ranking against plain formulations, our image
+    encoders against timm's, the loader, the choice of concepts, start-up times.
 
     `nox -s bench -- ops` is the benchmark of vlp-ops on the CPU, with its floors; options after it are its
     own.
     """
-    install(session, *PACKAGES, groups=("test", "packages/vlp-ops/pyproject.toml:bench"))
+    groups = ("test", "packages/vlp-core/pyproject.toml:test", "packages/vlp-ops/pyproject.toml:bench")
+    install(session, *PACKAGES, groups=groups)
     compile_kernels(session, "cpu")
     if session.posargs[:1] == ["ops"]:
         session.run("python", "-m", "vlp_ops.bench", "--device", "cpu", *session.posargs[1:])
@@ -239,6 +240,7 @@ def bench(session: nox.Session) -> None:
         "pretrain_step",
         "vicha_step",
         "rerank",
+        "backbones",
         "loader",
         "concepts",
         "startup",
