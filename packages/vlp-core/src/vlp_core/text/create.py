@@ -10,8 +10,8 @@ def create_text(kind: str = "bert", **arguments: Any) -> Bert | TransformersText
     """Make a text encoder, for a model with two encoders.
 
     Args:
-        kind: "bert" or "roberta" (`vlp_core.text.Bert`, fresh weights), or "transformers" (any text encoder of
-            transformers, which has to be installed).
+        kind: "bert" or "roberta" (`vlp_core.text.Bert`, fresh weights), or "transformers" (any text encoder
+            of transformers, which has to be installed).
         arguments: Those of the encoder's class.
 
     Raises:

@@ -1,5 +1,5 @@
-"""Any text encoder of Hugging Face's transformers, for models with two encoders; transformers is imported when
-one is made.
+"""Any text encoder of Hugging Face's transformers, for models with two encoders; transformers is imported
+when one is made.
 
 Texts meet images in a shared space only: there are no fusion layers (`vlp_core.text.Bert` has them). Of a
 folder that holds a whole CLIP the text tower is taken, of an encoder-decoder (T5) the encoder. Poolers of the
@@ -167,8 +167,8 @@ def _fresh(shape: Any) -> nn.Module:
 def _load(folder: Path, shape: Any) -> nn.Module:
     if not any(folder.glob("*.safetensors")):
         raise ValueError(
-            f"{folder} holds no weights (*.safetensors); say weights=false for fresh ones, or save the model as "
-            "safetensors"
+            f"{folder} holds no weights (*.safetensors); say weights=false for fresh ones, or save the "
+            "model as safetensors"
         )
     with _quiet():
         try:
@@ -188,8 +188,8 @@ def _load(folder: Path, shape: Any) -> nn.Module:
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(("pooler.", "head.")))
     if missing:
         raise ValueError(
-            f"{folder} lacks {len(missing)} of the weights that its config.json asks for, such as {missing[0]}; give "
-            "the folder of a text encoder or of a whole model with one"
+            f"{folder} lacks {len(missing)} of the weights that its config.json asks for, such as "
+            f"{missing[0]}; give the folder of a text encoder or of a whole model with one"
         )
     for name, found, wanted in sorted(report["mismatched_keys"]):
         raise ValueError(

@@ -58,7 +58,7 @@ class FusionModel(nn.Module):
         embed_width: Width of the shared embedding.
         temperature: Initial temperature of the contrastive loss, a trained parameter.
         heads: Which heads the task needs; "contrast" makes both projections and the temperature.
-        known: All that there are.
+        known: The heads that the subclass has.
 
     Raises:
         ValueError: An unknown head, or a text encoder that does not fit the image encoder.
