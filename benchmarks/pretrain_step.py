@@ -26,7 +26,7 @@ from torch import Tensor
 from vlp_core import models
 from vlp_core.losses.matching import Negatives
 from vlp_core.models.xvlm.checkpoints import xvlm_adapter
-from vlp_core.optim import AdamW, ParameterRule, leave_out, parameter_groups
+from vlp_core.optim import AdamW, ParameterRule, parameter_groups
 from vlp_data.batch import ImageTextBatch, RegionBatch
 from vlp_methods.xvlm.pretrain import PretrainTask
 
@@ -194,7 +194,7 @@ def measure(
     """Seconds of a step of every formulation, checked to be equal before."""
     torch.manual_seed(0)
     chosen = arguments(size)
-    task = PretrainTask(models.create("xvlm", **chosen)).train()
+    task = PretrainTask(models.create("xvlm", "pretrain", **chosen)).train()
     model = task.model
     image_size, window, _, _, heads = SIZES[size]["swin"]
     state = xvlm_adapter(model).to_source(model.state_dict())
@@ -219,7 +219,6 @@ def measure(
             model, lr=1e-5, weight_decay=0.01, rules=[ParameterRule(pattern=r"bias|norm", decay=False)]
         )
     )
-    leave_out(optimizer, model.bbox_head.parameters(), absent=lambda: task.unused_boxes)
     for name, own in ((VLP, batch), (VLP_LONGEST, trimmed(batch))):
         runs[name] = partial(step, partial(task, batch_of(own)), list(task.parameters()), optimizer)
     return interleaved(runs, repeats=repeats, clock=clock)

@@ -100,7 +100,7 @@ def main() -> int:
 
     torch.manual_seed(0)
     chosen = arguments(options.size)
-    model = models.create("xvlm", **chosen).eval()
+    model = models.create("xvlm", "pretrain", **chosen).eval()
     vision, text_arguments = chosen["vision"], chosen["text"]
     plain = PlainXvlm(
         xvlm_adapter(model).to_source(model.state_dict()),
