@@ -44,12 +44,30 @@ def _under(key: str, heads: Iterable[str]) -> bool:
 
 def default_folder(recipe: Recipe) -> Path:
     """`runs/<recipe>-<hash of what it computes>`: the same command finds its run again, another setting gets
-    another folder."""
+    another folder. A run of an earlier version is found under the name that it had."""
     settings = {
         key: value for key, value in recipes.dump(recipe.settings).items() if key not in RUN_TIME_KEYS
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    return Path("runs") / f"{recipe.name.replace('/', '-')}-{digest}"
+    chosen = Path("runs") / f"{recipe.name.replace('/', '-')}-{digest}"
+    return chosen if chosen.exists() else _of_earlier_version(recipe, chosen.parent) or chosen
+
+
+def _of_earlier_version(recipe: Recipe, runs: Path) -> Path | None:
+    """A run of this recipe whose keys had other names when its folder was named."""
+    schema, settings = type(recipe.settings), recipes.dump(recipe.settings)
+    ignored = {*RUN_TIME_KEYS, *schema.free} - {"steps"}
+    for file in sorted(runs.glob(f"{recipe.name.replace('/', '-')}-????????/recipe.yaml")):
+        values, renamed = earlier.upgrade(recipes.read(file))
+        if not renamed:
+            continue
+        try:
+            recorded = recipes.dump(recipes.build(schema, values, source=str(file)))
+        except recipes.RecipeError:
+            continue
+        if all(_under(change.key, ignored) for change in recipes.differences(recorded, settings)):
+            return file.parent
+    return None
 
 
 def git_revision(folder: Path) -> str | None:

@@ -1,6 +1,7 @@
 """Recipe of ViCHA for SNLI-VE. Imports no torch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from vlp_eval.benchmarks.statements import EntailmentOptions
 
@@ -13,6 +14,8 @@ from vlp_methods.vicha.schema.rates import OneRate
 @dataclass(frozen=True, kw_only=True)
 class Entailment(OneRate, FineTuning):
     """Fine-tuning on SNLI-VE."""
+
+    free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "labels")
 
     model: models.TaskModel
     """The model."""

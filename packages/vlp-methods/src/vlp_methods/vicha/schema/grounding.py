@@ -1,6 +1,7 @@
 """Recipe of ViCHA for RefCOCO+, weakly supervised. Imports no torch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from vlp_eval.benchmarks.grounding import WeakGroundingOptions
 
@@ -13,6 +14,8 @@ from vlp_methods.vicha.schema.rates import OneRate
 @dataclass(frozen=True, kw_only=True)
 class WeakGrounding(OneRate, FineTuning):
     """Weakly supervised grounding: trained as retrieval; heat maps choose among detections."""
+
+    free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "heat")
 
     model: models.ContrastModel
     """The model."""

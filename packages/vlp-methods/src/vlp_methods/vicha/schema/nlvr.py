@@ -1,7 +1,7 @@
 """Recipes of ViCHA for NLVR2: text assignment, then fine-tuning. Imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vlp_eval.benchmarks.statements import NlvrOptions
 
@@ -34,6 +34,8 @@ class NlvrTeacher(Teacher):
 @dataclass(frozen=True, kw_only=True)
 class Nlvr(OneRate, FineTuning):
     """Fine-tuning on NLVR2."""
+
+    free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "labels")
 
     model: models.TaskModel
     """The model."""

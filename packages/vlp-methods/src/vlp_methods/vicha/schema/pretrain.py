@@ -1,7 +1,7 @@
 """Recipe of ViCHA pre-training, and with everything null of ALBEF's. Imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vlp_data.options import ImageTextSource, IndependentMasking, MaskingOptions
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
@@ -91,6 +91,8 @@ class Data(data.TestedData):
 @dataclass(frozen=True, kw_only=True)
 class Pretrain(OneRate):
     """ViCHA pre-training."""
+
+    free: ClassVar[tuple[str, ...]] = (*OneRate.free, "retrieval")
 
     model: Model
     """The model."""

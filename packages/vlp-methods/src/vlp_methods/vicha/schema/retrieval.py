@@ -1,6 +1,7 @@
 """Recipe of ViCHA retrieval fine-tuning. Imports no torch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
 
@@ -13,6 +14,8 @@ from vlp_methods.vicha.schema.rates import OneRate
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(OneRate, FineTuning):
     """ViCHA retrieval fine-tuning."""
+
+    free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "retrieval")
 
     model: models.ContrastModel
     """The model."""

@@ -1,6 +1,7 @@
 """Recipe of ViCHA visual question answering. Imports no torch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from vlp_eval.benchmarks.vqa import VqaOptions
 
@@ -13,6 +14,8 @@ from vlp_methods.vicha.schema.rates import OneRate
 @dataclass(frozen=True, kw_only=True)
 class Vqa(OneRate, FineTuning):
     """ViCHA visual question answering."""
+
+    free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "answers")
 
     model: models.TaskModel
     """The model."""

@@ -2,7 +2,7 @@
 torch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vlp_data.options import ImageTextSource
 from vlp_eval.benchmarks.captioning import CaptioningOptions
@@ -48,6 +48,8 @@ class Data(PromptedData):
 @dataclass(frozen=True, kw_only=True)
 class Captioning(FineTuning):
     """Fine-tuning on captions."""
+
+    free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "captions")
 
     model: models.TaskModel
     """The model."""
@@ -111,6 +113,8 @@ class ScstData(PromptedData):
 @dataclass(frozen=True, kw_only=True)
 class CaptioningScst(FineTuning):
     """Self-critical training on CIDEr-D."""
+
+    free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "captions")
 
     model: models.TaskModel
     """The model."""

@@ -1,6 +1,7 @@
 """Recipes of X-VLM for RefCOCO+: weakly supervised, and with boxes after a domain stage. Imports no torch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from vlp_data.options import ExpressionBoxSource
 from vlp_eval.benchmarks.grounding import GroundingOptions, WeakGroundingOptions
@@ -13,6 +14,8 @@ from vlp_methods.xvlm.schema.contrast import Contrast
 @dataclass(frozen=True, kw_only=True)
 class WeakGrounding(Contrast, FineTuning):
     """Weakly supervised grounding: trained as retrieval; heat maps choose among detections."""
+
+    free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "heat")
 
     model: models.ContrastModel
     """The model."""
@@ -73,6 +76,8 @@ class BoxesData(data.MeasuredData):
 @dataclass(frozen=True, kw_only=True)
 class Boxes(FineTuning):
     """Grounding with boxes."""
+
+    free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "boxes")
 
     model: models.TaskModel
     """The model."""

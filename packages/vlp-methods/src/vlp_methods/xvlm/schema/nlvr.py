@@ -1,6 +1,7 @@
 """Recipes of X-VLM for NLVR2: domain pre-training, then fine-tuning. Imports no torch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from vlp_eval.benchmarks.statements import NlvrOptions
 
@@ -21,6 +22,8 @@ class NlvrDomain(StartedTraining):
 @dataclass(frozen=True, kw_only=True)
 class Nlvr(FineTuning):
     """Fine-tuning on NLVR2."""
+
+    free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "labels")
 
     model: models.TaskModel
     """The model."""

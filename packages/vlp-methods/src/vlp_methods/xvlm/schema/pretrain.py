@@ -1,6 +1,7 @@
 """Recipe of X-VLM pre-training. Imports no torch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from vlp_data.options import ImageTextSource, MaskingOptions
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
@@ -50,6 +51,8 @@ class Data(data.TestedData):
 @dataclass(frozen=True, kw_only=True)
 class Pretrain(Contrast):
     """X-VLM pre-training."""
+
+    free: ClassVar[tuple[str, ...]] = (*Contrast.free, "retrieval")
 
     model: Model = field(default_factory=Model)
     """The model."""

@@ -1,6 +1,7 @@
 """Recipe of X-VLM retrieval fine-tuning. Imports no torch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
 
@@ -12,6 +13,8 @@ from vlp_methods.xvlm.schema.contrast import Contrast
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(Contrast, FineTuning):
     """X-VLM retrieval fine-tuning."""
+
+    free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "retrieval")
 
     model: models.ContrastModel
     """The model."""

@@ -1,6 +1,7 @@
 """Recipe of X-VLM visual question answering. Imports no torch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from vlp_eval.benchmarks.vqa import VqaOptions
 
@@ -11,6 +12,8 @@ from vlp_methods.sections.training import FineTuning
 @dataclass(frozen=True, kw_only=True)
 class Vqa(FineTuning):
     """X-VLM visual question answering."""
+
+    free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "answers")
 
     model: models.TaskModel
     """The model."""
