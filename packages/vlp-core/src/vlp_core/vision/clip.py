@@ -90,7 +90,7 @@ class ClipVisionTransformer(ImageEncoder):
         """[N, 3, R, R] -> [N, 1+L, D] before the blocks."""
         check_image(image_NCHW, self.image_size)
         patches_NLD = self.patch(image_NCHW).flatten(1, 2)
-        token_N1D = self.class_token.expand(len(patches_NLD), 1, -1)
+        token_N1D = self.class_token.expand(patches_NLD.shape[0], 1, -1)
         return self.pre_norm(torch.cat([token_N1D, patches_NLD], dim=1) + self.positions)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -129,8 +129,9 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(x)
         active = self.activation(x)
-        # A compiler decides by itself what it keeps.
-        if not (self.recompute and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+        # A compiler decides by itself what it keeps, and under torch.func a tensor has no place in memory.
+        watched = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if not (self.recompute and torch.is_grad_enabled()) or watched:
             return self.down(active)
         with saved_tensors_hooks(*self._without(active.data_ptr(), x)):
             return self.down(active)
@@ -187,7 +188,7 @@ def drop_path(x: Tensor, rate: float, *, training: bool) -> Tensor:
     others are scaled by 1/(1-rate)."""
     if rate == 0.0 or not training:
         return x
-    kept = x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
+    kept = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
     return x * kept.div_(1 - rate)
 
 

@@ -14,6 +14,7 @@ width, H heads, K width per head.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Self
 
 import torch
 import vlp_ops
@@ -73,6 +74,8 @@ class _Reorder(torch.autograd.Function):
     """Tokens in another order. The backward pass is a plain gather too, where index_select's would be a
     scattered addition."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x_NLC: Tensor, order_L: Tensor, inverse_L: Tensor) -> Tensor:
         return x_NLC.index_select(1, order_L)
@@ -94,21 +97,54 @@ def _placed(buffer: Tensor) -> Tensor:
     return buffer.to(torch.get_default_device())
 
 
-class Reorder(nn.Module):
+class _Tables(nn.Module):
+    """Constants that are no part of the state, as buffers that are made again: a model that was made on the
+    meta device and is filled by a state dict has no other source of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._constants: dict[str, Tensor] = {}
+
+    def add_table(self, name: str, table: Tensor) -> None:
+        self._constants[name] = table
+        self.register_buffer(name, _placed(table), persistent=False)
+
+    def table(self, name: str, like: Tensor) -> Tensor:
+        """The table where `like` lies."""
+        found = getattr(self, name)
+        if found.is_meta and not like.is_meta:
+            # load_state_dict(assign=True) takes parameters to their place, but no buffer that is not in it.
+            found = self._constants[name].to(like.device)
+            setattr(self, name, found)
+        return found
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name, constant in self._constants.items():
+            moved = getattr(self, name)
+            if not moved.is_meta:
+                setattr(self, name, constant.to(moved.device, moved.dtype))
+        return self
+
+
+class Reorder(_Tables):
     """Tokens [N, L, C] from one order to another; the identity costs nothing. Holds no parameters."""
 
     def __init__(self, before_L: Tensor, after_L: Tensor) -> None:
         super().__init__()
         order = before_L.argsort()[after_L]
         self.identity = torch.equal(before_L, after_L)
-        self.register_buffer("order", _placed(order), persistent=False)
-        self.register_buffer("inverse", _placed(order.argsort()), persistent=False)
+        self.add_table("order", order)
+        self.add_table("inverse", order.argsort())
 
     def forward(self, x_NLC: Tensor) -> Tensor:
-        return x_NLC if self.identity else _Reorder.apply(x_NLC, self.order, self.inverse)
+        return x_NLC if self.identity else _Reorder.apply(x_NLC, *self._orders(x_NLC))
 
     def undo(self, x_NLC: Tensor) -> Tensor:
-        return x_NLC if self.identity else _Reorder.apply(x_NLC, self.inverse, self.order)
+        return x_NLC if self.identity else _Reorder.apply(x_NLC, *reversed(self._orders(x_NLC)))
+
+    def _orders(self, x_NLC: Tensor) -> tuple[Tensor, Tensor]:
+        return self.table("order", x_NLC), self.table("inverse", x_NLC)
 
 
 class WindowAttention(nn.Module):
@@ -144,7 +180,9 @@ class WindowAttention(nn.Module):
 
 def attend_windows(q_NWHTK: Tensor, k_NWHTK: Tensor, v_NWHTK: Tensor, bias_WHTT: Tensor) -> Tensor:
     """softmax(q k^t / sqrt(K) + bias) v per window; a first axis of 1 in `bias` stands for all windows."""
-    if bias_WHTT.requires_grad and not q_NWHTK.is_cuda:
+    # Under torch.func a tensor does not say whether one further out wants its gradient.
+    wanted = bias_WHTT.requires_grad or torch._C._are_functorch_transforms_active()
+    if wanted and not q_NWHTK.is_cuda:
         # PyTorch's fused CPU kernel has no gradient for the bias, and its fallback took 60 ms where this took
         # 45 (Swin-B, stage 1).
         scores = (q_NWHTK * q_NWHTK.shape[-1] ** -0.5) @ k_NWHTK.transpose(-1, -2)
@@ -193,7 +231,7 @@ class PatchMerging(nn.Module):
         return self.linear(self.norm(x_NLC.reshape(n, tokens // 4, 4 * width)))
 
 
-class SwinStage(nn.Module):
+class SwinStage(_Tables):
     """Blocks of one resolution, odd ones with shifted windows, then merging unless it is the last stage.
 
     Takes tokens in the order of its own windows; returns them in that of the next stage (`after_L`).
@@ -221,8 +259,8 @@ class SwinStage(nn.Module):
         plain = token_order(resolution, window, 0)
         self.to_shifted = Reorder(plain, token_order(resolution, window, self.shift))
         self.to_next = Reorder(plain, after_L)
-        mask = _placed(shift_mask(resolution, window, self.shift)) if self.shift else None
-        self.register_buffer("mask", mask, persistent=False)
+        if self.shift:
+            self.add_table("mask", shift_mask(resolution, window, self.shift))
         self.merge = PatchMerging(width=width) if merge else None
 
     def forward(self, x_NLC: Tensor) -> Tensor:
@@ -230,7 +268,7 @@ class SwinStage(nn.Module):
         for i, block in enumerate(self.blocks):
             if i % 2 and self.shift:
                 x_NLC = self.to_shifted(x_NLC)
-                x_NLC = block(x_NLC.unflatten(1, (-1, tokens)), self.mask).flatten(1, 2)
+                x_NLC = block(x_NLC.unflatten(1, (-1, tokens)), self.table("mask", x_NLC)).flatten(1, 2)
                 x_NLC = self.to_shifted.undo(x_NLC)
             else:
                 x_NLC = block(x_NLC.unflatten(1, (-1, tokens)), None).flatten(1, 2)

@@ -217,7 +217,7 @@ class TimmVision(ImageEncoder):
         if body.pos_embed is not None:
             x = x + F.embedding(ids_NK, body.pos_embed[0, -(self.tokens - 1) :])
         first = [token for token in (body.cls_token, body.reg_token) if token is not None]
-        x = torch.cat([*(token.expand(len(x), -1, -1) for token in first), x], dim=1)
+        x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in first), x], dim=1)
         return self._arrange(body.norm(body.blocks(body.norm_pre(x))))
 
     def position_tables(self) -> dict[str, Callable[[Tensor, Size], Tensor]]:

@@ -112,7 +112,7 @@ class VisionTransformer(ImageEncoder):
         """[N, 3, R, R] -> [N, T, D] before the blocks; other tokens come last and get no position."""
         check_image(image_NCHW, self.image_size)
         patches_NLD = self.patch(image_NCHW).flatten(1, 2)
-        token_N1D = self.class_token.expand(len(patches_NLD), 1, -1)
+        token_N1D = self.class_token.expand(patches_NLD.shape[0], 1, -1)
         x_NTD = torch.cat([token_N1D, patches_NLD], dim=1) + self.positions
         return x_NTD if others_NKD is None else torch.cat([x_NTD, others_NKD.to(x_NTD.dtype)], dim=1)
 
@@ -148,7 +148,7 @@ class VisionTransformer(ImageEncoder):
         reference the class token has no position here.
         """
         kept_NKD = self.patch.project(patches_NKP) + F.embedding(ids_NK, self.positions[1:])
-        token_N1D = self.class_token.expand(len(kept_NKD), 1, -1)
+        token_N1D = self.class_token.expand(kept_NKD.shape[0], 1, -1)
         return self.norm(self._run(torch.cat([token_N1D, kept_NKD], dim=1), None, []))
 
     def _run(self, x_NTD: Tensor, visible_NT: Tensor | None, tokens: list[Tensor]) -> Tensor:
