@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-FILE = re.compile(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", re.M | re.S)
+FILE = re.compile(r"^<!-- file: (\S+) -->\n(?:<!-- test: .*? -->\n)?```\w+\n(.*?)^```$", re.M | re.S)
 COLOURS = {"red": (220, 20, 30), "green": (20, 200, 40), "blue": (30, 40, 220), "yellow": (230, 220, 20)}
 
 

@@ -167,7 +167,7 @@ def official_checkpoint(folder: Path) -> None:
         "fusion_layer": 1,
         "positions": 50,
     }
-    model = models.create("xvlm", vision=vision, text=text, embed_width=32)
+    model = models.create("xvlm", "pretrain", vision=vision, text=text, embed_width=32)
     state = xvlm_adapter(model).to_source(model.state_dict())
     torch.save({"model": state, "config": {"image_res": 64}}, folder / "4m_base_model_state_step_199999.th")
     Image.effect_noise((90, 70), 80).convert("RGB").save(folder / "dog.jpg")

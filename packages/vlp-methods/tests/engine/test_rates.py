@@ -152,7 +152,7 @@ def test_rate_by_the_size_of_an_update(toy, tmp_path, capsys, monkeypatch):
         ),
         # 24 samples in batches of 8: three steps an epoch; staircase of 100 steps, cut off by the epoch.
         (
-            "{kind: epochs, steps_per_epoch: {epochs: 1}, warmup_steps: 100, warmup_lr: 0.001, min_lr: 0.002}",
+            "{kind: epochs, steps_per_epoch: {epochs: 1}, warmup_steps: 100, warmup_lr: 1e-3, min_lr: 2e-3}",
             [*[0.001] * 3, *[0.008] * 3, *[0.004] * 2],
         ),
         ("{kind: constant, warmup_steps: 4, warmup_lr: 0.002}", [0.002, 0.004, 0.006, 0.008, *[0.01] * 4]),

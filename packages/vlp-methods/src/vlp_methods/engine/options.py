@@ -291,7 +291,8 @@ class ReportOptions:
     wandb: str | None = None
     """Also send to this Weights & Biases project (needs the extra vlp-methods[wandb])."""
     trackio: str | None = None
-    """Also send to this trackio project (needs the extra vlp-methods[trackio])."""
+    """Also send to this trackio project (needs the library trackio, which asks for an older Pillow
+    than our pins hold; so it is no extra)."""
     name: str | None = None
     """What wandb and trackio call the run; null: the name of its folder."""
     notes: str | None = None

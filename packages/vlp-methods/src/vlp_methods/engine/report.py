@@ -130,7 +130,7 @@ class _Csv:
 
 class _Wandb:
     def __init__(self, options: ReportOptions, folder: Path, config: Mapping[str, Any]) -> None:
-        import wandb  # pyright: ignore[reportMissingImports] (an extra)
+        import wandb  # pyright: ignore[reportMissingImports] (not of our pins)
 
         self.run = wandb.init(
             project=options.wandb,
@@ -152,7 +152,7 @@ class _Wandb:
 
 class _Trackio:
     def __init__(self, options: ReportOptions, folder: Path, config: Mapping[str, Any]) -> None:
-        import trackio  # pyright: ignore[reportMissingImports] (an extra)
+        import trackio  # pyright: ignore[reportMissingImports] (not of our pins)
 
         self.trackio = trackio
         trackio.init(
@@ -168,15 +168,13 @@ class _Trackio:
 
 def check_loggers(options: ReportOptions) -> None:
     """Raise `UserError` if a logger is asked for that is not installed."""
-    for asked, key, library in (
-        (options.tensorboard, "report.tensorboard=true", "tensorboard"),
-        (options.wandb is not None, f"report.wandb={options.wandb}", "wandb"),
-        (options.trackio is not None, f"report.trackio={options.trackio}", "trackio"),
+    for asked, key, library, source in (
+        (options.tensorboard, "report.tensorboard=true", "tensorboard", "'vlp-methods[tensorboard]'"),
+        (options.wandb is not None, f"report.wandb={options.wandb}", "wandb", "'vlp-methods[wandb]'"),
+        (options.trackio is not None, f"report.trackio={options.trackio}", "trackio", "trackio"),
     ):
         if asked and importlib.util.find_spec(library) is None:
-            raise UserError(
-                f"{key} needs {library}, which is not installed: pip install 'vlp-methods[{library}]'"
-            )
+            raise UserError(f"{key} needs {library}, which is not installed: pip install {source}")
 
 
 def open_loggers(options: ReportOptions, folder: Path, step: int, config: Mapping[str, Any]) -> list[Logger]:
