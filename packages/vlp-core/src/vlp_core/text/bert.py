@@ -14,14 +14,13 @@ What differs from the textbook form is made for speed and changes no result:
 
 - Query, key and value are one matrix. There is no pooler.
 - The images come as one pool of M images and each text row names its image by `image_index`. Keys and values
-    are projected once
-  per image of the pool, however many rows (positive, negative, masked, box query) look at it.
+  are projected once per image of the pool, however many rows (positive, negative, masked, box query) look at
+  it.
 - `fuse_and_read` computes the last layer only at the positions that are read ([CLS], or the masked tokens).
 - Padding is left out where nobody reads its states (`vlp_core.text.packing`): `fuse_and_read` always, the
-    others with `skip_padding`.
+  others with `skip_padding`.
 - Masks are boolean. The reference adds -10000 (self) or -1e9 (cross), which is the same unless a row is
-    masked completely; token 0
-  of every text and of every image must therefore be visible.
+  masked completely; token 0 of every text and of every image must therefore be visible.
 
 Source: BERT, arXiv 1810.04805; RoBERTa, arXiv 1907.11692; X-VLM, arXiv 2111.08276 section 3.1,
 `models/xbert.py`, `models/xroberta.py`.

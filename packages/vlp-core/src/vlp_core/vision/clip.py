@@ -33,15 +33,23 @@ from vlp_core.vision.vit import resize_to_shape
 class ClipVisionTransformer(ImageEncoder):
     """CLIP's ViT with a class token and learned positions.
 
-    `image_size`: side of the images; exactly this size is accepted. `patch`: side of a patch, in pixels.
-    `width`, `depth`, `heads`: channels, blocks, attention heads. `hidden`: width inside the feed-forward.
-    `activation`: inside the feed-forward; "quick_gelu" in OpenAI's models. `local_depth`: number of last
-        blocks that attend to the region only, in region mode. LayerNorm eps is 1e-5.
-    `drop_path`: stochastic depth of the last block in training, rising linearly from 0. `mlps`: for some
-        blocks, by number, what makes the module in place of the feed-forward, [..., D] -> [..., D]; it keeps
-        its own initial weights.
+    Args:
+        image_size: Side of the images in pixels; exactly this size is accepted.
+        patch: Side of a patch in pixels.
+        width: Channels.
+        depth: Number of blocks.
+        heads: Attention heads.
+        hidden: Width inside the feed-forward.
+        activation: Inside the feed-forward; "quick_gelu" in OpenAI's models.
+        local_depth: Number of last blocks that attend to the region only, in region mode.
+        drop_path: Stochastic depth of the last block in training, rising linearly from 0 in the first.
+        mlps: For some blocks, by number, what makes the module in place of the feed-forward,
+            [..., D] -> [..., D]; it keeps its own initial weights.
 
-    Attributes: those of `ImageEncoder`.
+    LayerNorm eps is 1e-5. Attributes: those of `ImageEncoder`.
+
+    Raises:
+        ValueError: Sizes that do not fit together, or a block in `mlps` that is not there.
     """
 
     def __init__(

@@ -279,15 +279,19 @@ class SwinStage(_Tables):
 class SwinTransformer(ImageEncoder):
     """Swin v1 with a pooled token.
 
-    `image_size`: side of the images; exactly this size is accepted. `window`: side of the attention windows,
-        in tokens.
-    `width`: channels of the first stage; each further stage doubles them. `depths`, `heads`: blocks and
-        attention heads per stage.
-    `mlp_ratio`: hidden width of the feed-forward over its width. `drop_path`: stochastic depth of the last
-        block, rising linearly from 0.
+    Args:
+        image_size: Side of the images in pixels; exactly this size is accepted.
+        window: Side of the attention windows, in tokens.
+        width: Channels of the first stage; each further stage doubles them.
+        depths: Blocks of each stage.
+        heads: Attention heads of each stage.
+        mlp_ratio: Width inside the feed-forward over the width of its stage.
+        drop_path: Stochastic depth of the last block in training, rising linearly from 0 in the first.
 
     Attributes: those of `ImageEncoder`; `patch_size` is the total stride.
-    Raises `ValueError` when the windows do not divide a stage or its resolution is odd.
+
+    Raises:
+        ValueError: Windows that do not divide a stage, or a stage of odd resolution before another one.
     """
 
     def __init__(

@@ -42,19 +42,26 @@ from vlp_core.vision.positions import resize_position_table
 class VisionTransformer(ImageEncoder):
     """ViT with a class token and learned positions.
 
-    `image_size`: side of the images; exactly this size is accepted, and pixels beyond the last whole patch
-    have no effect (380 pixels are 23 patches of 16). `patch`: side of a patch, in pixels. `width`, `depth`,
-    `heads`: channels, blocks, attention heads. `local_depth`: number of last blocks that attend to the region
-        only, in region mode.
-    `mlp_ratio`: hidden width of the feed-forward over the width. `initializer_range`: standard deviation of
-    the initial weights; the published 0.02 belongs to width 768. `position_range`: the same for the position
-    table, None: as `initializer_range`; patches start with a deviation of about 0.9, beside which smaller
-        positions are hardly seen. LayerNorm eps is 1e-6.
-    `drop_path`: stochastic depth of the last block in training, rising linearly from 0. `mlps`: for some
-        blocks, by number, what makes the module in place of the feed-forward, [..., D] -> [..., D]; it keeps
-        its own initial weights.
+    Args:
+        image_size: Side of the images in pixels; exactly this size is accepted. Pixels beyond the last whole
+            patch have no effect (380 pixels are 23 patches of 16).
+        patch: Side of a patch in pixels.
+        width: Channels.
+        depth: Number of blocks.
+        heads: Attention heads.
+        local_depth: Number of last blocks that attend to the region only, in region mode.
+        mlp_ratio: Width inside the feed-forward over `width`.
+        initializer_range: Standard deviation of the initial weights; the published 0.02 belongs to width 768.
+        position_range: The same for the position table; None: as `initializer_range`. Patches start with a
+            deviation of about 0.9, beside which smaller positions are hardly seen.
+        drop_path: Stochastic depth of the last block in training, rising linearly from 0 in the first.
+        mlps: For some blocks, by number, what makes the module in place of the feed-forward,
+            [..., D] -> [..., D]; it keeps its own initial weights.
 
-    Attributes: those of `ImageEncoder`.
+    LayerNorm eps is 1e-6. Attributes: those of `ImageEncoder`.
+
+    Raises:
+        ValueError: Sizes that do not fit together, or a block in `mlps` that is not there.
     """
 
     keeps_patches = True

@@ -1,7 +1,7 @@
 """X-VLM: image encoder, text encoder and fusion encoder for images, regions and objects.
 
 One image is encoded once; every box in it is a set of its patches. A text is encoded by the lower half of
-BERT, fused with a image or region by the upper half. Heads on top say whether text and visual concept match,
+BERT, fused with an image or region by the upper half. Heads on top say whether text and visual concept match,
 which tokens were masked, and where in the image the text points to. `Xvlm` serves pre-training, retrieval and
 box regression (parts that a task does not need are left out); `vlp_core.models.fusion.nlvr`, `vqa` and
 `captioning` hold the models of the other tasks.
