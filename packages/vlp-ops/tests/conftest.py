@@ -12,12 +12,24 @@ from torch import Tensor
 if os.environ.get("VLP_OPS_TEST_LIBRARY"):
     torch.ops.load_library(os.environ["VLP_OPS_TEST_LIBRARY"])
 
-FORWARD = {torch.float64: 1e-10, torch.float32: 2e-6}
-GRADIENT = {torch.float64: 1e-9, torch.float32: 1e-5}
+# The tolerance of a sum of n products follows from n, not from what one machine gave: rounding errors of
+# either sign add up like sqrt(n) (Higham and Mary 2019, doi 10.1137/18M1226312), and libraries order their
+# sums differently. The factor is four rounding errors; sums of fewer than 64 count as 64, the width of the
+# golden cases, and because the other steps of an operator (softmax, bilinear weights) round, too.
+FACTOR, LEAST_DEPTH = 4.0, 64
+# A gradient passes a second sum, of which the depth is rarely known; it is given five times as much.
+OF_GRADIENT = 5.0
+EXACT = {torch.float64: 1e-10, torch.float32: 0.0}
+
+
+def limit_of(dtype: torch.dtype, depth: int, of_gradient: bool = False) -> float:
+    """Largest allowed error of a sum of `depth` products against the largest of all results."""
+    rounding = FACTOR * torch.finfo(dtype).eps * max(depth, LEAST_DEPTH) ** 0.5
+    return max((OF_GRADIENT if of_gradient else 1.0) * rounding, (10 if of_gradient else 1) * EXACT[dtype])
 
 
 class Closeness:
-    """Largest error against the largest value of the expected tensor."""
+    """Largest error against the largest value of the expected tensor; `depth`: products in each sum."""
 
     @staticmethod
     def relative(actual: Tensor, expected: Tensor) -> float:
@@ -31,17 +43,29 @@ class Closeness:
         return error / largest if largest > 0 else error
 
     def forward(
-        self, actual: Tensor, expected: Tensor, name: str = "output", tolerance: float | None = None
+        self,
+        actual: Tensor,
+        expected: Tensor,
+        name: str = "output",
+        tolerance: float | None = None,
+        *,
+        depth: int = 1,
     ) -> None:
-        limit = FORWARD[actual.dtype] if tolerance is None else tolerance
+        limit = limit_of(actual.dtype, depth) if tolerance is None else tolerance
         error = self.relative(actual, expected)
         assert error <= limit, f"{name}: relative error {error:.2e} > {limit:.0e}"
 
     def gradient(
-        self, actual: Tensor | None, expected: Tensor, name: str, tolerance: float | None = None
+        self,
+        actual: Tensor | None,
+        expected: Tensor,
+        name: str,
+        tolerance: float | None = None,
+        *,
+        depth: int = 1,
     ) -> None:
         assert actual is not None, f"{name} has no gradient"
-        limit = GRADIENT[actual.dtype] if tolerance is None else tolerance
+        limit = limit_of(actual.dtype, depth, of_gradient=True) if tolerance is None else tolerance
         # Scalar gradients are sums of many terms of both signs.
         if tolerance is None and expected.numel() == 1 and actual.dtype == torch.float32:
             limit = 1e-4

@@ -37,7 +37,7 @@ def test_values_and_gradients_are_those_of_pytorch(onednn, close, bias, shape):
     given = arguments(bias, shape)
     assert vlp_ops.linear_backend(*given) == "onednn"
     out, expected = vlp_ops.linear(*given), F.linear(*given)
-    close.forward(out, expected)
+    close.forward(out, expected, depth=INPUTS)
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     leaves = [tensor for tensor in given if tensor is not None]
     for ours, theirs, name in zip(
@@ -46,7 +46,21 @@ def test_values_and_gradients_are_those_of_pytorch(onednn, close, bias, shape):
         ("x", "weight", "bias"),
         strict=False,
     ):
-        close.gradient(ours, theirs, name)
+        # x sums over the outputs, weight and bias over the rows.
+        close.gradient(ours, theirs, name, depth=OUTPUTS if name == "x" else ROWS)
+
+
+@pytest.mark.parametrize("depth", [512, 4096, 30000])
+def test_the_tolerance_follows_from_the_depth(onednn, close, depth):
+    """Against float64, at sizes where one number for all depths was too small, and not so wide that an error of
+    a single product in a sum would pass."""
+    generator = torch.Generator().manual_seed(depth)
+    x, weight = (torch.randn(rows, depth, generator=generator) for rows in (160, 96))
+    exact = F.linear(x.double(), weight.double())
+    for backend in ("torch", "onednn"):
+        close.forward(vlp_ops.linear(x, weight, backend=backend), exact, depth=depth)
+    with pytest.raises(AssertionError, match="relative error"):
+        close.forward(vlp_ops.linear(x, weight) + x[:, :1] * weight[:, 0], exact, depth=depth)
 
 
 def test_transposed_views_and_frozen_parameters(onednn, close):
@@ -54,16 +68,16 @@ def test_transposed_views_and_frozen_parameters(onednn, close):
     turned = x.detach().t().contiguous().t().requires_grad_()
     frozen = weight.detach()
     out = vlp_ops.linear(turned, frozen, bias)
-    close.forward(out, F.linear(x, weight, bias))
+    close.forward(out, F.linear(x, weight, bias), depth=INPUTS)
     out.sum().backward()
-    close.gradient(turned.grad, frozen.sum(0).expand(ROWS, -1), "x")
+    close.gradient(turned.grad, frozen.sum(0).expand(ROWS, -1), "x", depth=OUTPUTS)
     assert frozen.grad is None
 
 
 def test_a_product_without_gradient(onednn, close):
     a, b = torch.randn(ROWS, INPUTS), torch.randn(INPUTS, OUTPUTS)
-    close.forward(dense.product(a, b), a @ b)
-    close.forward(dense.product(a[:3], b), a[:3] @ b)
+    close.forward(dense.product(a, b), a @ b, depth=INPUTS)
+    close.forward(dense.product(a[:3], b), a[:3] @ b, depth=INPUTS)
 
 
 def test_what_stays_with_pytorch(onednn):
@@ -162,7 +176,7 @@ def test_second_derivatives_are_those_of_pytorch(onednn, close):
         found[name] = torch.autograd.grad(penalty, (x, weight, bias))
     for ours, theirs, name in zip(found["ours"], found["theirs"], ("x", "weight", "bias"), strict=True):
         assert theirs.abs().max() > 0
-        close.gradient(ours, theirs, name)
+        close.gradient(ours, theirs, name, depth=ROWS)
 
 
 # PyTorch's own rules for forward mode are scripts.
@@ -173,10 +187,10 @@ def test_forward_mode_goes_through(onednn, close):
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(x, tangent)
         found = torch.autograd.forward_ad.unpack_dual(vlp_ops.linear(dual, weight, bias)).tangent
-    close.forward(found, F.linear(tangent, weight))
+    close.forward(found, F.linear(tangent, weight), depth=INPUTS)
     primal, found = torch.func.jvp(lambda x: vlp_ops.linear(x, weight, bias), (x,), (tangent,))
-    close.forward(primal, F.linear(x, weight, bias))
-    close.forward(found, F.linear(tangent, weight))
+    close.forward(primal, F.linear(x, weight, bias), depth=INPUTS)
+    close.forward(found, F.linear(tangent, weight), depth=INPUTS)
 
 
 def test_flops_are_counted(onednn):
