@@ -39,7 +39,11 @@ def fits(model: Encoders, data: Data) -> None:
             f"{given}.concepts is given and {missing}.concepts is null: a model sees the concepts that its "
             "data holds; give both, or none"
         )
-    if model.concepts is not None and model.concepts.place == "first" and model.vision.kind != "vit":
+    if (
+        model.concepts is not None
+        and model.concepts.place == "first"
+        and model.vision.kind in ("swin", "clip")
+    ):
         raise ValueError(
             f"model.concepts.place=first needs model.vision.kind=vit, {model.vision.kind} has no place for "
             "them; choose place=last"

@@ -46,6 +46,8 @@ class ClipVit:
     """Width inside the feed-forward part."""
     local_depth: int = 4
     """Last blocks in which a region sees its own patches only."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; rises linearly from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,8 @@ class Vit:
     """Hidden width of the feed-forward part over the width."""
     local_depth: int = 4
     """Last blocks in which a region sees its own patches only."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block; rises linearly from 0."""
     initializer_range: float = 0.02
     """Standard deviation of initial weights; a narrow model learns faster with 0.02 * sqrt(768 / width) or
     more."""
@@ -74,6 +78,24 @@ class Vit:
     """That of the position table; null: as `initializer_range`. Patches start with about 0.9, beside which
     smaller positions are hardly
     seen: a model from scratch that has minutes never learns where things are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timm:
+    """Any backbone of timm, through timm's own features; needs the library timm (the extra vlp-core[timm]). What an
+    architecture does not permit (regions, patches left out, concepts among the patches) is refused by name."""
+
+    kind: Literal["timm"] = "timm"
+    name: str
+    """Name in timm, such as vit_base_patch16_224 or convnext_tiny."""
+    image_size: int = 224
+    """Side of the square input in pixels."""
+    drop_path: float = 0.0
+    """Stochastic depth, for architectures that have it."""
+    local_depth: int = 4
+    """Last blocks of a plain ViT in which a region sees its own patches only."""
+    arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
+    """Further arguments of the architecture, such as {depth: 6}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +153,7 @@ class Encoders:
     """Image encoder, and text encoder with fusion layers, as they are in pre-training; a task's model is
     derived from them."""
 
-    vision: Swin | ClipVit | Vit = field(default_factory=Swin)
+    vision: Swin | ClipVit | Vit | Timm = field(default_factory=Swin)
     """Image encoder."""
     text: TextEncoder = field(default_factory=TextEncoder)
     """Text and fusion encoder."""
@@ -145,7 +167,8 @@ class Weights:
     resized where needed."""
 
     vision: PathText = ""
-    """Image encoder: Microsoft's or timm's Swin, the vision tower of a Hugging Face CLIP, or DeiT."""
+    """Image encoder: Microsoft's or timm's Swin, the vision tower of a Hugging Face CLIP, DeiT, or for kind timm a
+    file of timm."""
     text: PathText = ""
     """Masked language model: Hugging Face BERT or RoBERTa. Cross-attention starts fresh."""
     model: PathText = ""

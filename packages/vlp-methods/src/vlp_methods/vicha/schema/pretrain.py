@@ -107,7 +107,7 @@ class Pretrain(OneRate):
         super().__post_init__()
         checks.fits(self.model, self.data)
         for name in ("hierarchy", "masked_image"):
-            if getattr(self.model, name) is not None and self.model.vision.kind != "vit":
+            if getattr(self.model, name) is not None and self.model.vision.kind in ("swin", "clip"):
                 raise ValueError(
                     f"model.{name} needs model.vision.kind=vit, {self.model.vision.kind} has no blocks of "
                     "one "
