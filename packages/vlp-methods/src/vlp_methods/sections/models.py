@@ -82,8 +82,9 @@ class Vit:
 
 @dataclass(frozen=True, kw_only=True)
 class Timm:
-    """Any backbone of timm, through timm's own features; needs the library timm (the extra vlp-core[timm]). What an
-    architecture does not permit (regions, patches left out, concepts among the patches) is refused by name."""
+    """Any backbone of timm, through timm's own features; needs the library timm (the extra vlp-core[timm]).
+    What an architecture does not permit (regions, patches left out, concepts among the patches) is refused by
+    name."""
 
     kind: Literal["timm"] = "timm"
     name: str
@@ -167,8 +168,8 @@ class Weights:
     resized where needed."""
 
     vision: PathText = ""
-    """Image encoder: Microsoft's or timm's Swin, the vision tower of a Hugging Face CLIP, DeiT, or for kind timm a
-    file of timm."""
+    """Image encoder: Microsoft's or timm's Swin, the vision tower of a Hugging Face CLIP, DeiT, or
+    for kind timm a file of timm."""
     text: PathText = ""
     """Masked language model: Hugging Face BERT or RoBERTa. Cross-attention starts fresh."""
     model: PathText = ""
