@@ -52,7 +52,7 @@ def test_values_and_gradients_are_those_of_pytorch(onednn, close, bias, shape):
 
 @pytest.mark.parametrize("depth", [512, 4096, 30000])
 def test_the_tolerance_follows_from_the_depth(onednn, close, depth):
-    """Against float64, at sizes where one number for all depths was too small, and not so wide that an error of
+    """Against float64, at sizes where one number for all depths was too small; not so wide that an error of
     a single product in a sum would pass."""
     generator = torch.Generator().manual_seed(depth)
     x, weight = (torch.randn(rows, depth, generator=generator) for rows in (160, 96))
