@@ -109,7 +109,7 @@ def _patched_class(kind: type, name: str | None) -> type:
 
 def _patched_module(kind: type[nn.Module], name: str | None) -> nn.Module:
     """One without contents, which `pickle` and `copy` fill."""
-    made = _patched_class(kind, name)
+    made: Any = _patched_class(kind, name)
     return made.__new__(made)
 
 

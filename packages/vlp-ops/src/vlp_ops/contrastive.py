@@ -505,7 +505,7 @@ def _softmax_loss_backward(
     if soft is None:
         grad_row = torch.where(row[2] > 0, grad_row, 0.0)
         grad_col = torch.where(col[2] > 0, grad_col, 0.0)
-    back = scale
+    back, factor = scale, None
     if a.dtype == torch.float16:
         factor = _half_factor(grad_row, grad_col, soft)
         grad_row, grad_col, back = grad_row * factor, grad_col * factor, scale / factor
@@ -535,7 +535,7 @@ def _softmax_loss_backward(
             grad_b += _product(gradient.T, a[part], dtype)
     if mask[1]:
         grad_b *= back
-    if a.dtype == torch.float16:
+    if factor is not None:
         grad_scale /= factor
     grad_scale = grad_scale.to(dtype)
     return (
