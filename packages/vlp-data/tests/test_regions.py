@@ -224,20 +224,51 @@ def test_careful_flip(drawn, careful_flip, caption, flips):
     assert any(flipped) == flips
 
 
+@pytest.mark.parametrize("crop", ["around_box", "none"])
 @pytest.mark.parametrize(
-    "box", [[50, 5, 20, 20], [-1, 5, 20, 20], [5, 30, 20, 20], [5, 5, 0, 20], [5, 5, 10, -3]]
+    ("box", "cause"),
+    [
+        ([50, 5, 20, 20], "box outside the image"),
+        ([-1, 5, 20, 20], "box outside the image"),
+        ([5, 30, 20, 20], "box outside the image"),
+        ([70, 50, 5, 5], "box outside the image"),
+        ([5, 5, 0, 20], "box without area"),
+        ([5, 5, 10, -3], "box without area"),
+        ([0.1, 0.1, 0.5, 0.4], "box without area"),
+    ],
 )
-def test_a_box_outside_the_image_skips_the_line(drawn, box):
+def test_a_line_without_a_usable_box_is_skipped_in_every_crop_mode(drawn, box, cause, crop):
     with pytest.raises(BadSample) as error:
-        drawn(elems=[{"caption": "a dog", "bb": box}])
-    assert (error.value.cause, error.value.file) == ("box outside the image", "lines:1")
+        drawn(elems=[{"caption": "a dog", "bb": box}], options=RegionOptions(crop=crop))
+    assert (error.value.cause, error.value.file) == (cause, "lines:1")
+
+
+def test_boxes_that_cannot_be_used_are_told_beside_those_that_can(drawn):
+    elems = [
+        {"caption": "a dog", "bb": [5, 5, 20, 20]},
+        {"caption": "a cat", "bb": [50, 5, 20, 20]},
+        {"caption": "grass", "bb": [5, 5, 0, 20]},
+    ]
+    example = drawn(elems=elems, caption=None, options=RegionOptions(crop="none"))
+    assert len(example.pairs) == 1
+    assert [one.cause for one in example.unusable] == ["box outside the image", "box without area"]
+    assert "box 1, (50, 5, 70, 25) (x0, y0, x1, y1), in an image of 60 x 40" in example.unusable[0].detail
+    anchored = next(one for seed in range(99) if (one := _drawn_or_none(drawn, seed, elems)) is not None)
+    assert [one.cause for one in anchored.unusable] == ["box without area"]
+
+
+def _drawn_or_none(drawn, seed, elems):
+    try:
+        return drawn(seed, elems=elems, caption=None)
+    except BadSample:
+        return None
 
 
 def test_boxes_can_be_clipped_instead(drawn):
     clip = RegionOptions(outside_boxes="clip")
     example = drawn(options=clip, elems=[{"caption": "a dog", "bb": [50, 5, 20, 20]}], caption=None)
     assert example.crop[0] <= 50 and example.crop[2] == 60 and len(example.pairs) == 1
-    with pytest.raises(BadSample, match="no regions"):
+    with pytest.raises(BadSample, match="box outside the image"):
         drawn(options=clip, elems=[{"caption": "a dog", "bb": [70, 5, 20, 20]}])
 
 

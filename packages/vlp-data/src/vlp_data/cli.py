@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from vlp_data.concepts.command import add_commands as add_concept_commands
+from vlp_data.errors import shown
 from vlp_data.sources import FORMATS
 
 
@@ -19,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except (ValueError, OSError) as error:
-        print(f"vlp-data {options.command}: {error}", file=sys.stderr)
+        print(f"vlp-data {options.command}: {shown(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"vlp-data {options.command}: interrupted; nothing was kept", file=sys.stderr)

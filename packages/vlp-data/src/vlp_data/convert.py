@@ -15,7 +15,7 @@ from vlp_data import files
 from vlp_data.errors import DataError
 from vlp_data.order import share
 from vlp_data.schema import Sample, Source
-from vlp_data.sources.rows import read_json
+from vlp_data.sources.rows import read_json, strings
 
 Progress: TypeAlias = Callable[[int, int], None]
 Collection: TypeAlias = Literal["coco", "flickr"]
@@ -45,16 +45,18 @@ def held_out(paths: Iterable[str]) -> set[int]:
         for number, image in enumerate(images):
             if image.get("split", "test") not in ("val", "test"):
                 continue
-            names = image.get("images") or [
-                image.get("file_name") or image.get("filename") or image.get("image")
-            ]
-            found |= {_number(name, f"{path}: entry {number}") for name in names}
+            where = f"{path}: entry {number}"
+            if image.get("images"):
+                names = strings(image, "images", where)
+            else:
+                names = [image.get("file_name") or image.get("filename") or image.get("image")]
+            found |= {_number(name, where) for name in names}
     return found
 
 
 def _number(name: Any, where: str) -> int:
     stem = posixpath.splitext(posixpath.basename(name))[0] if isinstance(name, str) else ""
-    digits = re.search(r"\d+$", stem)
+    digits = re.search(r"[0-9]{1,18}$", stem)
     if digits is None:
         raise DataError(f"{where}: the image {name!r} has no number in its file name")
     return int(digits[0])

@@ -9,6 +9,10 @@ per cause with the file's name, and replaced by a sample drawn from (seed, epoch
 stops with `DataError` when more than `max_bad_fraction` of the samples read so far were unusable, judged from
 the eleventh unusable one on: so one bad sample early in a run never stops it, and a wrong image root stops it
 within the first batches. `max_bad_fraction=0` stops at the first. Each rank judges what it has read itself.
+
+Workers pay no heed to SIGTERM and SIGINT, which a scheduler or a terminal sends to all processes of a job:
+they end when the loader closes, or when the process that began them ends. A worker that dies (killed for want
+of memory, say) is replaced: new workers make the same batches.
 """
 
 import atexit
@@ -16,9 +20,10 @@ import logging
 import multiprocessing
 import random
 import signal
+import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, NamedTuple, Self, TypeVar
@@ -26,8 +31,9 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vlp_data.errors import BadSample, DataError
+from vlp_data.errors import BadSample, DataError, Skipped, WorkerLost
 from vlp_data.examples import Examples
+from vlp_data.identity import differences, identity
 from vlp_data.order import Order, generator
 
 log = logging.getLogger(__name__)
@@ -39,16 +45,12 @@ TOLERATED_BAD_SAMPLES = 10
 """Unusable samples before their share is judged."""
 ATTEMPTS = 50
 """Samples tried for one place in a batch."""
-GRACE_SECONDS = 60
-"""How long a worker outlives SIGTERM, so that a run that is asked to stop can finish its step and save."""
-
-
-class Skipped(NamedTuple):
-    """A sample that cannot be used: counted by `cause`, logged once per cause with `file`."""
-
-    cause: str
-    file: str
-    detail: str
+RESTARTS = 3
+"""How often workers are replaced at one position before the loader gives up."""
+POLL_SECONDS = 2.0
+"""How often it is looked whether all workers live while a batch is waited for."""
+LEFT_OUT = "left out: "
+"""Begins the causes of what was left out of samples that are used otherwise."""
 
 
 class _Request(NamedTuple):
@@ -63,6 +65,8 @@ class _Answer(NamedTuple):
 
     batch: Any
     skipped: list[Skipped]
+    left_out: list[Skipped] = []  # noqa: RUF012  # nobody changes it
+    """Parts of the samples of the batch that cannot be used, such as boxes."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ class _Batches(Dataset):
             made.append(example)
         rng = generator(self.seed, "batch", request.position)
         try:
-            return _Answer(self.examples.collate(made, rng), skipped)
+            left_out = [one for example in made for one in getattr(example, "unusable", ())]
+            return _Answer(self.examples.collate(made, rng), skipped, left_out)
         except Exception as error:
             keys = ", ".join(str(getattr(example, "key", "?")) for example in made)
             error.add_note(f"while making the batch at position {request.position} from {keys}")
@@ -158,6 +163,7 @@ class Loader(Generic[_Batch]):
         """
         self._iterator: Iterator[_Answer] | None = None
         self._processes: list[BaseProcess] = []
+        self._lost = 0
         if global_batch <= 0 or global_batch % world:
             raise ValueError(
                 f"the global batch {global_batch} must be a positive multiple of the {world} ranks"
@@ -173,16 +179,20 @@ class Loader(Generic[_Batch]):
         self.max_bad_fraction = max_bad_fraction
         self.position = position
         self.counts: Counter[str] = Counter()
-        """Per cause, how many samples could not be used; `padded_pairs` of region batches."""
+        """Per cause, how many samples could not be used; with `LEFT_OUT` before the cause, how many parts of
+        samples; `padded_pairs` of region batches."""
         self.read = 0
         """Samples read by this rank, unusable ones included."""
         self._bad_files: dict[str, list[str]] = {}
+        self._logged: set[str] = set()
+        self._identity = identity(getattr(examples, "source", None))
+        self._timeout = timeout_seconds
         self._arguments: dict[str, Any] = {"num_workers": workers, "pin_memory": pin_memory}
         if workers:
             self._arguments |= {
                 "prefetch_factor": prefetch,
-                "timeout": timeout_seconds,
-                "worker_init_fn": _prepare_worker,
+                "timeout": min(POLL_SECONDS, timeout_seconds or POLL_SECONDS),
+                "worker_init_fn": prepare_worker,
                 "multiprocessing_context": multiprocessing.get_context(start_method),
             }
 
@@ -195,24 +205,13 @@ class Loader(Generic[_Batch]):
         return self
 
     def __next__(self) -> _Batch:
-        if self._iterator is None:
-            self._iterator = self._start()
         try:
-            batch, skipped = next(self._iterator)
-        except RuntimeError as error:
-            self.close()
-            if "timed out" in str(error):
-                seconds = self._arguments["timeout"]
-                raise DataError(
-                    f"no batch within {seconds:g} s at position {self.position}: "
-                    "storage hangs, or the workers starve"
-                ) from error
-            error.add_note(f"while fetching the batch at position {self.position}")
-            raise
+            batch, skipped, left_out = self._fetch()
         except BaseException:
             self.close()
             raise
         self._account(batch, skipped)
+        self._note(left_out)
         if batch is None:
             self.close()
             last = skipped[-1]
@@ -222,6 +221,48 @@ class Loader(Generic[_Batch]):
             )
         self.position += self.global_batch
         return batch
+
+    def _fetch(self) -> _Answer:
+        """The answer of the next request; workers that died are replaced. Raises WorkerLost, and DataError
+        when nothing comes."""
+        begun = time.monotonic()
+        while True:
+            if self._iterator is None:
+                self._iterator = self._start()
+            try:
+                answer = next(self._iterator)
+            except RuntimeError as error:
+                if self._replaced(error):
+                    continue
+                if "DataLoader timed out" not in str(error) or error.__cause__ is not None:
+                    error.add_note(f"while fetching the batch at position {self.position}")
+                    raise
+                if self._timeout and time.monotonic() - begun >= self._timeout:
+                    raise DataError(
+                        f"no batch within {self._timeout:g} s at position {self.position}: "
+                        "storage hangs, or the workers starve"
+                    ) from error
+            else:
+                self._lost = 0
+                return answer
+
+    def _replaced(self, error: RuntimeError) -> bool:
+        """Whether workers have died and new ones may be begun. Raises WorkerLost when that was tried often
+        enough."""
+        dead = [process for process in self._processes if not process.is_alive()]
+        if not dead:
+            return False
+        how = ", ".join(sorted({_end_of(process.exitcode) for process in dead}))
+        self._lost += 1
+        self.close()
+        if self._lost > RESTARTS:
+            raise WorkerLost(
+                f"workers of the loader died {self._lost} times at position {self.position} ({how}); take fewer "
+                "workers, less prefetch or smaller batches. Nothing was lost: the same command goes on from the "
+                "last checkpoint"
+            ) from error
+        log.warning("a worker of the loader died (%s) and is replaced; the batches stay the same", how)
+        return True
 
     def _start(self) -> Iterator[_Answer]:
         loader = DataLoader(
@@ -233,11 +274,16 @@ class Loader(Generic[_Batch]):
             **self._arguments,
         )
         before = multiprocessing.active_children()
-        iterator = iter(loader)
+        # Blocked in the workers from their first moment on; here what came meanwhile is delivered afterwards.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _UNHEEDED)
+        try:
+            iterator = iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _watch_ourselves(iterator)
         self._processes = [child for child in multiprocessing.active_children() if child not in before]
         if self._processes:
-            # Before multiprocessing itself ends its children at exit, which they would take their time over
-            # (see `_prepare_worker`).
+            # Before multiprocessing itself ends its children at exit by a signal that they do not heed.
             atexit.register(_close, weakref.ref(self))
         return iterator
 
@@ -260,6 +306,18 @@ class Loader(Generic[_Batch]):
         if skipped and self._too_many():
             self.close()
             raise DataError(self._complaint())
+
+    def _note(self, left_out: Sequence[Skipped]) -> None:
+        for cause, file, detail in left_out:
+            self.counts[LEFT_OUT + cause] += 1
+            if cause not in self._logged:
+                self._logged.add(cause)
+                log.warning(
+                    "left out of a sample: %s: %s: %s (more of this kind are counted, not logged)",
+                    cause,
+                    file,
+                    detail,
+                )
 
     @property
     def bad(self) -> int:
@@ -302,6 +360,7 @@ class Loader(Generic[_Batch]):
             "seed": self.order.seed,
             "length": self.order.length,
             "order": _order_name(self.order),
+            "data": self._identity,
             "read": self.read,
             "counts": dict(self.counts),
             "bad_files": {cause: list(files) for cause, files in self._bad_files.items()},
@@ -309,7 +368,8 @@ class Loader(Generic[_Batch]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, perhaps on another number of ranks. Raises DataError when seed,
-        length or kind of order differ, because the order would be another one."""
+        length or kind of order differ, because the order would be another one, and when the annotation files
+        hold something else by their checksums (states of earlier versions have none)."""
         for name, now in (
             ("seed", self.order.seed),
             ("length", self.order.length),
@@ -320,6 +380,11 @@ class Loader(Generic[_Batch]):
                     f"cannot go on in the data: {name} was {state[name]} when the state was saved "
                     f"and is {now} now"
                 )
+        if changed := differences(state.get("data", {}), self._identity):
+            raise DataError(
+                f"cannot go on in the data: {', '.join(changed)} changed since the state was saved; "
+                "bring the old files back, or begin a new run"
+            )
         self.close()
         self.position, self.read = state["position"], state["read"]
         self.counts = Counter(state["counts"])
@@ -380,20 +445,33 @@ def _as_it_is(answer: Any) -> Any:
     return answer
 
 
-def _prepare_worker(_: int) -> None:
+_UNHEEDED = (signal.SIGTERM, signal.SIGINT)
+
+
+def prepare_worker(_: int) -> None:
+    """`worker_init_fn` of a `DataLoader`: the worker pays no heed to SIGTERM, SIGINT and SIGUSR1, which mean
+    the process that began it and saves; the loader ends its workers itself."""
     import cv2
 
     cv2.setNumThreads(0)  # OpenCV's thread pool does not survive a fork
-    # A scheduler sends SIGTERM to the whole process group, but the training process wants to finish its step
-    # and save. Workers end when it ends; the alarm is for one that hangs.
-    armed = False
+    for number in (*_UNHEEDED, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
-    def end_later(*_: object) -> None:
-        nonlocal armed
-        if not armed:
-            signal.alarm(GRACE_SECONDS)
-            armed = True
 
-    signal.signal(signal.SIGTERM, end_later)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+def _watch_ourselves(iterator: Any) -> None:
+    """Keep torch from raising the death of a worker anywhere in the process, in the middle of a step or of
+    saving: it is noticed when the next batch is fetched."""
+    if getattr(iterator, "_worker_pids_set", False):
+        torch.utils.data._utils.signal_handling._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+
+
+def _end_of(code: int | None) -> str:
+    """How a process ended, in the words of a message."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    if -code == signal.SIGKILL:
+        return "killed, mostly for want of memory"
+    if -code == signal.SIGBUS:
+        return "bus error, mostly because /dev/shm is full"
+    return f"signal {signal.Signals(-code).name}"

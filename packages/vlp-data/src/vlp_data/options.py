@@ -296,8 +296,8 @@ class RegionOptions:
     """`Squash.careful_flip` for a line with all its texts; the reference publishes "off" and has
     "substring" as its option."""
     outside_boxes: Literal["skip", "clip"] = "skip"
-    """A box that leaves the image: skip the line when it is drawn as anchor of the crop (the reference), or
-    clip boxes first."""
+    """A box that leaves the image: skip the line when it is drawn as anchor of the crop (the reference), or,
+    without a crop, leave the box out; or clip boxes first. Boxes that are left out are counted and named."""
 
     def __post_init__(self) -> None:
         positive(self, "max_regions")

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from vlp_data import randaugment
 from vlp_data.batch import RegionBatch
+from vlp_data.boxes import fault, fitted
 from vlp_data.concept_text import collate_concepts
-from vlp_data.errors import BadSample
+from vlp_data.errors import BadSample, DataError, Skipped
 from vlp_data.options import ConceptOptions, Masking, RegionOptions, Squash, TextOptions
 from vlp_data.schema import Region, Sample, Text
 from vlp_data.text import MaskedText, Tokenizer, collate_masked, masked_text, names_a_side
@@ -45,6 +46,8 @@ class RegionExample(NamedTuple):
     flipped: bool
     concepts: Sequence[int] = ()
     """Ids of the image's concepts; `vlp_data.examples.RegionExamples` adds them."""
+    unusable: tuple[Skipped, ...] = ()
+    """Boxes that no pair can be made of, with their cause; the loader counts and names them."""
 
 
 def pick(texts: Sequence[Text], rng: random.Random) -> str:
@@ -75,23 +78,44 @@ def crop_around(box: Box, width: int, height: int, rng: random.Random) -> tuple[
     return x0, y0, x1, y1
 
 
-def _usable_regions(
-    sample: Sample, options: RegionOptions, width: int, height: int
-) -> list[tuple[Region, Box]]:
-    regions = [(region, region.box) for region in sample.regions if region.texts]
-    if options.outside_boxes == "clip":
-        regions = [
-            (region, (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)))
-            for region, (x0, y0, x1, y1) in regions
-        ]
-        regions = [(region, box) for region, box in regions if box[0] < box[2] and box[1] < box[3]]
-    if not regions:
-        raise BadSample(
-            "no regions",
-            sample.key,
-            f"none of {len(sample.regions)} boxes has a text and lies in the image",
-        )
-    return regions
+class _Candidates(NamedTuple):
+    """What pairs may be made of, and the boxes that none can be made of."""
+
+    regions: list[tuple[Region, Box]]
+    unusable: tuple[Skipped, ...]
+
+
+def _candidates(sample: Sample, options: RegionOptions, width: int, height: int) -> _Candidates:
+    """The boxes with a text. Raises BadSample when no pair can be made of any.
+
+    With a crop around a box and `outside_boxes` "skip" those that cannot be used stay among the candidates,
+    as in the reference: the line is skipped when one of them is drawn.
+    """
+    clip, anchored = options.outside_boxes == "clip", options.crop == "around_box"
+    kept: list[tuple[Region, Box]] = []
+    unusable: list[Skipped] = []
+    usable = 0
+    for number, region in enumerate(sample.regions):
+        if not region.texts:
+            continue
+        cause, box = fault(region.box, width, height), region.box
+        if not cause and clip:
+            x0, y0, x1, y1 = box
+            box = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+        elif not cause and not anchored and not inside(box, width, height):
+            cause = "box outside the image"
+        if cause:
+            detail = f"box {number}, {box} (x0, y0, x1, y1), in an image of {width} x {height}"
+            unusable.append(Skipped(cause, sample.key, detail))
+        else:
+            usable += 1
+        if not cause or (anchored and not clip):
+            kept.append((region, box))
+    if not usable and unusable and not (anchored and not clip):
+        raise BadSample(*unusable[0])
+    if not kept:
+        raise BadSample("no regions", sample.key, f"none of {len(sample.regions)} boxes has a text")
+    return _Candidates(kept, tuple(unusable))
 
 
 def sample_regions(
@@ -107,20 +131,23 @@ def sample_regions(
 ) -> RegionExample:
     """Crop around a random box, and the texts of the boxes that are visible in the crop.
 
-    `decoded` is the decoded image of `sample`. The box the crop is drawn around need not be among the pairs.
+    `decoded` is the decoded image of `sample`; where the sample states another size, boxes are scaled
+    (`vlp_data.boxes.fitted`). The box the crop is drawn around need not be among the pairs.
     Draws, in order: anchor box and crop corners x0, y0, x1, y1 (unless there is no crop); flip; RandAugment
     (if `image.augment`); then per pair the text, its attribute, its masking, with one shuffle of the
-    boxes after the caption of the whole image. Raises BadSample: "no regions", "box outside the image",
-    "empty text".
+    boxes after the caption of the whole image. Raises BadSample: "no regions", "empty text", "image of
+    another size", and for boxes the causes of `vlp_data.boxes.fault`.
     """
     width, height = decoded.size
-    candidates = _usable_regions(sample, regions, width, height)
+    sample = fitted(sample, decoded)
+    candidates, unusable = _candidates(sample, regions, width, height)
     crop = (0, 0, width, height)
     if regions.crop == "around_box":
         _, anchor = rng.choice(candidates)
-        if not inside(anchor, width, height):
+        cause = fault(anchor, width, height)
+        if cause or not inside(anchor, width, height):
             raise BadSample(
-                "box outside the image",
+                cause or "box outside the image",
                 sample.key,
                 f"box {anchor} (x0, y0, x1, y1) in an image of {width} x {height}",
             )
@@ -156,7 +183,7 @@ def sample_regions(
             words = f"{pick_attribute(region.attributes, rng)} {words}"
         scaled = (x_scale * x, y_scale * y, x_scale * w, y_scale * h)
         pairs.append(Pair(masked_text(words, tokenizer, text, masking, rng), scaled))
-    return RegionExample(sample.key, pixels, tuple(pairs), crop, flipped)
+    return RegionExample(sample.key, pixels, tuple(pairs), crop, flipped, unusable=unusable)
 
 
 def _visible(box: Box, crop: tuple[int, int, int, int], least: float) -> Box | None:
@@ -227,8 +254,14 @@ def collate_regions(
     concepts: ConceptOptions | None = None,
 ) -> RegionBatch:
     """One batch with exactly `batch_texts` pairs. Images without a pair are left out; other images stay even
-    if none of their pairs is chosen. Raises ValueError when there is no pair at all."""
+    if none of their pairs is chosen. Raises DataError when there is no pair at all."""
+    keys = [example.key for example in examples]
     examples = [example for example in examples if example.pairs]
+    if not examples:
+        raise DataError(
+            f"no (region, text) pair in {', '.join(keys)}: no box is visible enough, and there are no captions; "
+            "lower min_visible or raise the batch"
+        )
     pairs = [(number, pair) for number, example in enumerate(examples) for pair in example.pairs]
     kept = [pairs[i] for i in choose_pairs(len(pairs), batch_texts, rng)]
     fields = collate_masked([pair.text for _, pair in kept], tokenizer, text, masking)

@@ -1,12 +1,15 @@
 """One in-memory form for a sample of every format.
 
 Rules: bytes stay encoded until the worker needs pixels; boxes are xyxy in pixels of the stored image; texts
-are as the source has them (never lower-cased); ids are kept as given (number or string).
+are as the source has them (never lower-cased), but for halves of characters (lone surrogates), which no
+tokenizer takes and which are left out; ids are kept as given (number or string).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from vlp_data.errors import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +28,21 @@ Role: TypeAlias = Literal[
 Identifier: TypeAlias = int | str
 
 
+def whole(text: str) -> str:
+    """A text without lone surrogates (halves of characters outside of Unicode's first plane, such as emoji,
+    that stay when a text is cut): JSON can spell them, UTF-8 cannot."""
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "ignore").decode()
+
+
+def _written(identifier: Identifier | None) -> Identifier | None:
+    """An id that every file can hold: lone surrogates spelled out, so that ids stay apart."""
+    if isinstance(identifier, str) and not identifier.isascii():
+        return identifier.encode("utf-8", "backslashreplace").decode()
+    return identifier
+
+
 @dataclass(frozen=True, kw_only=True)
 class Image:
     """An image: exactly one of encoded bytes, a path (fsspec URL), or an array (uint8, HWC or CHW)."""
@@ -33,8 +51,14 @@ class Image:
     path: str | None = None
     array: "np.ndarray | None" = None
     size: tuple[int, int] | None = None
-    """(width, height) where the source states it."""
+    """(width, height) where the source states it: the size that boxes belong to (`vlp_data.boxes`)."""
     id: Identifier | None = None
+    schemes: tuple[str, ...] = ()
+    """Schemes of URLs that `path` may have besides those of this machine; `vlp_data.paths.image_at` fills
+    it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", _written(self.id))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +73,14 @@ class Text:
     listed: bool = False
     """The source gives a list of alternatives here (perhaps of one item), so that one is drawn. X-VLM draws a
     random number only then."""
+    cut: bool = field(default=False, init=False)
+    """Lone surrogates were left out of the text."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", _written(self.id))
+        if (text := whole(self.text)) != self.text:
+            object.__setattr__(self, "text", text)
+            object.__setattr__(self, "cut", True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +120,15 @@ class Sample:
     """One row of a source."""
 
     key: str
-    """Unique in the source. Readable, because error messages print it."""
+    """Unique in the source. Readable, because error messages print it (`vlp_data.errors.shown`)."""
     images: tuple[Image, ...]
     texts: tuple[Text, ...] = ()
     regions: tuple[Region, ...] = ()
     target: Target | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", shown(self.key))
 
 
 class Source(Protocol):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vlp_data import files
 from vlp_data.errors import DataError
+from vlp_data.schema import whole
 
 TokenizerKind = Literal["wordpiece", "roberta", "clip", "words", "file"]
 
@@ -300,6 +301,7 @@ class Tokenizer:
         return flags
 
     def _prepared(self, text: str) -> str:
+        text = whole(text)
         if self.kind != "clip":
             return text
         if self.mend:
@@ -317,7 +319,7 @@ class Tokenizer:
     def piece_ids(self, pieces: Sequence[str]) -> list[int]:
         """Ids of given pieces; the unknown token's for those the vocabulary lacks. Raises DataError for such
         a piece where there is no unknown token."""
-        ids = [self.backend.token_to_id(piece) for piece in pieces]
+        ids = [self.backend.token_to_id(whole(piece)) for piece in pieces]
         if self.unknown_id is None and None in ids:
             raise DataError(f"the vocabulary lacks the piece {pieces[ids.index(None)]!r}")
         return [self.unknown_id if number is None else number for number in ids]  # type: ignore[misc]  # see above

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlp_data.errors import BadSample
+from vlp_data.boxes import fault, scales
+from vlp_data.errors import BadSample, shown
 from vlp_data.order import Order
 from vlp_data.schema import Sample, Source
 from vlp_data.sources.lines import ImageTextRows, RegionRows
@@ -31,14 +32,18 @@ class Report:
     """The first files, by cause."""
     counts: Counter[str] = field(default_factory=Counter)
     """How often, by cause."""
+    turned: int = 0
+    """Images that EXIF would turn; they are used as stored."""
+    scaled: int = 0
+    """Rows whose image is a scaled copy of the one that their boxes belong to; the boxes are scaled."""
     first: Sample | None = None
 
     def note(self, cause: str, file: str) -> None:
         """Count a problem."""
         self.counts[cause] += 1
-        shown = self.problems.setdefault(cause, [])
-        if len(shown) < SHOWN_FILES and file not in shown:
-            shown.append(file)
+        named = self.problems.setdefault(cause, [])
+        if len(named) < SHOWN_FILES and file not in named:
+            named.append(file)
 
     def lines(self) -> list[str]:
         """The report as text."""
@@ -52,14 +57,18 @@ class Report:
             found.append(
                 "images (longer side): " + ", ".join(f"{n} {side}" for side, n in sorted(self.images.items()))
             )
+        if self.turned:
+            found.append(f"images that EXIF would turn, used as stored: {self.turned}")
+        if self.scaled:
+            found.append(f"rows whose image has another scale than stated, boxes are scaled: {self.scaled}")
         if self.first is not None:
             found.append(
                 f"first: {self.first.key}: {'; '.join(text.text for text in self.first.texts[:2])}"[:200]
             )
-        for cause, shown in self.problems.items():
-            more = ", ..." if self.counts[cause] > len(shown) else ""
-            found.append(f"{cause}: {self.counts[cause]} ({', '.join(shown)}{more})")
-        return found
+        for cause, named in self.problems.items():
+            more = ", ..." if self.counts[cause] > len(named) else ""
+            found.append(f"{cause}: {self.counts[cause]} ({', '.join(named)}{more})")
+        return [shown(line) for line in found]
 
 
 def inspect(
@@ -69,13 +78,14 @@ def inspect(
     images: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Read rows (the first `rows`, None: all), open their images unless told not to, and check boxes and
-    keys.
+    """Read rows (the first `rows`, None: all), open their images unless told not to, and check texts, boxes,
+    stated sizes and keys.
 
     A row is unusable when the loader would skip it. A box outside the image is always reported, though
-    training skips the row only if it draws its crop around this box.
+    training skips the row only if it draws its crop around this box. Of an image whose stated size is another
+    one it is told whether boxes are scaled or the row is refused.
     """
-    from vlp_data.images import open_image
+    from vlp_data.images import is_turned, open_image
 
     report = Report(source.describe())
     keys: set[str] = set()
@@ -90,23 +100,37 @@ def inspect(
             report.first = report.first or sample
             sizes = [image.size for image in sample.images]
             if images:
-                sizes = [open_image(image, sample.key).size for image in sample.images]
-                report.images.update(_class(max(size)) for size in sizes)
+                opened = [open_image(image, sample.key) for image in sample.images]
+                sizes = [image.size for image in opened]
+                report.images.update(_class(max(image.size)) for image in opened)
+                report.turned += sum(map(is_turned, opened))
         except BadSample as error:
             report.note(error.cause, error.file or f"row {number}")
             continue
         finally:
             if progress is not None:
                 progress(number + 1, total)
+        scale = scales(sample.images[0].size, sizes[0]) if sample.regions and sizes[0] else (1.0, 1.0)
+        if scale is None:
+            report.note("image of another size", sample.key)
+            continue
+        report.scaled += scale != (1.0, 1.0)
         report.usable += 1
         report.texts.update(text.role for text in sample.texts)
         report.regions += len(sample.regions)
         if any(not text.text.strip() for text in sample.texts):
             report.note("empty text", sample.key)
-        width, height = sizes[0] or (float("inf"), float("inf"))
+        if any(text.cut for text in sample.texts):
+            report.note("text with half of a character, which is left out", sample.key)
+        width, height = (sizes[0] if sizes else None) or (float("inf"), float("inf"))
+        across, down = scale
         for x0, y0, x1, y1 in (region.box for region in sample.regions):
-            if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-                report.note("box outside the image", sample.key)
+            box = (x0 * across, y0 * down, x1 * across, y1 * down)
+            cause = fault(box, width, height)
+            if not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
+                cause = "box outside the image" if cause != "box that is no number" else cause
+            if cause:
+                report.note(cause, sample.key)
     return report
 
 

@@ -133,11 +133,11 @@ def test_names_without_extension_get_the_suffix(tmp_path: Path, images: list[str
 
 
 def test_storage_that_fails_stops_the_shard(tmp_path: Path, images: list[str], monkeypatch) -> None:
-    def fail(path: str) -> bytes:
+    def fail(path: str, most: int) -> bytes:
         raise PermissionError(f"{path} is locked")
 
     encoder = Encoder(lambda _: torch.ones(2), lambda views: np.ones((len(views), 2)), lambda _: np.zeros(0))
-    monkeypatch.setattr("vlp_data.files.read", fail)
+    monkeypatch.setattr("vlp_data.files.read_regular", fail)
     with pytest.raises(OSError, match=r"unreadable file: .*is locked"):
         encode_images(encoder, ["0.png"], ImageFiles(root=str(tmp_path)))
 

@@ -1,6 +1,7 @@
 """COCO and Karpathy files."""
 
 import json
+import logging
 import pickle
 from pathlib import Path
 
@@ -170,3 +171,127 @@ def test_real_files_agree_with_each_other(shared_data):
         image = open_image(sample.images[0])
         assert image.size == sample.images[0].size
         assert all(r.box[2] <= image.width and r.box[3] <= image.height for r in sample.regions)
+
+
+BASE = {
+    "licenses": [{"id": 1, "name": "cc"}],
+    "images": [{"id": n, "file_name": f"{n}.jpg", "width": 60, "height": 40} for n in (1, 2)],
+    "categories": [{"id": 1, "name": "dog"}],
+    "annotations": [{"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 9, 9]} for n in (1, 2)],
+}
+
+
+@pytest.fixture
+def changed(tmp_path):
+    def opened(**change):
+        (tmp_path / "i.json").write_text(json.dumps({**BASE, **change}))
+        return CocoInstances(annotations=str(tmp_path / "i.json"), images="").open()
+
+    return opened
+
+
+@pytest.mark.parametrize("licences", [None, "cc", [None], [{"name": "cc"}], [{"id": [1]}]])
+def test_licences_are_not_needed(changed, licences):
+    assert len(changed(licenses=licences)) == 2
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [(None, None, None), ("60", "40", (60, 40)), (60.0, 40, (60, 40)), (0, 40, None), ("wide", 1, None)],
+)
+def test_sizes_that_are_no_sizes_count_as_none(changed, width, height, size):
+    image = {"id": 1, "file_name": "1.jpg", "width": width, "height": height}
+    source = changed(images=[image, BASE["images"][1]])
+    assert source[0].images[0].size == size
+    assert source.describe()["notes"].get("images whose size is no size", 0) == (size is None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"categories": [{"id": 1, "supercategory": "x"}]},
+            r"i\.json: categories\.0: field `name` is missing",
+        ),
+        (
+            {"categories": [{"id": 1, "name": None}]},
+            r"i\.json: categories\.0: `name` must be str, found None",
+        ),
+        (
+            {"categories": [{"id": 1, "name": "dog"}, {"id": 1, "name": "cat"}]},
+            r"categories\.1: the id 1 is that of 'dog' and of 'cat'",
+        ),
+        ({"images": ["1.jpg"]}, r"i\.json: images\.0 must be an object, found str"),
+        ({"annotations": [3]}, r"annotations\.0 must be an object, found int"),
+        (
+            {"annotations": [{**BASE["annotations"][0], "bbox": ["1", "1", "9", "9"]}]},
+            r"annotations\.0: `bbox` must be \[x, y, w, h\], found \['1', ",
+        ),
+    ],
+)
+def test_faults_of_instances_name_file_and_entry(changed, change, message):
+    with pytest.raises(DataError, match=message):
+        changed(**change)
+
+
+@pytest.mark.parametrize(
+    ("box", "cause"),
+    [
+        ([float("nan"), 1, 5, 5], "boxes that are no numbers"),
+        ([1, 1, float("inf"), 5], "boxes that are no numbers"),
+        ([1, 1, 10**30, 5], "boxes that are no numbers"),
+        ([1, 1, 0, 5], "boxes without area"),
+        ([60, 1, 5, 5], "boxes outside the image"),
+        ([-9, 1, 5, 5], "boxes outside the image"),
+    ],
+)
+def test_boxes_that_cannot_be_used_are_counted_and_named(changed, box, cause, caplog):
+    bad = {**BASE["annotations"][1], "bbox": box}
+    with caplog.at_level(logging.WARNING, logger="vlp_data.sources.rows"):
+        described = changed(annotations=[BASE["annotations"][0], bad]).describe()
+    assert described["notes"] == {cause: 1, "images without regions": 1}
+    assert described["places"] == {cause: ["annotations.1"]}
+    assert f"{cause}: 1 (annotations.1)" in caplog.text
+    with pytest.raises(DataError, match=rf"i\.json: no image with regions \(1 {cause}, 2 images without"):
+        changed(annotations=[bad])
+
+
+def test_a_file_of_fractions_is_refused(changed):
+    boxes = [[0.1, 0.1, 0.5, 0.4], [0, 0, 1, 1]]
+    annotations = [{**BASE["annotations"][n], "bbox": boxes[n]} for n in (0, 1)]
+    with pytest.raises(DataError, match=r"all 2 boxes lie in 0\.\.1: they are shares of the image"):
+        changed(annotations=annotations)
+    assert len(changed(annotations=[{**BASE["annotations"][0], "bbox": [0, 0, 1, 1]}])) == 1
+
+
+def test_ids_of_two_types_are_joined_and_counted(changed, tmp_path):
+    annotations = [{**BASE["annotations"][0], "image_id": "1"}, {**BASE["annotations"][1], "image_id": "9"}]
+    source = changed(annotations=annotations)
+    assert [source[n].images[0].id for n in range(len(source))] == [1]
+    assert source.describe()["notes"] == {
+        "ids of another type than that of their image or category": 1,
+        "boxes of unknown images": 1,
+        "images without regions": 1,
+    }
+    both = [*BASE["images"], {"id": "1", "file_name": "other.jpg"}]
+    source = changed(images=both, annotations=annotations[:1])
+    assert source[0].images[0].path == "other.jpg"
+    captions = {**BASE, "annotations": [{"image_id": "2", "caption": "a dog"}]}
+    (tmp_path / "c.json").write_text(json.dumps(captions))
+    source = CocoCaptions(annotations=str(tmp_path / "c.json"), images="").open()
+    assert (source[0].images[0].id, source[0].texts[0].text) == (2, "a dog")
+
+
+@pytest.mark.parametrize("mask", [5, [[1, "2"]], {"size": [0, 1], "counts": "x"}, {"counts": "x"}, "x"])
+def test_masks_that_are_none_are_counted(changed, mask):
+    source = changed(annotations=[{**BASE["annotations"][0], "segmentation": mask}])
+    assert source[0].regions[0].mask is None
+    assert source.describe()["notes"]["masks that are neither polygons nor RLE"] == 1
+
+
+def test_karpathy_without_a_folder(tmp_path):
+    entry = {"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a"}]}
+    for folder in ({"filepath": None}, {}, {"filepath": ""}):
+        (tmp_path / "k.json").write_text(json.dumps({"images": [{**folder, **entry}]}))
+        source = Karpathy(annotations=str(tmp_path / "k.json"), images="", split="train").open()
+        assert source[0].images[0].path == "a.jpg"

@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from vlp_data import files
 from vlp_data.concepts.tables import from_rows, read_table
-from vlp_data.errors import DataError
+from vlp_data.errors import BadSample, DataError
+from vlp_data.paths import image_at
 from vlp_data.sources.karpathy import Karpathy, open_karpathy
-from vlp_data.sources.rows import field, read_json
+from vlp_data.sources.rows import field, objects, read_json
 
 Split: TypeAlias = Literal["train", "val", "test", "restval"]
 
@@ -64,19 +65,22 @@ def visual_genome(
             raise DataError("{folder} of an image stands in image_data.json; give image_data")
         for number, entry in enumerate(read_json(image_data, list)):
             where = f"{image_data}: entry {number}"
-            url = urlsplit(field(entry, "url", str, where)).path
+            try:
+                url = urlsplit(field(entry, "url", str, where)).path
+            except ValueError as error:
+                raise DataError(f"{where}: `url` is no URL: {error}") from error
             folders[field(entry, "image_id", int, where)] = posixpath.basename(posixpath.dirname(url))
     left_out: Counter[str] = Counter()
     rows = []
     for number, entry in enumerate(read_json(annotations, list)):
         where = f"{annotations}: entry {number}"
-        identifier = entry.get("image_id", entry.get("id"))
-        if identifier is None:
+        if not isinstance(entry, dict) or not {"id", "image_id"} & entry.keys():
             raise DataError(f"{where}: neither `id` nor `image_id`")
+        identifier = field(entry, "image_id" if "image_id" in entry else "id", int, where)
         if folders and identifier not in folders:
             raise DataError(f"{where}: image {identifier} is not in {image_data}")
         image = image_name.format(id=identifier, folder=folders.get(identifier, ""))
-        for region in field(entry, "regions", list, where):
+        for region in objects(entry, "regions", where):
             phrase = field(region, "phrase", str, where)
             if phrase.strip():
                 rows.append({"image": image, "caption": phrase, "image_id": identifier})
@@ -132,9 +136,7 @@ def _arrived(path: str, folder: str, left_out: Counter[str]) -> Iterator[dict[st
 def _present(rows: list[dict[str, Any]], root: str, left_out: Counter[str] | None = None) -> Built:
     left_out = Counter() if left_out is None else left_out
     if root:
-        there = {
-            path: _exists(files.join(root, path)) for path in dict.fromkeys(row["image"] for row in rows)
-        }
+        there = {path: _exists(root, path) for path in dict.fromkeys(row["image"] for row in rows)}
         left_out["rows whose image is not there"] = sum(not there[row["image"]] for row in rows)
         rows = [row for row in rows if there[row["image"]]]
     if not rows:
@@ -142,9 +144,9 @@ def _present(rows: list[dict[str, Any]], root: str, left_out: Counter[str] | Non
     return Built(from_rows(rows), {cause: number for cause, number in left_out.items() if number})
 
 
-def _exists(path: str) -> bool:
+def _exists(root: str, name: str) -> bool:
     try:
-        files.stamp(path)
-    except FileNotFoundError:
+        files.stamp(image_at(name, root=root).path or "")
+    except (FileNotFoundError, NotADirectoryError, DataError, BadSample):
         return False
     return True

@@ -259,6 +259,13 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images decoded at a time (default: one per core; ray: the cpus of an actor)",
     )
+    parser.add_argument(
+        "--scheme",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="images may be URLs of this scheme (s3, https, ...); may be repeated",
+    )
     _add_prefixes(parser)
 
 
@@ -305,6 +312,7 @@ def _images(options: argparse.Namespace) -> "ImageFiles":
         root=options.root,
         prefixes=_prefixes(options.prefix),
         suffix=options.suffix,
+        schemes=tuple(options.scheme),
         batch=options.batch,
         # Actors share a machine.
         threads=options.threads or (0 if options.engine == "local" else max(1, int(options.cpus_per_actor))),
@@ -454,8 +462,10 @@ def _choose(options: argparse.Namespace, progress: Any) -> int:
         items = _keys_of_lists(options.lists)
         job = jobs.items_job(options.out, work, items, rows_per_shard=options.rows_per_shard)
     else:
-        if options.clip or options.root or options.prefix:
-            raise ValueError("--clip, --root and --prefix belong to --lists: saved vectors need no images")
+        if options.clip or options.root or options.prefix or options.scheme:
+            raise ValueError(
+                "--clip, --root, --prefix and --scheme belong to --lists: saved vectors need no images"
+            )
         work = select.ChooseSaved(concepts=options.concepts, k=options.k, device=options.device)
         if options.images.endswith((".json", ".json.gz")):
             items = tables.read_vector_table(options.images)

@@ -15,8 +15,7 @@ from vlp_data.concepts.encoders import Clip, Encoder
 from vlp_data.concepts.tables import vector_table
 from vlp_data.errors import BadSample, DataError
 from vlp_data.images import open_image
-from vlp_data.paths import rebase
-from vlp_data.schema import Image
+from vlp_data.paths import image_at
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +59,8 @@ class ImageFiles:
     batch: int = 64
     threads: int = 0
     """Images decoded at a time; 0: one per core."""
+    schemes: tuple[str, ...] = ()
+    """Schemes of URLs that the lists may name (s3, https, ...), besides those of `root` and `prefixes`."""
 
     def identity(self) -> dict[str, Any]:
         return {"root": self.root, "prefixes": dict(self.prefixes), "suffix": self.suffix}
@@ -104,9 +105,9 @@ def encode_images(
 
     def prepared(key: str) -> "torch.Tensor | str":
         name = key if posixpath.splitext(key)[1] else key + options.suffix
-        path = rebase(name, prefixes=options.prefixes, root=options.root)
         try:
-            return encoder.prepare(open_image(Image(path=path)))
+            image = image_at(name, root=options.root, prefixes=options.prefixes, schemes=options.schemes)
+            return encoder.prepare(open_image(image))
         except BadSample as error:
             # The storage may be back tomorrow; a part that says otherwise stays.
             if error.cause == "unreadable file":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vlp_data import files
 from vlp_data.errors import DataError
+from vlp_data.identity import folder_checksum
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,8 +45,20 @@ class Clip:
     """Precision of the model. The reference ran in float16 on its GPU."""
 
     def identity(self) -> dict[str, Any]:
-        """The settings that the vectors depend on."""
-        return {"clip": self.name, "weights": self.weights, "library": self.kind(), "dtype": self.dtype}
+        """The settings that the vectors depend on, with checksums of the model's files where it is one of
+        this machine: other weights at the same path are another model."""
+        sums = {
+            f"{what} (checksum)": folder_checksum(path)
+            for what, path in (("clip", self.name), ("weights", self.weights))
+            if path and not files.is_url(path) and files.local(path).exists()
+        }
+        return {
+            "clip": self.name,
+            "weights": self.weights,
+            "library": self.kind(),
+            "dtype": self.dtype,
+            **sums,
+        }
 
     def kind(self) -> Literal["open_clip", "transformers"]:
         """The library. Raises DataError for a folder that belongs to neither."""

@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlp_data import files
 from vlp_data.concepts.grammar import Parse, concepts, parse_of
 from vlp_data.concepts.tables import to_rows
 from vlp_data.errors import DataError
+from vlp_data.identity import checksum
 from vlp_data.sources.rows import read_json
 
 Parser: TypeAlias = Callable[[Sequence[str]], Iterable[Parse]]
@@ -137,7 +137,7 @@ class CountConcepts:
     processes: int = 1
 
     def identity(self) -> dict[str, Any]:
-        parser = [self.parses, *files.stamp(self.parses)] if self.parses else self.model
+        parser = [self.parses, checksum(self.parses)] if self.parses else self.model
         return {"work": "extract", "parser": parser, "legacy": self.legacy}
 
     def start(self) -> Callable[[pa.Table], pa.Table]:

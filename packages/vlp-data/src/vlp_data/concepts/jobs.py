@@ -28,6 +28,8 @@ import pyarrow as pa
 from vlp_data import files
 from vlp_data.concepts.tables import count_row_groups, encoded, read_row_group, remove, write_bytes
 from vlp_data.errors import DataError
+from vlp_data.identity import checksum
+from vlp_data.sources.rows import parse_json
 
 PART = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
 ITEMS = "items-00000.parquet"
@@ -130,7 +132,7 @@ def files_job(folder: str, work: Work, paths: Sequence[str]) -> Job:
     shards = []
     for path in paths:
         shards += [Shard(path, group) for group in range(count_row_groups(path))]
-    items = [[posixpath.basename(path), *files.stamp(path)] for path in paths]
+    items = [[posixpath.basename(path), checksum(path)] for path in paths]
     job = Job(folder, tuple(shards), {**work.identity(), "items": items})
     if _claim(job):
         _sign(job)
@@ -141,7 +143,13 @@ def _claim(job: Job) -> bool:
     """Whether the folder is new. Raises DataError when it holds something else."""
     present = _names(job.folder)
     if "job.json" in present:
-        there = json.loads(files.read(posixpath.join(job.folder, "job.json")))
+        place = posixpath.join(job.folder, "job.json")
+        try:
+            there = parse_json(files.read(place))
+        except ValueError as error:
+            raise DataError(f"{place} is damaged: {error}; delete the folder and begin again") from error
+        if not isinstance(there, dict):
+            raise DataError(f"{place} is no description of a job; choose another folder")
         here = json.loads(json.dumps(job.identity))
         different = sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k))
         if different:

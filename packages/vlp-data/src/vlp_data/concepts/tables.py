@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 from vlp_data import files
 from vlp_data.errors import DataError
-from vlp_data.sources.rows import read_json
+from vlp_data.schema import whole
+from vlp_data.sources.rows import check_row, read_entries, read_json
 
 AS_JSON = {b"vlp": b"json"}
 """Metadata of a column whose values have several types: each value is its JSON text."""
@@ -128,12 +129,12 @@ def remove(path: str) -> None:
 
 def from_rows(rows: Sequence[dict[str, Any]]) -> pa.Table:
     """A table of JSON objects. A field whose values no single column type holds exactly becomes a column of
-    JSON texts."""
+    JSON texts. Lone surrogates, which no column holds, are left out of texts."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     arrays, fields = [], []
     for name in names:
         present = np.fromiter((name in row for row in rows), bool, len(rows))
-        values = [row.get(name) for row in rows]
+        values = [_whole(row.get(name)) for row in rows]
         array = _exact(values, present)
         metadata = None
         if array is None:
@@ -144,6 +145,16 @@ def from_rows(rows: Sequence[dict[str, Any]]) -> pa.Table:
         arrays.append(array)
         fields.append(pa.field(name, array.type, metadata=metadata))
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return whole(value)
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    if isinstance(value, dict):
+        return {whole(name): _whole(one) for name, one in value.items()}
+    return value
 
 
 def _exact(values: list[Any], present: np.ndarray) -> pa.Array | None:
@@ -171,10 +182,12 @@ def read_list(paths: str | Iterable[str]) -> pa.Table:
     parts = []
     for path in [paths] if isinstance(paths, str) else paths:
         if _is_json(path):
-            rows = read_json(path, list)
+            rows = read_entries(path)
             bad = next((n for n, row in enumerate(rows) if not isinstance(row, dict)), None)
             if bad is not None:
                 raise DataError(f"{path}: entry {bad} must be an object, found {type(rows[bad]).__name__}")
+            for number, row in enumerate(rows):
+                check_row(row, f"{path}: entry {number}")
             parts.append(from_rows(rows))
         else:
             parts.append(read_table(path))
@@ -237,7 +250,11 @@ def read_vocabulary(path: str) -> dict[str, int | None]:
     if _is_json(path):
         content = read_json(path, (list, dict))
         names = list(content)
-        counts = [n + 1 for n in content.values()] if isinstance(content, dict) else [None] * len(names)
+        counts: list[int | None] = [None] * len(names)
+        if isinstance(content, dict):
+            if not all(type(number) is int for number in content.values()):
+                raise DataError(f"{path}: the count of a concept must be a whole number")
+            counts = [number + 1 for number in content.values()]
     else:
         table = read_table(path, ["concept", "count"])
         names, counts = (table[name].to_pylist() for name in ("concept", "count"))
@@ -334,7 +351,7 @@ def read_vector_table(path: str) -> pa.Table:
     rows = []
     for key, value in content.items():
         row = value[0] if isinstance(value, list) and len(value) == 1 else value
-        if not isinstance(row, list) or not all(isinstance(number, (int, float)) for number in row):
+        if not isinstance(row, list) or not all(type(number) in (int, float) for number in row):
             raise DataError(f"{path}: the value of {key!r} must be one vector, a list of numbers in a list")
         rows.append(row)
     if len({len(row) for row in rows}) != 1:

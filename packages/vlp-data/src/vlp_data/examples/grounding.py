@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 
 from vlp_data import randaugment
 from vlp_data.batch import BoxBatch
+from vlp_data.boxes import fault, fitted
 from vlp_data.errors import BadSample
 from vlp_data.examples.base import Seen, TextExamples, drawn_text, opened, require_squash
 from vlp_data.options import Squash
@@ -48,11 +49,11 @@ class BoxExamples(TextExamples):
     def example(self, index: int, rng: random.Random) -> BoxExample:
         """Draws: crop, flip, RandAugment, concepts."""
         sample = self.source[index]
-        stored = _target(sample)
+        _target(sample)
         expression = drawn_text(sample, ("expression",), rng)
         ids = self.ids(expression)
         view = opened(sample, self.image)
-        box = _inside(stored, view, sample.key)
+        box = _inside(_target(fitted(sample, view)), view, sample.key)
         crop = (0, 0, *view.size)
         if self.image.crop == "random":
             crop = crop_around(box, *view.size, rng)
@@ -91,9 +92,10 @@ def _inside(stored: Box, image: Pillow.Image, key: str) -> Box:
     x0, y0, x1, y1 = stored
     box = (max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height))
     moved = max(abs(a - b) for a, b in zip(box, stored, strict=True))
-    if moved >= 1 or not inside(box, width, height):
+    cause = fault(stored, width, height)
+    if cause or moved >= 1 or not inside(box, width, height):
         raise BadSample(
-            "box outside the image",
+            cause or "box outside the image",
             key,
             f"box {stored} (x0, y0, x1, y1) in an image of {width} x {height}",
         )

@@ -1,8 +1,10 @@
 """Options of a source from files and a few words, as a command line gives them."""
 
 import json
+import lzma
 import types
 import typing
+import zlib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Annotated, Any, Literal, Union
@@ -11,6 +13,7 @@ from vlp_data import files
 from vlp_data.errors import DataError
 from vlp_data.roots import FolderText, PathText
 from vlp_data.sources import Beginning, SourceOptions, formats
+from vlp_data.sources.rows import parse_json
 
 FILES = (PathText, FolderText, tuple[PathText, ...])
 """Types of the field that takes the files."""
@@ -38,16 +41,23 @@ def detect(paths: tuple[str, ...]) -> str:
 
 
 def _beginning(path: str) -> Beginning:
+    try:
+        return _read_beginning(path)
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+
+
+def _read_beginning(path: str) -> Beginning:
     with files.open_read(path) as stream:
         line = stream.readline()
         try:
-            return Beginning(path, line, json.loads(line))
+            return Beginning(path, line, parse_json(line))
         except ValueError:
             if line.strip() and not line.lstrip().startswith((b"[", b"{")):
                 return Beginning(path, line, None)
         try:
             # An indented document.
-            return Beginning(path, line, json.loads(line + stream.read()))
+            return Beginning(path, line, parse_json(line + stream.read()))
         except ValueError:
             return Beginning(path, line, None)
 

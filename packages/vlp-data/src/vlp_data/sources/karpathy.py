@@ -4,14 +4,13 @@ Source: data specification 1.6; Karpathy and Fei-Fei, arXiv 1412.2306.
 """
 
 import posixpath
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from vlp_data.roots import FolderText, PathText
 from vlp_data.sources import Beginning
 from vlp_data.sources.coco import CocoSource, source_of
-from vlp_data.sources.rows import field, read_json
+from vlp_data.sources.rows import Notes, field, objects, optional_id, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +26,8 @@ class Karpathy:
     """Which images; train includes restval unless `restval` is false."""
     restval: bool = True
     """Count restval as part of train, as every published COCO result does."""
+    schemes: tuple[str, ...] = ()
+    """Schemes of URLs that file names in the annotations may be (s3, https, ...), besides that of `images`."""
 
     def open(self) -> CocoSource:
         return open_karpathy(self)
@@ -49,20 +50,24 @@ def open_karpathy(options: Karpathy) -> CocoSource:
     splits = {"train", "restval"} if options.split == "train" and options.restval else {options.split}
     images: dict[Any, dict[str, Any]] = {}
     name = content.get("dataset", posixpath.splitext(posixpath.basename(path))[0])
-    notes: Counter[str] = Counter()
-    for number, image in enumerate(field(content, "images", list, path)):
+    notes = Notes()
+    for number, image in enumerate(objects(content, "images", path)):
         where = f"{path}: images.{number}"
         if field(image, "split", str, where) not in splits:
-            notes[f"images of split {image['split']}"] += 1
+            notes.add(f"images of split {image['split']}")
             continue
-        identifier = next((image[k] for k in ("cocoid", "imgid", "filename") if k in image), number)
-        sentences = field(image, "sentences", list, where)
+        names = (optional_id(image, key, where) for key in ("cocoid", "imgid", "filename"))
+        identifier = next((one for one in names if one is not None), number)
+        folder = "" if image.get("filepath") is None else field(image, "filepath", str, where)
         images[number] = {
             "key": f"{name}/{image['split']}/{identifier}",
             "id": identifier,
-            "file": posixpath.join(image.get("filepath", ""), field(image, "filename", str, where)),
+            "file": posixpath.join(folder, field(image, "filename", str, where)),
             "size": None,
-            "captions": [(field(s, "raw", str, where), s.get("sentid")) for s in sentences],
+            "captions": [
+                (field(one, "raw", str, where), optional_id(one, "sentid", where))
+                for one in objects(image, "sentences", where)
+            ],
             "meta": {"split": image["split"]},
         }
     return source_of(options, images, "captions", notes)

@@ -7,22 +7,22 @@ Source: X-VLM specification 5.1, 5.2, 5.4; quirks 8.4, 8.5.
 """
 
 import base64
-import binascii
 import fcntl
-import json
 import os
-import posixpath
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 
 from vlp_data import files
 from vlp_data.errors import BadSample, DataError
+from vlp_data.paths import image_at, stem
 from vlp_data.roots import FolderText, PathText
-from vlp_data.schema import Image, Region, Sample, Text
+from vlp_data.schema import Image, Region, Sample, Text, whole
 from vlp_data.sources import Beginning
-from vlp_data.sources.rows import concepts
+from vlp_data.sources.rows import concepts, parse_json, short, size_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +57,10 @@ class ImageTextLines:
     buffer: int = 0
     """With order "files": a line is mixed with lines up to about this many places away, as by a shuffle
     buffer of this size; 0 keeps the order of the file."""
+    schemes: tuple[str, ...] = ()
+    """Schemes of URLs that image paths in the lines may be (s3, https, ...), besides that of `root`."""
+    scratch: ClassVar[tuple[str, ...]] = ("index",)
+    """Options that hold no data (`vlp_data.identity`)."""
 
     def __post_init__(self) -> None:
         _check_reading(self)
@@ -68,7 +72,7 @@ class ImageTextLines:
 @dataclass(frozen=True, kw_only=True)
 class RegionLines:
     """X-VLM region lines: {elems: [{caption, bb: [x, y, w, h], attributes?}], caption?, binary |
-    image_rpath}."""
+    image_rpath, width?, height?}."""
 
     format: Literal["xvlm_regions"] = "xvlm_regions"
     files: tuple[PathText, ...]
@@ -89,6 +93,10 @@ class RegionLines:
     buffer: int = 0
     """With order "files": a line is mixed with lines up to about this many places away, as by a shuffle
     buffer of this size; 0 keeps the order of the file."""
+    schemes: tuple[str, ...] = ()
+    """Schemes of URLs that image paths in the lines may be (s3, https, ...), besides that of `root`."""
+    scratch: ClassVar[tuple[str, ...]] = ("index",)
+    """Options that hold no data (`vlp_data.identity`)."""
 
     def __post_init__(self) -> None:
         _check_reading(self)
@@ -174,6 +182,8 @@ class LineFiles:
             return files.read_range(path, start, end - start)
         except OSError as error:
             raise BadSample("unreadable file", path, f"{type(error).__name__}: {error}") from error
+        except (zlib.error, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} is damaged: {error}") from error
         except EOFError as error:
             raise DataError(f"{error} Line files must not change while they are in use.") from error
 
@@ -243,14 +253,13 @@ def line_offsets(path: str, index: str = "") -> "np.ndarray":
     import numpy as np
 
     size, changed = files.stamp(path)
-    kept = Path(index).expanduser() / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.npz"
+    kept = Path(index).expanduser() / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.npz"
     kept.parent.mkdir(parents=True, exist_ok=True)
     with kept.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if kept.is_file():
-            with np.load(kept) as archive:
-                if archive["stamp"].tolist() == [str(size), changed]:
-                    return archive["offsets"]
+        found = _kept_offsets(kept, [str(size), changed]) if kept.is_file() else None
+        if found is not None:
+            return found
         offsets = _scan(path)
         unfinished = kept.with_name(f".{kept.stem}-{os.getpid()}.npz")
         np.savez(unfinished, offsets=offsets, stamp=np.array([str(size), changed]))
@@ -258,16 +267,50 @@ def line_offsets(path: str, index: str = "") -> "np.ndarray":
     return offsets
 
 
+def _kept_offsets(kept: Path, stamp: list[str]) -> "np.ndarray | None":
+    """Offsets that were kept; None when they are those of another file, or damaged."""
+    import numpy as np
+
+    try:
+        with np.load(kept) as archive:
+            return archive["offsets"] if archive["stamp"].tolist() == stamp else None
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
 def _scan(path: str) -> "np.ndarray":
     import numpy as np
 
     parts, position = [np.zeros(1, dtype=np.int64)], 0
-    with files.open_read(path) as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            parts.append(np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")) + 1 + position)
-            position += len(chunk)
+    try:
+        with files.open_read(path) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                if not position:
+                    _require_lines(chunk, path)
+                parts.append(np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n")) + 1 + position)
+                position += len(chunk)
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
     offsets = np.concatenate(parts)
     return offsets if offsets[-1] == position else np.append(offsets, position)
+
+
+def _require_lines(beginning: bytes, path: str) -> None:
+    """Raise DataError for a file that is one JSON list, and so has no object in any line."""
+    first, newline, rest = beginning.lstrip().partition(b"\n")
+    if not first.startswith(b"["):
+        return
+    try:
+        parse_json(first)
+    except ValueError:
+        # A list over several lines, or one line that is broken.
+        is_list = not newline or first.strip() in (b"[", b"[{")
+    else:
+        is_list = not rest.strip()
+    if is_list:
+        raise DataError(
+            f"{path} is one JSON list, and this format has one object a line; format=task_json reads lists"
+        )
 
 
 def open_line_files(options: ImageTextLines | RegionLines) -> LineFiles:
@@ -388,7 +431,7 @@ def parse_regions(line: bytes | str, path: str, number: int, options: RegionLine
         words = _texts(element.get("caption"), "region", key, f"{name}.caption")
         box = element.get("bb")
         if not (isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box)):
-            raise BadSample("broken line", key, f"`{name}.bb` must be [x, y, w, h], found {box!r}")
+            raise BadSample("broken line", key, f"`{name}.bb` must be [x, y, w, h], found {short(box)}")
         x, y, w, h = (int(v) for v in box)
         regions.append(
             Region(
@@ -415,7 +458,7 @@ def _entry(line: bytes | str, key: str) -> dict[str, Any]:
     if not line.strip():
         raise BadSample("empty line", key, "nothing but blanks")
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError as error:
         raise BadSample("broken line", key, f"not JSON: {error}"[:200]) from error
     if not isinstance(entry, dict):
@@ -427,7 +470,7 @@ def _texts(value: Any, role: Any, key: str, name: str) -> tuple[Text, ...]:
     alternatives = value if isinstance(value, list) else [value]
     if not alternatives or not all(isinstance(text, str) for text in alternatives):
         raise BadSample(
-            "broken line", key, f"`{name}` must be a string or a list of strings, found {value!r}"[:200]
+            "broken line", key, f"`{name}` must be a string or a list of strings, found {short(value)}"
         )
     return tuple(Text(text=text, role=role, listed=isinstance(value, list)) for text in alternatives)
 
@@ -442,13 +485,13 @@ def _concepts(entry: dict[str, Any], key: str) -> tuple[Text, ...]:
 
 def _attributes(value: Any, key: str, name: str) -> str | tuple[str, ...]:
     if isinstance(value, str):
-        return value
+        return whole(value)
     if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
-        return tuple(value)
+        return tuple(map(whole, value))
     raise BadSample(
         "broken line",
         key,
-        f"`{name}.attributes` must be a string or a list of strings, found {value!r}"[:200],
+        f"`{name}.attributes` must be a string or a list of strings, found {short(value)}",
     )
 
 
@@ -461,11 +504,10 @@ def _image(entry: dict[str, Any], key: str, options: ImageTextLines | RegionLine
     if not isinstance(value, str) or not value:
         raise BadSample("broken line", key, f"`{name}` must be a string that is not empty")
     kind = options.image_kind if options.image_kind != "auto" else "base64" if name == "binary" else "path"
+    size = size_of(entry)
     if kind == "path":
-        return Image(
-            path=files.join(options.root, value), id=posixpath.splitext(posixpath.basename(value))[0]
-        )
+        return image_at(value, root=options.root, schemes=options.schemes, id=stem(value), size=size)
     try:
-        return Image(data=base64.b64decode(value, validate=True))
-    except binascii.Error as error:
+        return Image(data=base64.b64decode(value, validate=True), size=size)
+    except ValueError as error:  # binascii.Error, and text that is not ASCII
         raise BadSample("broken base64", key, f"`{name}`: {error}") from error

@@ -5,16 +5,30 @@ Sources: X-VLM specification 5.5; lichengunc/refer (layout of its files); VLUE (
 """
 
 import json
-import posixpath
-from collections import Counter
 from dataclasses import dataclass
+from dataclasses import field as attribute
 from typing import Any, Literal
 
 from vlp_data import files
-from vlp_data.errors import DataError
+from vlp_data.errors import BadSample, DataError, shown
+from vlp_data.paths import image_at, stem
 from vlp_data.roots import FolderText, PathText
-from vlp_data.schema import Image, Region, Sample, Target, Text
-from vlp_data.sources.rows import Rows, concepts, field, read_json
+from vlp_data.schema import Region, Sample, Target, Text
+from vlp_data.sources.rows import (
+    Notes,
+    Rows,
+    check_row,
+    concepts,
+    field,
+    is_finite,
+    listed,
+    numbers,
+    objects,
+    optional_id,
+    read_entries,
+    read_json,
+    size_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +50,8 @@ class Refer:
     """Folder that relative image paths start at."""
     splits: tuple[str, ...] = ()
     """Keep expressions of these splits of REFER (train, val, testA, testB); () keeps all."""
+    schemes: tuple[str, ...] = ()
+    """Schemes of URLs that image paths in the lists may be (s3, https, ...), besides that of `root`."""
 
     def __post_init__(self) -> None:
         if bool(self.refs) != bool(self.instances):
@@ -71,7 +87,7 @@ def write_refs_json(refs: str, out: str) -> int:
     found = read_refs(refs)
     try:
         text = json.dumps(found, ensure_ascii=True, indent=0)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{refs}: cannot be written as JSON: {error}") from error
     with files.local(out).open("x", encoding="ascii") as stream:
         stream.write(text + "\n")
@@ -86,18 +102,25 @@ class ReferSource:
     rows: Rows
     notes: dict[str, int]
     """Expressions by split, and what was left out."""
+    places: dict[str, list[str]] = attribute(default_factory=dict)
+    """Where what cannot be used stands, by cause; the first of each."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        row = self.rows[index]
+        try:
+            row = self.rows[index]
+        except DataError as error:
+            raise BadSample("broken entry", f"row {index}", str(error)) from error
         boxes = [row["box"], *row["detections"]]
         return Sample(
             key=row["key"],
             images=(
-                Image(
-                    path=files.join(self.options.root, row["image"]),
+                image_at(
+                    row["image"],
+                    root=self.options.root,
+                    schemes=self.options.schemes,
                     size=row["size"] and tuple(row["size"]),
                     id=row["image_id"],
                 ),
@@ -117,9 +140,10 @@ class ReferSource:
     def describe(self) -> dict[str, Any]:
         return {
             "format": self.options.format,
-            "files": list(self.options.files),
+            "files": [shown(file) for file in self.options.files],
             "rows": len(self),
             "notes": self.notes,
+            **({"places": self.places} if self.places else {}),
         }
 
 
@@ -127,19 +151,22 @@ def open_refer(options: Refer) -> ReferSource:
     """Join the lists with the references. Raises FileNotFoundError; DataError where a reference, its box or
     its detections are missing."""
     references = _References(options) if options.refs else None
-    detections = read_json(options.detections, dict) if options.detections else {}
-    notes: Counter[str] = Counter()
+    detections = _detections(options.detections) if options.detections else {}
+    notes = Notes()
     rows = []
     for path in files.expand(options.files):
-        for number, entry in enumerate(read_json(path, list)):
+        for number, entry in enumerate(read_entries(path)):
             where = f"{path}: entry {number}"
             if not isinstance(entry, dict):
                 raise DataError(f"{where} must be an object, found {type(entry).__name__}")
+            check_row(entry, where)
             found = _own(entry, where) if references is None else references.of(entry, where)
             if options.splits and found["split"] not in options.splits:
-                notes["expressions of other splits"] += 1
+                notes.add("expressions of other splits")
                 continue
-            notes[f"expressions of split {found['split']}"] += 1
+            notes.add(f"expressions of split {found['split']}")
+            if not is_finite(found["box"]):
+                raise DataError(f"{where}: the box {found['box']} that it refers to holds what is no number")
             if not _has_area(found["box"]):
                 raise DataError(f"{where}: the box {found['box']} that it refers to has no area")
             if options.detections:
@@ -148,16 +175,26 @@ def open_refer(options: Refer) -> ReferSource:
                     raise DataError(
                         f"{options.detections}: no detections of image {name}, which {where} needs"
                     )
-                boxes = [_box(box, f"{options.detections}: {name}") for box in detections[name]]
-                found["detections"] = [box for box in boxes if _has_area(box)]
-                notes["detections without area"] += len(boxes) - len(found["detections"])
+                found["detections"] = detections[name]
+            boxes = found["detections"]
+            found["detections"] = [box for box in boxes if is_finite(box) and _has_area(box)]
+            if lost := len(boxes) - len(found["detections"]):
+                notes.add("detections without area", where, lost)
             words = [text.text for text in concepts(entry, "kwords", where)]
             rows.append({**found, "kwords": words, "key": f"{path}:{number}", "file": path, "row": number})
     if not rows:
-        raise DataError(
-            f"no expression in {', '.join(options.files)} ({dict(notes) or 'the lists are empty'})"
-        )
-    return ReferSource(options, Rows(rows), {reason: count for reason, count in notes.items() if count})
+        none = "the lists are empty" if not notes.found() else listed(notes.found())
+        raise DataError(f"no expression in {', '.join(options.files)} ({none})")
+    notes.warn(", ".join(options.files))
+    return ReferSource(options, Rows(rows), notes.found(), notes.places)
+
+
+def _detections(path: str) -> dict[str, list[list[float]]]:
+    """Boxes to choose from, by image id."""
+    content = read_json(path, dict)
+    return {
+        name: [_box(box, f"{path}: {name}") for box in field(content, name, list, path)] for name in content
+    }
 
 
 class _References:
@@ -167,32 +204,42 @@ class _References:
         content = read_json(options.instances, dict)
         self.options = options
         self.refs = {
-            field(ref, "ref_id", int, f"{options.refs}: {n}"): ref
+            field(ref, "ref_id", (int, str), f"{options.refs}: {n}"): ref
             for n, ref in enumerate(read_refs(options.refs))
         }
-        self.annotations = {a["id"]: a for a in field(content, "annotations", list, options.instances)}
-        self.images = {image["id"]: image for image in field(content, "images", list, options.instances)}
+        self.annotations, self.images = (
+            {
+                field(one, "id", (int, str), f"{options.instances}: {name}.{n}"): one
+                for n, one in enumerate(objects(content, name, options.instances))
+            }
+            for name in ("annotations", "images")
+        )
 
     def of(self, entry: dict[str, Any], where: str) -> dict[str, Any]:
-        number = field(entry, "ref_id", int, where)
+        options = self.options
+        number = field(entry, "ref_id", (int, str), where)
         if number not in self.refs:
-            raise DataError(f"{where}: ref_id {number} is not in {self.options.refs}")
-        ref = self.refs[number]
-        if ref["ann_id"] not in self.annotations or ref["image_id"] not in self.images:
+            raise DataError(f"{where}: ref_id {number} is not in {options.refs}")
+        ref, there = self.refs[number], f"{options.refs}: ref_id {number}"
+        annotation_id = field(ref, "ann_id", (int, str), there)
+        image_id = field(ref, "image_id", (int, str), there)
+        if annotation_id not in self.annotations or image_id not in self.images:
             raise DataError(
-                f"{self.options.refs}: annotation {ref['ann_id']} of image {ref['image_id']} (ref_id "
-                f"{number}) is not in {self.options.instances}"
+                f"{options.refs}: annotation {annotation_id} of image {image_id} (ref_id "
+                f"{number}) is not in {options.instances}"
             )
-        annotation, image = self.annotations[ref["ann_id"]], self.images[ref["image_id"]]
+        annotation, image = self.annotations[annotation_id], self.images[image_id]
+        of_box = f"{options.instances}: annotation {annotation_id}"
+        category = annotation.get("category_id")
         return {
             "image": field(entry, "image", str, where),
             "text": field(entry, "text", str, where),
             "ref_id": number,
-            "split": ref["split"],
-            "image_id": ref["image_id"],
-            "category": annotation.get("category_id"),
-            "size": [image["width"], image["height"]],
-            "box": _box(annotation["bbox"], f"{self.options.instances}: annotation {ref['ann_id']}"),
+            "split": field(ref, "split", str, there),
+            "image_id": image_id,
+            "category": category if type(category) is int else None,
+            "size": size_of(image),
+            "box": _box(field(annotation, "bbox", list, of_box), of_box),
             "detections": [],
         }
 
@@ -202,26 +249,23 @@ def _own(entry: dict[str, Any], where: str) -> dict[str, Any]:
     if "bbox" not in entry:
         raise DataError(f"{where}: the entry has no `bbox`; give refs and instances of REFER")
     image = field(entry, "image", str, where)
+    detections = [] if entry.get("dets") is None else field(entry, "dets", list, where)
     return {
         "image": image,
         "text": field(entry, "text", str, where),
-        "ref_id": entry.get("ref_id"),
-        "split": str(entry.get("split", "")),
-        "image_id": posixpath.splitext(posixpath.basename(image))[0],
+        "ref_id": optional_id(entry, "ref_id", where),
+        "split": "" if entry.get("split") is None else str(field(entry, "split", (int, str), where)),
+        "image_id": stem(image),
         "category": None,
-        "size": [entry["width"], entry["height"]] if "width" in entry and "height" in entry else None,
+        "size": size_of(entry),
         "box": _box(entry["bbox"], where),
-        "detections": [_box(box, where) for box in entry.get("dets", ())],
+        "detections": [_box(box, where) for box in detections],
     }
 
 
 def _box(value: Any, where: str) -> list[float]:
     """x, y, w, h: the first four numbers; a score or a class may follow."""
-    if not (
-        isinstance(value, list) and len(value) >= 4 and all(isinstance(v, int | float) for v in value[:4])
-    ):
-        raise DataError(f"{where}: a box must be [x, y, w, h], found {value!r}"[:300])
-    return value[:4]
+    return numbers(value, 4, where, "a box must be [x, y, w, h]")
 
 
 def _has_area(box: list[float]) -> bool:

@@ -5,15 +5,28 @@ image_data.json); data specification 1.6 and pitfall 4.
 """
 
 import posixpath
-from collections import Counter
 from dataclasses import dataclass
+from dataclasses import field as attribute
 from typing import Any, Literal
 
-from vlp_data import files
-from vlp_data.errors import DataError
+from vlp_data.errors import DataError, shown
+from vlp_data.paths import image_at
 from vlp_data.roots import FolderText, PathText
-from vlp_data.schema import Image, Region, Sample, Text
-from vlp_data.sources.rows import Rows, field, read_json
+from vlp_data.schema import Region, Sample, Text, whole
+from vlp_data.sources.rows import (
+    Notes,
+    Rows,
+    field,
+    is_finite,
+    listed,
+    numbers,
+    objects,
+    optional_id,
+    read_json,
+    short,
+    size_of,
+    strings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +43,16 @@ class VisualGenome:
     image_name: str = "image/{id}.jpg"
     """File of an image below `images`: `{id}` its id, `{folder}` its folder in the release (VG_100K or
     VG_100K_2)."""
+    schemes: tuple[str, ...] = ()
+    """Schemes of URLs that `image_name` may make (s3, https, ...), besides that of `images`."""
+
+    def __post_init__(self) -> None:
+        try:
+            self.image_name.format(id=1, folder="")
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"image_name={self.image_name!r}: only {{id}} and {{folder}} may stand in braces"
+            ) from error
 
     def open(self) -> "VisualGenomeSource":
         return open_visual_genome(self)
@@ -43,6 +66,8 @@ class VisualGenomeSource:
     rows: Rows
     notes: dict[str, int]
     """What was left out of the rows or repaired, with counts."""
+    places: dict[str, list[str]] = attribute(default_factory=dict)
+    """Where what cannot be used stands, by cause; the first of each."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,8 +89,12 @@ class VisualGenomeSource:
         return Sample(
             key=f"visual_genome/{row['id']}",
             images=(
-                Image(
-                    path=files.join(self.options.images, row["file"]), size=tuple(row["size"]), id=row["id"]
+                image_at(
+                    row["file"],
+                    root=self.options.images,
+                    schemes=self.options.schemes,
+                    size=tuple(row["size"]),
+                    id=row["id"],
                 ),
             ),
             texts=tuple(texts),
@@ -76,88 +105,105 @@ class VisualGenomeSource:
     def describe(self) -> dict[str, Any]:
         return {
             "format": self.options.format,
-            "file": self.options.annotations,
+            "file": shown(self.options.annotations),
             "rows": len(self),
             "notes": self.notes,
+            **({"places": self.places} if self.places else {}),
         }
 
 
 def open_visual_genome(options: VisualGenome) -> VisualGenomeSource:
     """Read an annotation file. Boxes are cut to the image. Boxes with no part in the image or without a
     name are left out, and then images without a box. Raises FileNotFoundError, DataError."""
-    from urllib.parse import urlsplit
-
-    path = options.annotations
-    known = {
-        field(entry, "image_id", int, f"{options.image_data}: entry {n}"): entry
-        for n, entry in enumerate(read_json(options.image_data, list))
-    }
-    notes: Counter[str] = Counter()
+    path, notes = options.annotations, Notes()
+    known = _known(options)
     rows = []
     for number, entry in enumerate(read_json(path, list)):
         where = f"{path}: entry {number}"
-        identifier = entry.get("image_id", entry.get("id"))
+        if not isinstance(entry, dict):
+            raise DataError(f"{where} must be an object, found {type(entry).__name__}")
+        identifier = field(entry, "image_id" if "image_id" in entry else "id", int, where)
         if identifier not in known:
             raise DataError(f"{where}: image {identifier!r} is not in {options.image_data}")
         image = known[identifier]
-        size = (
-            field(image, "width", int, options.image_data),
-            field(image, "height", int, options.image_data),
-        )
         regions = [
             region
-            for part in _parts(entry, where)
-            if (region := _region(part, size, where, notes)) is not None
+            for place, part in enumerate(_parts(entry, where))
+            if (region := _region(part, image["size"], f"{where}: {place}", notes)) is not None
         ]
         if not regions:
-            notes["images without a box"] += 1
+            notes.add("images without a box")
             continue
-        folder = posixpath.basename(posixpath.dirname(urlsplit(image.get("url", "")).path))
-        rows.append(
-            {
-                "id": identifier,
-                "file": options.image_name.format(id=identifier, folder=folder),
-                "size": size,
-                "coco_id": image.get("coco_id"),
-                "flickr_id": image.get("flickr_id"),
-                "regions": regions,
-            }
-        )
+        file = options.image_name.format(id=identifier, folder=image["folder"])
+        rows.append({"id": identifier, "file": file, "regions": regions, **image})
     if not rows:
-        raise DataError(f"{path}: no image with a usable box ({dict(notes) or 'the file lists none'})")
-    return VisualGenomeSource(
-        options, Rows(rows), {reason: count for reason, count in notes.items() if count}
-    )
+        raise DataError(f"{path}: no image with a usable box ({listed(notes.found())})")
+    notes.warn(path)
+    return VisualGenomeSource(options, Rows(rows), notes.found(), notes.places)
+
+
+def _known(options: VisualGenome) -> dict[int, dict[str, Any]]:
+    """What image_data.json says about each image."""
+    from urllib.parse import urlsplit
+
+    known = {}
+    for number, entry in enumerate(read_json(options.image_data, list)):
+        where = f"{options.image_data}: entry {number}"
+        size = size_of(entry) if isinstance(entry, dict) else None
+        identifier = field(entry, "image_id", int, where)
+        if size is None:
+            raise DataError(
+                f"{where}: `width` and `height` must be numbers of pixels, found "
+                f"{short(entry.get('width'))} and {short(entry.get('height'))}"
+            )
+        url = "" if entry.get("url") is None else field(entry, "url", str, where)
+        try:
+            folder = posixpath.basename(posixpath.dirname(urlsplit(url).path))
+        except ValueError as error:
+            raise DataError(f"{where}: `url` is no URL: {error}") from error
+        known[identifier] = {
+            "size": size,
+            "folder": folder,
+            "coco_id": optional_id(entry, "coco_id", where),
+            "flickr_id": optional_id(entry, "flickr_id", where),
+        }
+    return known
 
 
 def _parts(entry: dict[str, Any], where: str) -> list[dict[str, Any]]:
     for name in ("objects", "attributes", "regions"):
         if name in entry:
-            return field(entry, name, list, where)
+            return objects(entry, name, where)
     raise DataError(
         f"{where}: none of the fields objects, attributes, regions; is it a file of Visual Genome?"
     )
 
 
 def _region(
-    part: dict[str, Any], size: tuple[int, int], where: str, notes: Counter[str]
-) -> tuple[list[int], list[str], list[str], int | None] | None:
+    part: dict[str, Any], size: tuple[int, int], where: str, notes: Notes
+) -> tuple[list[int], list[str], list[str], int | str | None] | None:
     """(xyxy box cut to the image, names, attributes, id)."""
-    names = [part["phrase"]] if "phrase" in part else field(part, "names", list, where)
-    names = [name.strip() for name in names if name.strip()]
-    x, y = (field(part, name, (int, float), where) for name in ("x", "y"))
-    w, h = (
-        part[name] if name in part else field(part, long, (int, float), where)
-        for name, long in (("w", "width"), ("h", "height"))
-    )
+    names = [field(part, "phrase", str, where)] if "phrase" in part else strings(part, "names", where)
+    names = [name.strip() for name in names if whole(name).strip()]
+    given = [
+        field(part, name if name in part else long, (int, float), where)
+        for name, long in (("x", "x"), ("y", "y"), ("w", "width"), ("h", "height"))
+    ]
+    x, y, w, h = numbers(given, 4, where, "a box must be x, y, w, h")
+    if not is_finite((x, y, w, h)):
+        notes.add("boxes that are no numbers", where)
+        return None
     box = [int(v) for v in (x, y, x + w, y + h)]
     cut = [max(box[0], 0), max(box[1], 0), min(box[2], size[0]), min(box[3], size[1])]
     if not names:
-        notes["boxes without a name"] += 1
+        notes.add("boxes without a name")
     elif cut[0] >= cut[2] or cut[1] >= cut[3]:
-        notes["boxes with nothing in the image"] += 1
+        notes.add("boxes with nothing in the image", where)
     else:
-        notes["boxes cut to the image"] += cut != box
-        attributes = [text.strip() for text in part.get("attributes", ()) if text.strip()]
-        return cut, names, attributes, part.get("object_id", part.get("region_id"))
+        if cut != box:
+            notes.add("boxes cut to the image")
+        words = [] if part.get("attributes") is None else strings(part, "attributes", where)
+        attributes = [text.strip() for text in map(whole, words) if text.strip()]
+        number = optional_id(part, "object_id" if part.get("object_id") is not None else "region_id", where)
+        return cut, names, attributes, number
     return None
