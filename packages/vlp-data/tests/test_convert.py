@@ -172,6 +172,24 @@ def test_visual_genome_rows(genome):
     assert described.texts[0].text == "a tall tree" and described.regions[0].box == (1, 2, 31, 42)
 
 
+def test_lines_state_the_size_that_their_boxes_belong_to(coco):
+    assert main(["convert", "coco", str(coco / "instances.json"), str(coco / "out"), "--files", "1"]) == 0
+    source = RegionLines(files=(str(coco / "out"),)).open()
+    stated = CocoInstances(annotations=str(coco / "instances.json"), images="").open()
+    sizes = {stated[n].images[0].id: stated[n].images[0].size for n in range(len(stated))}
+    assert len(source) and all(
+        source[n].images[0].size == sizes[int(source[n].images[0].id)] for n in range(len(source))
+    )
+
+
+def test_paths_that_cannot_be_used_are_left_out_and_counted(coco, capsys):
+    content = json.loads((coco / "instances.json").read_text())
+    content["images"][0]["file_name"] = "reference://::x"
+    put(coco / "instances.json", content)
+    assert main(["convert", "coco", str(coco / "instances.json"), str(coco / "out"), "--files", "1"]) == 0
+    assert "images left out: path cannot be used: 1" in capsys.readouterr().out.splitlines()
+
+
 def test_visual_genome_becomes_region_lines_without_held_out_images(genome, capsys):
     coco = put(genome / "coco.json", [{"image": "COCO_val2014_000000000042.jpg"}])
     flickr = put(genome / "flickr.json", [{"image": "flickr30k-images/77.jpg"}])
@@ -186,6 +204,8 @@ def test_visual_genome_becomes_region_lines_without_held_out_images(genome, caps
                 {"caption": "tree", "bb": [1, 2, 3, 4]},
             ],
             "image_rpath": "image/3.jpg",
+            "width": 100,
+            "height": 50,
         }
     ]
     capsys.readouterr()

@@ -1,5 +1,5 @@
-"""Nothing of a file is executed, nothing is started, nothing hangs, and messages hold neither keys nor characters
-that steer a terminal."""
+"""Nothing of a file is executed, nothing is started, nothing hangs, and messages hold neither keys nor
+characters that steer a terminal."""
 
 import io
 import json

@@ -2,7 +2,8 @@
 
 An annotation that states the size of its image says which pixels its boxes count. Where the image at hand has
 another size, either it is the same picture at another scale, and the boxes are scaled, or it is another
-picture (turned by a program that follows EXIF, cropped, another file of this name), and the sample is refused.
+picture (turned by a program that follows EXIF, cropped, another file of this name), and the sample is
+refused.
 
 Boxes are x0, y0, x1, y1 in pixels.
 """

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from vlp_data.concepts.command import add_commands as add_concept_commands
-from vlp_data.errors import shown
+from vlp_data.errors import BadSample, shown
 from vlp_data.sources import FORMATS
 
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, BadSample) as error:
         print(f"vlp-data {options.command}: {shown(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from vlp_data import files
-from vlp_data.errors import DataError
+from vlp_data.errors import BadSample, DataError
 from vlp_data.order import share
 from vlp_data.schema import Sample, Source
 from vlp_data.sources.rows import read_json, strings
@@ -86,20 +86,10 @@ def write_region_lines(
     regions = 0
     left_out: Counter[str] = Counter()
     for number in range(len(source)):
-        sample = source[number]
-        if cause := _excluded(sample, excluded or {}):
-            left_out[cause] += 1
-        elif elems := _elems(sample, left_out):
-            captions = [text.text for text in sample.texts if text.role == "caption"]
-            line = {
-                "elems": elems,
-                **({"caption": captions} if captions else {}),
-                "image_rpath": _path(sample),
-            }
+        line = _line(source, number, excluded or {}, left_out)
+        if line is not None:
             lines.append(json.dumps(line, ensure_ascii=True))
-            regions += len(elems)
-        else:
-            left_out["images without a box"] += 1
+            regions += len(line["elems"])
         if progress is not None:
             progress(number + 1, len(source))
     if len(lines) < shards:
@@ -115,6 +105,31 @@ def write_region_lines(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return Converted(len(lines), regions, dict(left_out))
+
+
+def _line(
+    source: Source, number: int, excluded: dict[Collection, set[int]], left_out: Counter[str]
+) -> dict[str, Any] | None:
+    """The line of a row; None, counted, where there is none."""
+    try:
+        sample = source[number]
+    except BadSample as error:
+        left_out[f"images left out: {error.cause}"] += 1
+        return None
+    if cause := _excluded(sample, excluded):
+        left_out[cause] += 1
+        return None
+    elems = _elems(sample, left_out)
+    if not elems:
+        left_out["images without a box"] += 1
+        return None
+    captions = [text.text for text in sample.texts if text.role == "caption"]
+    return {
+        "elems": elems,
+        **({"caption": captions} if captions else {}),
+        "image_rpath": _path(sample),
+        **_size(sample),
+    }
 
 
 def _write(path: Path, lines: list[str]) -> None:
@@ -150,6 +165,12 @@ def _elems(sample: Sample, left_out: Counter[str]) -> list[dict[str, Any]]:
             )
         elems.append({**elem, "bb": [left, top, right - left, bottom - top]})
     return elems
+
+
+def _size(sample: Sample) -> dict[str, int]:
+    """What the boxes belong to, so that another image under this name is noticed."""
+    size = sample.images[0].size
+    return {} if size is None else {"width": size[0], "height": size[1]}
 
 
 def _path(sample: Sample) -> str:

@@ -43,8 +43,8 @@ def require_permitted(path: str, schemes: Collection[str] = ()) -> None:
     """Raise DataError unless a path that stands in a data file may be opened: a local path, or a URL of
     `OWN_SCHEMES` or of `schemes`.
 
-    A chain of URLs (`zip://a::s3://b`) is never permitted, because fsspec would start whatever its parts name:
-    `reference://::FILE` renders templates of the file (before fsspec 2026.4 without a sandbox).
+    A chain of URLs (`zip://a::s3://b`) is never permitted, because fsspec would start whatever its parts
+    name: `reference://::FILE` renders templates of the file (before fsspec 2026.4 without a sandbox).
     """
     if "\0" in path:
         raise DataError(f"{path}: no path has a NUL character")

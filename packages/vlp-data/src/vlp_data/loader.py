@@ -257,9 +257,8 @@ class Loader(Generic[_Batch]):
         self.close()
         if self._lost > RESTARTS:
             raise WorkerLost(
-                f"workers of the loader died {self._lost} times at position {self.position} ({how}); take fewer "
-                "workers, less prefetch or smaller batches. Nothing was lost: the same command goes on from the "
-                "last checkpoint"
+                f"workers of the loader died {self._lost} times at position {self.position} ({how}); "
+                "take fewer workers, less prefetch or smaller batches"
             ) from error
         log.warning("a worker of the loader died (%s) and is replaced; the batches stay the same", how)
         return True

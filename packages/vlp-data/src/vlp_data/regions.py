@@ -259,8 +259,8 @@ def collate_regions(
     examples = [example for example in examples if example.pairs]
     if not examples:
         raise DataError(
-            f"no (region, text) pair in {', '.join(keys)}: no box is visible enough, and there are no captions; "
-            "lower min_visible or raise the batch"
+            f"no (region, text) pair in {', '.join(keys)}: no box is visible enough, and there are no "
+            "captions; lower min_visible or raise the batch"
         )
     pairs = [(number, pair) for number, example in enumerate(examples) for pair in example.pairs]
     kept = [pairs[i] for i in choose_pairs(len(pairs), batch_texts, rng)]

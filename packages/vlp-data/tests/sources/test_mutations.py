@@ -1,5 +1,5 @@
-"""Every field of every format, replaced by what files in the wild hold: a DataError when the file is opened, or
-samples that are used or counted; never anything else."""
+"""Every field of every format, replaced by what files in the wild hold: a DataError when the file is opened,
+or samples that are used or counted; never anything else."""
 
 import base64
 import contextlib

@@ -40,15 +40,20 @@ def karpathy(
     DataError.
     """
     rows: list[dict[str, Any]] = []
+    left_out: Counter[str] = Counter()
     for split in splits:
         source = open_karpathy(Karpathy(annotations=annotations, images=folder, split=split, restval=False))
         for number in range(len(source)):
-            sample = source[number]
+            try:
+                sample = source[number]
+            except BadSample as error:
+                left_out[f"images left out: {error.cause}"] += 1
+                continue
             image = sample.images[0]
             rows += [
                 {"image": image.path, "caption": text.text, "image_id": image.id} for text in sample.texts
             ]
-    return _present(rows, root)
+    return _present(rows, root, left_out)
 
 
 def visual_genome(

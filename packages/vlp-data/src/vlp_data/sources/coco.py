@@ -41,7 +41,7 @@ class CocoCaptions:
     images: FolderText
     """Folder of the images."""
     schemes: tuple[str, ...] = ()
-    """Schemes of URLs that file names in the annotations may be (s3, https, ...), besides that of `images`."""
+    """Schemes of URLs that file names in the file may be (s3, https, ...), besides that of `images`."""
 
     def open(self) -> "CocoSource":
         return open_captions(self)
@@ -61,7 +61,7 @@ class CocoInstances:
     crowd: bool = False
     """Keep crowd annotations."""
     schemes: tuple[str, ...] = ()
-    """Schemes of URLs that file names in the annotations may be (s3, https, ...), besides that of `images`."""
+    """Schemes of URLs that file names in the file may be (s3, https, ...), besides that of `images`."""
 
     def open(self) -> "CocoSource":
         return open_instances(self)
@@ -287,8 +287,8 @@ def open_instances(options: CocoInstances) -> CocoSource:
             )
     if _in_fractions(found):
         raise DataError(
-            f"{path}: all {len(found)} boxes lie in 0..1: they are shares of the image, where [x, y, w, h] in "
-            "pixels are meant; multiply them by width and height of the images"
+            f"{path}: all {len(found)} boxes lie in 0..1: they are shares of the image, where [x, y, w, h] "
+            "in pixels are meant; multiply them by width and height of the images"
         )
     if options.captions:
         _add_captions(images, options.captions, read_json(options.captions, dict), notes)
@@ -364,8 +364,8 @@ def _clip_rounding(box: list[float], size: tuple[int, int]) -> list[float]:
 def source_of(
     options: AnnotatedImages, images: dict[Any, dict[str, Any]], needed: str, notes: Notes
 ) -> CocoSource:
-    """The rows that have what is `needed`, "captions" or "regions"; says what cannot be used. Raises DataError
-    if there are none."""
+    """The rows that have what is `needed`, "captions" or "regions"; says what cannot be used. Raises
+    DataError if there are none."""
     rows = [row for row in images.values() if row[needed]]
     notes.add(f"images without {needed}", count=len(images) - len(rows))
     if not rows:

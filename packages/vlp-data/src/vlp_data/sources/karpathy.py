@@ -27,7 +27,7 @@ class Karpathy:
     restval: bool = True
     """Count restval as part of train, as every published COCO result does."""
     schemes: tuple[str, ...] = ()
-    """Schemes of URLs that file names in the annotations may be (s3, https, ...), besides that of `images`."""
+    """Schemes of URLs that file names in the file may be (s3, https, ...), besides that of `images`."""
 
     def open(self) -> CocoSource:
         return open_karpathy(self)

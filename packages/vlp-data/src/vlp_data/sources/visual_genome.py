@@ -129,7 +129,7 @@ def open_visual_genome(options: VisualGenome) -> VisualGenomeSource:
         regions = [
             region
             for place, part in enumerate(_parts(entry, where))
-            if (region := _region(part, image["size"], f"{where}: {place}", notes)) is not None
+            if (region := _region(part, image["size"], f"{where}: box {place}", notes)) is not None
         ]
         if not regions:
             notes.add("images without a box")
