@@ -128,7 +128,7 @@ class CocoSource:
             ),
             texts=tuple(texts),
             regions=tuple(regions),
-            meta={"file": self.options.annotations, **row["meta"]},
+            meta={"file": shown(self.options.annotations), **row["meta"]},
         )
 
     def describe(self) -> dict[str, Any]:

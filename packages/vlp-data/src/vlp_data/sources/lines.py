@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
 
 from vlp_data import files
-from vlp_data.errors import BadSample, DataError
+from vlp_data.errors import BadSample, DataError, shown
 from vlp_data.paths import image_at, stem
 from vlp_data.roots import FolderText, PathText
 from vlp_data.schema import Image, Region, Sample, Text, whole
@@ -408,7 +408,7 @@ def parse_image_text(line: bytes | str, path: str, number: int, options: ImageTe
         key=key,
         images=(_image(entry, key, options),),
         texts=_texts(entry[caption_key], "caption", key, caption_key) + _concepts(entry, key),
-        meta={"file": path, "line": number},
+        meta={"file": shown(path), "line": number},
     )
 
 
@@ -446,7 +446,7 @@ def parse_regions(line: bytes | str, path: str, number: int, options: RegionLine
         images=(_image(entry, key, options),),
         texts=(*texts, *_concepts(entry, key)),
         regions=tuple(regions),
-        meta={"file": path, "line": number},
+        meta={"file": shown(path), "line": number},
     )
 
 

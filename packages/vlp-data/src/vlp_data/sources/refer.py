@@ -134,7 +134,12 @@ class ReferSource:
                 for number, (x, y, w, h) in enumerate(boxes)
             ),
             target=Target(box=0),
-            meta={"file": row["file"], "row": row["row"], "ref_id": row["ref_id"], "split": row["split"]},
+            meta={
+                "file": shown(row["file"]),
+                "row": row["row"],
+                "ref_id": row["ref_id"],
+                "split": row["split"],
+            },
         )
 
     def describe(self) -> dict[str, Any]:

@@ -342,7 +342,7 @@ def parse_entry(entry: dict[str, Any], path: str, row: int, options: TaskJson) -
         "kwords1",
         "kwords2",
     }
-    meta = {"file": path, "row": row, **{k: v for k, v in entry.items() if k not in known}}
+    meta = {"file": shown(path), "row": row, **{k: v for k, v in entry.items() if k not in known}}
     return Sample(key=f"{path}:{row}", images=images, texts=texts, target=target, meta=meta)
 
 

@@ -99,7 +99,11 @@ class VisualGenomeSource:
             ),
             texts=tuple(texts),
             regions=tuple(regions),
-            meta={"file": self.options.annotations, "coco_id": row["coco_id"], "flickr_id": row["flickr_id"]},
+            meta={
+                "file": shown(self.options.annotations),
+                "coco_id": row["coco_id"],
+                "flickr_id": row["flickr_id"],
+            },
         )
 
     def describe(self) -> dict[str, Any]:
