@@ -15,8 +15,7 @@ from vlp_methods.builders.model import derived_arguments, make
 from vlp_methods.engine.entry import load, shipped
 from vlp_methods.engine.optimizers import make_optimizer
 from vlp_methods.sections.models import Start
-from vlp_methods.xvlm.finetune import rules
-from vlp_methods.xvlm.rules import parameter_rules
+from vlp_methods.xvlm.rules import fine_tuning_rules, parameter_rules
 from vlp_methods.xvlm.schema.pretrain import Pretrain
 
 GIVEN = {
@@ -254,7 +253,9 @@ def test_model_and_optimizer_of_a_task_can_be_built(name):
     with torch.device("meta"):
         words = SimpleNamespace(vocabulary=30522, pad_id=0)
         started = make("xvlm", stage, derived_arguments("xvlm", stage, model, words))
-        groups = make_optimizer(started.model, recipe.optimizer, rules(recipe, started.model)).param_groups
+        groups = make_optimizer(
+            started.model, recipe.optimizer, fine_tuning_rules(recipe, started.model)
+        ).param_groups
     scaled = [n for group in groups if group["lr_scale"] != 1 for n in group["names"]]
     fresh = {"vqa": "decoder.layers.", "nlvr_domain": "ta_head."}.get(stage)
     assert bool(scaled) == (fresh is not None)

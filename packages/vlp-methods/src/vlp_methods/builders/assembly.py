@@ -148,7 +148,7 @@ def assemble(
         clean: Clean-up of the texts that the model reads, where `data.text.clean` leaves it open.
     """
     data = settle(recipe.data)
-    tokenizer = None if data.tokenizer is None else data.tokenizer.open()
+    tokenizer: Any = None if data.tokenizer is None else data.tokenizer.open()
     reading = None if data.tokenizer is None else Reading.of(data.text, clean=clean)
     if arguments is None:
         assert isinstance(recipe, StartedTraining)

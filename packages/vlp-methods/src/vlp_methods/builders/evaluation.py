@@ -49,10 +49,17 @@ NONE = Evaluations()
 class Assembled(Protocol):
     """What an evaluation needs of an `Assembly`."""
 
-    recipe: Any
-    data: Any
-    tokenizer: Any
-    reading: Reading | None
+    @property
+    def recipe(self) -> Any: ...
+
+    @property
+    def data(self) -> Any: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def reading(self) -> Reading | None: ...
 
 
 def fine_tuning(made: Assembled, name: str, options: BenchmarkOptions) -> Evaluations:

@@ -10,6 +10,8 @@ from vlp_methods.sections.data import Data, VqaData
 from vlp_methods.sections.models import Encoders
 from vlp_methods.sections.teacher import QueueTeacher
 
+PLAIN = ("vit", "timm")
+"""Kinds of image encoders that may be a plain ViT."""
 ENCODERS = {"wordpiece": "bert", "roberta": "roberta"}
 """Kind of text encoder that a kind of tokenizer was made for; the other kinds go with any."""
 
@@ -39,11 +41,7 @@ def fits(model: Encoders, data: Data) -> None:
             f"{given}.concepts is given and {missing}.concepts is null: a model sees the concepts that its "
             "data holds; give both, or none"
         )
-    if (
-        model.concepts is not None
-        and model.concepts.place == "first"
-        and model.vision.kind in ("swin", "clip")
-    ):
+    if model.concepts is not None and model.concepts.place == "first" and model.vision.kind not in PLAIN:
         raise ValueError(
             f"model.concepts.place=first needs model.vision.kind=vit, {model.vision.kind} has no place for "
             "them; choose place=last"

@@ -75,16 +75,15 @@ class Vit:
     """Standard deviation of initial weights; a narrow model learns faster with 0.02 * sqrt(768 / width) or
     more."""
     position_range: float | None = None
-    """That of the position table; null: as `initializer_range`. Patches start with about 0.9, beside which
-    smaller positions are hardly
-    seen: a model from scratch that has minutes never learns where things are."""
+    """Standard deviation of the position table at first; null: as `initializer_range`. Patches start with
+    about 0.9, beside which smaller positions are hardly seen: a model from scratch that has minutes never
+    learns where things are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timm:
-    """Any backbone of timm, through timm's own features; needs the library timm (the extra vlp-core[timm]).
-    What an architecture does not permit (regions, patches left out, concepts among the patches) is refused by
-    name."""
+    """Any image classification backbone of timm (needs the extra vlp-methods[timm]). Regions, hierarchy,
+    masked images and concepts among the patches need an architecture that permits them: a plain ViT does."""
 
     kind: Literal["timm"] = "timm"
     name: str
@@ -92,11 +91,11 @@ class Timm:
     image_size: int = 224
     """Side of the square input in pixels."""
     drop_path: float = 0.0
-    """Stochastic depth, for architectures that have it."""
+    """Stochastic depth of the last block, for architectures that have it."""
     local_depth: int = 4
     """Last blocks of a plain ViT in which a region sees its own patches only."""
-    arguments: dict[str, int | float | bool | str] = field(default_factory=dict)
-    """Further arguments of the architecture, such as {depth: 6}."""
+    arguments: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Further arguments of the architecture in timm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,8 +167,8 @@ class Weights:
     resized where needed."""
 
     vision: PathText = ""
-    """Image encoder: Microsoft's or timm's Swin, the vision tower of a Hugging Face CLIP, DeiT, or
-    for kind timm a file of timm."""
+    """Image encoder: Microsoft's or timm's Swin, the vision tower of a Hugging Face CLIP, DeiT, or timm's own
+    file for `kind: timm`."""
     text: PathText = ""
     """Masked language model: Hugging Face BERT or RoBERTa. Cross-attention starts fresh."""
     model: PathText = ""

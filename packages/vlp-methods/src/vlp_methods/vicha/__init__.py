@@ -7,13 +7,13 @@ patches (concepts), lower layers are aligned too (hierarchy), and removed patche
 
     schema/      what a recipe of each task may say
     pretrain.py, retrieval.py, vqa.py, entailment.py, nlvr.py
-                 the objective of a task (those that other methods have are in `vlp_methods.parts`), and a
-                 builder that joins model, data and optimizer
-    finetune.py  what the tasks after pre-training have in common
+                 the objective of a task (what other methods have, too, is in `vlp_methods.builders.tasks`),
+                 and a builder that joins model, data and evaluation
+    losses.py    sums of losses, from what model and teacher give
+    rules.py     which parameters decay
     recipes/     the official runs, and for each a small one on drawn images for two CPU cores
 
-The model itself is `vlp_core.models.vicha.model`, its losses are `vlp_methods.vicha.losses`, the data side is
-`vlp_data.examples`.
+The model itself is `vlp_core.models.vicha.model`, the data side is `vlp_data.examples`.
 """
 
 from vlp_methods.engine.entry import TaskEntry

@@ -6,12 +6,13 @@ masked language modelling (MLM), and the box that a text speaks of, from the who
 
     schema/      what a recipe of each task may say
     pretrain.py, retrieval.py, vqa.py, nlvr.py, grounding.py, captioning.py
-                 the objectives of a task's stages, and builders that join model, data and optimizer
-    finetune.py  the optimizer of the tasks after pre-training
+                 the objectives of a task's stages, and builders that join model, data and evaluation
+    regions.py   the stream of regions
+    losses.py    sums of losses, from what the model gives
+    rules.py     which parameters decay, and which learn faster
     recipes/     the official runs, and for each a small one on drawn images for two CPU cores
 
-The model itself is `vlp_core.models.xvlm.model`, the losses are `vlp_core.losses`, the data side is
-`vlp_data.examples` and `vlp_data.regions`.
+The model itself is `vlp_core.models.xvlm.model`, the data side is `vlp_data.examples` and `vlp_data.regions`.
 """
 
 from vlp_methods.engine.entry import TaskEntry

@@ -28,7 +28,7 @@ from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
 from vlp_methods.builders.data import TRAIN, images_of, open_loader
 from vlp_methods.engine.job import Job
-from vlp_methods.xvlm.finetune import rules
+from vlp_methods.xvlm.rules import fine_tuning_rules
 from vlp_methods.xvlm.schema.captioning import Captioning, CaptioningDomain, CaptioningScst, Reward
 
 
@@ -142,7 +142,10 @@ def build_domain(recipe: CaptioningDomain) -> Job:
     """Model, data and optimizer of domain pre-training."""
     made = assemble(recipe, "xvlm", "captioning")
     return made.job(
-        CaptionTask(made.model), made.stream(CaptionExamples), rules(recipe, made.model), prompt=""
+        CaptionTask(made.model),
+        made.stream(CaptionExamples),
+        fine_tuning_rules(recipe, made.model),
+        prompt="",
     )
 
 
@@ -153,7 +156,7 @@ def build(recipe: Captioning) -> Job:
     return made.job(
         CaptionTask(made.model, smoothing=recipe.smoothing),
         made.stream(partial(CaptionExamples, prompt=prompt)),
-        rules(recipe, made.model),
+        fine_tuning_rules(recipe, made.model),
         evaluations=evaluation.fine_tuning(made, "captioning", recipe.captions),
         prompt=prompt,
     )
@@ -174,7 +177,7 @@ def build_scst(recipe: CaptioningScst) -> Job:
     return made.job(
         ScstTask(made.model, made.tokenizer, reward, recipe.reward, prompt),
         streams,
-        rules(recipe, made.model),
+        fine_tuning_rules(recipe, made.model),
         evaluations=evaluation.fine_tuning(made, "captioning", recipe.captions),
         prompt=prompt,
     )

@@ -21,9 +21,9 @@ from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
 from vlp_methods.builders.data import TRAIN, images_of
 from vlp_methods.engine.job import Job
-from vlp_methods.xvlm.finetune import rules
 from vlp_methods.xvlm.regions import open_regions
 from vlp_methods.xvlm.retrieval import RetrievalTask
+from vlp_methods.xvlm.rules import fine_tuning_rules
 from vlp_methods.xvlm.schema.grounding import Boxes, BoxesDomain, WeakGrounding
 
 
@@ -55,7 +55,7 @@ def build_weak(recipe: WeakGrounding) -> Job:
     return made.job(
         RetrievalTask(made.model, gather_gradient=recipe.gather_gradient),
         made.stream(RetrievalExamples),
-        rules(recipe, made.model),
+        fine_tuning_rules(recipe, made.model),
         evaluations=evaluation.fine_tuning(made, "weak_grounding", recipe.heat),
     )
 
@@ -67,7 +67,7 @@ def build_domain(recipe: BoxesDomain) -> Job:
     def streams() -> Mapping[str, Loader[Any]]:
         return {TRAIN: open_regions(made, made.data.train, TRAIN)}
 
-    return made.job(BoxTask(made.model), streams, rules(recipe, made.model))
+    return made.job(BoxTask(made.model), streams, fine_tuning_rules(recipe, made.model))
 
 
 def build_boxes(recipe: Boxes) -> Job:
@@ -76,6 +76,6 @@ def build_boxes(recipe: Boxes) -> Job:
     return made.job(
         BoxTask(made.model),
         made.stream(BoxExamples),
-        rules(recipe, made.model),
+        fine_tuning_rules(recipe, made.model),
         evaluations=evaluation.fine_tuning(made, "grounding", recipe.boxes),
     )

@@ -13,14 +13,16 @@ from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
 from vlp_methods.builders.tasks import AssignmentTask, NlvrTask
 from vlp_methods.engine.job import Job
-from vlp_methods.xvlm.finetune import rules
+from vlp_methods.xvlm.rules import fine_tuning_rules
 from vlp_methods.xvlm.schema.nlvr import Nlvr, NlvrDomain
 
 
 def build_domain(recipe: NlvrDomain) -> Job:
     """Model, data and optimizer of domain pre-training."""
     made = assemble(recipe, "xvlm", "nlvr_domain")
-    return made.job(AssignmentTask(made.model), made.stream(RetrievalExamples), rules(recipe, made.model))
+    return made.job(
+        AssignmentTask(made.model), made.stream(RetrievalExamples), fine_tuning_rules(recipe, made.model)
+    )
 
 
 def build(recipe: Nlvr) -> Job:
@@ -29,6 +31,6 @@ def build(recipe: Nlvr) -> Job:
     return made.job(
         NlvrTask(made.model),
         made.stream(NlvrExamples),
-        rules(recipe, made.model),
+        fine_tuning_rules(recipe, made.model),
         evaluations=evaluation.fine_tuning(made, "nlvr", recipe.labels),
     )

@@ -13,8 +13,8 @@ from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
 from vlp_methods.builders.data import images_of
 from vlp_methods.engine.job import Job
-from vlp_methods.xvlm.finetune import rules
 from vlp_methods.xvlm.losses import retrieval_losses
+from vlp_methods.xvlm.rules import fine_tuning_rules
 from vlp_methods.xvlm.schema.retrieval import Retrieval
 
 
@@ -48,6 +48,6 @@ def build(recipe: Retrieval) -> Job:
     return made.job(
         RetrievalTask(made.model, gather_gradient=recipe.gather_gradient),
         made.stream(RetrievalExamples),
-        rules(recipe, made.model),
+        fine_tuning_rules(recipe, made.model),
         evaluations=evaluation.fine_tuning(made, "retrieval", recipe.retrieval),
     )

@@ -7,6 +7,8 @@ from vlp_core.models.fusion.vqa import VqaModel
 from vlp_core.models.xvlm.model import Xvlm
 from vlp_core.optim import ParameterRule
 
+from vlp_methods.engine.options import Training
+
 # Biases and norms do not decay. Kept from the reference: "bias" also stands in the name of Swin's position
 # tables (no decay), and the norms inside the MLP heads are called by number (decay).
 NO_DECAY = ParameterRule(pattern=r"bias|norm\.weight$", decay=False)
@@ -37,3 +39,20 @@ def parameter_rules(
         case _:
             return [NO_DECAY]
     return [NO_DECAY, ParameterRule(pattern=fresh, lr_scale=fresh_lr_scale)]
+
+
+def fine_tuning_rules(recipe: Training, model: nn.Module) -> list[ParameterRule]:
+    """Rules of the optimizer's parameter groups; `optimizer.lr_scale` holds for the parts of `model` that
+    pre-training has no values for.
+
+    Raises:
+        ValueError: There is no such part, so the factor could not take effect.
+    """
+    scale = recipe.optimizer.lr_scale
+    found = parameter_rules(model, fresh_lr_scale=scale, as_released=False)
+    if scale != 1 and all(rule.lr_scale is None for rule in found):
+        raise ValueError(
+            f"optimizer.lr_scale={scale}: no part of the model of task {recipe.task} starts without "
+            "pre-trained values; leave it at 1"
+        )
+    return found

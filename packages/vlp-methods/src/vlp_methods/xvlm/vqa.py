@@ -11,7 +11,7 @@ from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
 from vlp_methods.builders.tasks import VqaTask
 from vlp_methods.engine.job import Job
-from vlp_methods.xvlm.finetune import rules
+from vlp_methods.xvlm.rules import fine_tuning_rules
 from vlp_methods.xvlm.schema.vqa import Vqa
 
 
@@ -21,6 +21,6 @@ def build(recipe: Vqa) -> Job:
     return made.job(
         VqaTask(made.model),
         made.stream(VqaExamples),
-        rules(recipe, made.model),
+        fine_tuning_rules(recipe, made.model),
         evaluations=evaluation.fine_tuning(made, "vqa", recipe.answers),
     )

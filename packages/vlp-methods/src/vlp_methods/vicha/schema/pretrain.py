@@ -107,7 +107,7 @@ class Pretrain(OneRate):
         super().__post_init__()
         checks.fits(self.model, self.data)
         for name in ("hierarchy", "masked_image"):
-            if getattr(self.model, name) is not None and self.model.vision.kind in ("swin", "clip"):
+            if getattr(self.model, name) is not None and self.model.vision.kind not in checks.PLAIN:
                 raise ValueError(
                     f"model.{name} needs model.vision.kind=vit, {self.model.vision.kind} has no blocks of "
                     "one "
