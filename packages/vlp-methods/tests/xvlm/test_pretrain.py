@@ -124,8 +124,6 @@ def test_training_starts_from_an_export_folder(train, tiny, tmp_path):
 
 
 ENCODERS = {
-    "timm": "{kind: timm, name: vit_tiny_patch16_224, image_size: 64, local_depth: 1, "
-    "arguments: {depth: 2, embed_dim: 16, num_heads: 2}}",
     "clip": "{kind: clip, image_size: 64, patch: 32, width: 16, depth: 2, heads: 2, hidden: 32, local_depth: "
     "1}",
     "vit": "{kind: vit, image_size: 64, patch: 32, width: 16, depth: 2, heads: 2, local_depth: 1}",
@@ -139,8 +137,6 @@ ROBERTA = (
 @pytest.mark.parametrize("vision", ENCODERS)
 @pytest.mark.parametrize("text", ["bert", "roberta"])
 def test_every_encoder_trains_on_both_streams(train, tiny, tmp_path, vision, text):
-    if vision == "timm":
-        pytest.importorskip("timm")
     options = [*tiny, "steps=2", "data.regions.share=1.0", f"model.vision={ENCODERS[vision]}"]
     if text == "roberta":
         byte = {33 + k: chr(33 + k) for k in range(94)}

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from vlp_eval.benchmarks.statements import EntailmentOptions
 
-from vlp_methods.sections import data, models
+from vlp_methods.sections.data import HypothesisData
+from vlp_methods.sections.models import TaskModel
 from vlp_methods.sections.teacher import Teacher
 from vlp_methods.sections.training import FineTuning
 from vlp_methods.vicha.schema.rates import OneRate
@@ -17,9 +18,9 @@ class Entailment(OneRate, FineTuning):
 
     free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "labels")
 
-    model: models.TaskModel
+    model: TaskModel
     """The model."""
-    data: data.HypothesisData
+    data: HypothesisData
     """The data."""
     teacher: Teacher | None = field(default_factory=Teacher)
     """Momentum teacher; null: none."""

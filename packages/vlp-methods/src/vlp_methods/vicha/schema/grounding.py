@@ -5,7 +5,9 @@ from typing import ClassVar
 
 from vlp_eval.benchmarks.grounding import WeakGroundingOptions
 
-from vlp_methods.sections import checks, data, models
+from vlp_methods.sections import checks
+from vlp_methods.sections.data import ExpressionData
+from vlp_methods.sections.models import ContrastModel
 from vlp_methods.sections.teacher import QueueTeacher
 from vlp_methods.sections.training import FineTuning
 from vlp_methods.vicha.schema.rates import OneRate
@@ -17,9 +19,9 @@ class WeakGrounding(OneRate, FineTuning):
 
     free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "heat")
 
-    model: models.ContrastModel
+    model: ContrastModel
     """The model."""
-    data: data.ExpressionData
+    data: ExpressionData
     """The data."""
     teacher: QueueTeacher = field(default_factory=QueueTeacher)
     """Momentum teacher and queue."""

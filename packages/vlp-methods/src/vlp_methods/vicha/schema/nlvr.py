@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 
 from vlp_eval.benchmarks.statements import NlvrOptions
 
-from vlp_methods.sections import data, models
+from vlp_methods.sections.data import CaptionedData, SentenceData
+from vlp_methods.sections.models import ContrastModel, TaskModel
 from vlp_methods.sections.teacher import Teacher
 from vlp_methods.sections.training import FineTuning, StartedTraining
 from vlp_methods.vicha.schema.rates import OneRate
@@ -15,9 +16,9 @@ from vlp_methods.vicha.schema.rates import OneRate
 class NlvrDomain(OneRate, StartedTraining):
     """Text assignment: which of two images does a caption describe, or neither."""
 
-    model: models.ContrastModel
+    model: ContrastModel
     """The model."""
-    data: data.CaptionedData
+    data: CaptionedData
     """The data."""
 
 
@@ -37,9 +38,9 @@ class Nlvr(OneRate, FineTuning):
 
     free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "labels")
 
-    model: models.TaskModel
+    model: TaskModel
     """The model."""
-    data: data.SentenceData
+    data: SentenceData
     """The data."""
     teacher: NlvrTeacher | None = field(default_factory=NlvrTeacher)
     """Momentum teacher; null: none."""

@@ -6,7 +6,9 @@ from typing import ClassVar, Literal
 from vlp_data.options import ImageTextSource, IndependentMasking, MaskingOptions
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
 
-from vlp_methods.sections import checks, data, models
+from vlp_methods.sections import checks
+from vlp_methods.sections.data import ImageStream, TestedData
+from vlp_methods.sections.models import Encoders, Weights
 from vlp_methods.sections.teacher import QueueTeacher
 from vlp_methods.vicha.schema.rates import OneRate
 
@@ -61,7 +63,7 @@ class MaskedImage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(models.Encoders):
+class Model(Encoders):
     """The model. `concepts`, `hierarchy` and `masked_image` are what ViCHA adds to ALBEF, each by itself."""
 
     hierarchy: Hierarchy | None = None
@@ -72,15 +74,15 @@ class Model(models.Encoders):
     """Width of the shared space of images and texts."""
     temperature: float = 0.07
     """Initial temperature of the contrastive losses; trained, kept in 0.001..0.5."""
-    weights: models.Weights = field(default_factory=models.Weights)
+    weights: Weights = field(default_factory=Weights)
     """Where to start from. `text` fills the first layers of the concepts' BERT, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(data.TestedData):
+class Data(TestedData):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
-    train: data.ImageStream
+    train: ImageStream
     """Images with captions."""
     test: ImageTextSource | None = None
     """Images and captions for the retrieval test; null: no test."""

@@ -5,7 +5,9 @@ from typing import ClassVar
 
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
 
-from vlp_methods.sections import checks, data, models
+from vlp_methods.sections import checks
+from vlp_methods.sections.data import RetrievalData
+from vlp_methods.sections.models import ContrastModel
 from vlp_methods.sections.teacher import QueueTeacher
 from vlp_methods.sections.training import FineTuning
 from vlp_methods.vicha.schema.rates import OneRate
@@ -17,9 +19,9 @@ class Retrieval(OneRate, FineTuning):
 
     free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "retrieval")
 
-    model: models.ContrastModel
+    model: ContrastModel
     """The model."""
-    data: data.RetrievalData
+    data: RetrievalData
     """The data."""
     teacher: QueueTeacher = field(default_factory=QueueTeacher)
     """Momentum teacher and queue."""

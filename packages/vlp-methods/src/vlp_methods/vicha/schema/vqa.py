@@ -5,7 +5,9 @@ from typing import ClassVar
 
 from vlp_eval.benchmarks.vqa import VqaOptions
 
-from vlp_methods.sections import checks, data, models
+from vlp_methods.sections import checks
+from vlp_methods.sections.data import VqaData
+from vlp_methods.sections.models import TaskModel
 from vlp_methods.sections.teacher import Teacher
 from vlp_methods.sections.training import FineTuning
 from vlp_methods.vicha.schema.rates import OneRate
@@ -17,9 +19,9 @@ class Vqa(OneRate, FineTuning):
 
     free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "answers")
 
-    model: models.TaskModel
+    model: TaskModel
     """The model."""
-    data: data.VqaData
+    data: VqaData
     """The data."""
     teacher: Teacher | None = None
     """Momentum teacher; null: none. The official code runs one, but its answers never reach the loss."""

@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 from vlp_data.options import ImageTextSource
 from vlp_eval.benchmarks.captioning import CaptioningOptions
 
-from vlp_methods.sections import checks, data, models
+from vlp_methods.sections import checks
+from vlp_methods.sections.data import CaptionedData, ImageStream, MeasuredData
+from vlp_methods.sections.models import TaskModel
 from vlp_methods.sections.training import FineTuning, StartedTraining
 
 
@@ -15,9 +17,9 @@ from vlp_methods.sections.training import FineTuning, StartedTraining
 class CaptioningDomain(StartedTraining):
     """Domain pre-training for captions: the whole text encoder becomes a causal language model."""
 
-    model: models.TaskModel
+    model: TaskModel
     """The model."""
-    data: data.CaptionedData
+    data: CaptionedData
     """The data."""
 
     def __post_init__(self) -> None:
@@ -26,7 +28,7 @@ class CaptioningDomain(StartedTraining):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptedData(data.MeasuredData):
+class PromptedData(MeasuredData):
     """What fine-tuning and self-critical training have in common."""
 
     prompt: str = "a picture of "
@@ -41,7 +43,7 @@ class PromptedData(data.MeasuredData):
 class Data(PromptedData):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
-    train: data.ImageStream
+    train: ImageStream
     """Images with captions."""
 
 
@@ -51,7 +53,7 @@ class Captioning(FineTuning):
 
     free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "captions")
 
-    model: models.TaskModel
+    model: TaskModel
     """The model."""
     data: Data
     """The data."""
@@ -116,7 +118,7 @@ class CaptioningScst(FineTuning):
 
     free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "captions")
 
-    model: models.TaskModel
+    model: TaskModel
     """The model."""
     data: ScstData
     """The data."""

@@ -6,7 +6,9 @@ from typing import ClassVar
 from vlp_data.options import ExpressionBoxSource
 from vlp_eval.benchmarks.grounding import GroundingOptions, WeakGroundingOptions
 
-from vlp_methods.sections import checks, data, models
+from vlp_methods.sections import checks
+from vlp_methods.sections.data import Data, ExpressionData, MeasuredData, RegionStream
+from vlp_methods.sections.models import ContrastModel, TaskModel
 from vlp_methods.sections.training import FineTuning, StartedTraining
 from vlp_methods.xvlm.schema.contrast import Contrast
 
@@ -17,9 +19,9 @@ class WeakGrounding(Contrast, FineTuning):
 
     free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "heat")
 
-    model: models.ContrastModel
+    model: ContrastModel
     """The model."""
-    data: data.ExpressionData
+    data: ExpressionData
     """The data."""
     heat: WeakGroundingOptions = field(default_factory=lambda: WeakGroundingOptions(layer=9))
     """How expressions are located in evaluations."""
@@ -30,10 +32,10 @@ class WeakGrounding(Contrast, FineTuning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxesDomainData(data.Data):
+class BoxesDomainData(Data):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
-    train: data.RegionStream
+    train: RegionStream
     """Regions with texts."""
 
 
@@ -41,7 +43,7 @@ class BoxesDomainData(data.Data):
 class BoxesDomain(StartedTraining):
     """Domain pre-training for boxes: regression alone, on regions and objects."""
 
-    model: models.TaskModel
+    model: TaskModel
     """The model."""
     data: BoxesDomainData
     """The data."""
@@ -62,7 +64,7 @@ class BoxStream:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxesData(data.MeasuredData):
+class BoxesData(MeasuredData):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
     train: BoxStream
@@ -79,7 +81,7 @@ class Boxes(FineTuning):
 
     free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "boxes")
 
-    model: models.TaskModel
+    model: TaskModel
     """The model."""
     data: BoxesData
     """The data."""

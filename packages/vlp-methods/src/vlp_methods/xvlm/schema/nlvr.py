@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from vlp_eval.benchmarks.statements import NlvrOptions
 
-from vlp_methods.sections import data, models
+from vlp_methods.sections.data import CaptionedData, SentenceData
+from vlp_methods.sections.models import ContrastModel, TaskModel
 from vlp_methods.sections.training import FineTuning, StartedTraining
 
 
@@ -13,9 +14,9 @@ from vlp_methods.sections.training import FineTuning, StartedTraining
 class NlvrDomain(StartedTraining):
     """Domain pre-training for NLVR2: which of two images does a caption describe, or neither."""
 
-    model: models.ContrastModel
+    model: ContrastModel
     """The model."""
-    data: data.CaptionedData
+    data: CaptionedData
     """The data."""
 
 
@@ -25,9 +26,9 @@ class Nlvr(FineTuning):
 
     free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "labels")
 
-    model: models.TaskModel
+    model: TaskModel
     """The model."""
-    data: data.SentenceData
+    data: SentenceData
     """The data."""
     labels: NlvrOptions = field(default_factory=NlvrOptions)
     """How sentences are judged in evaluations."""

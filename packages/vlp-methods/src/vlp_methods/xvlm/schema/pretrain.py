@@ -6,24 +6,26 @@ from typing import ClassVar
 from vlp_data.options import ImageTextSource, MaskingOptions
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
 
-from vlp_methods.sections import checks, data, models
+from vlp_methods.sections import checks
+from vlp_methods.sections.data import ImageStream, RegionStream, TestedData
+from vlp_methods.sections.models import Encoders, Weights
 from vlp_methods.xvlm.schema.contrast import Contrast
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(models.Encoders):
+class Model(Encoders):
     """The model."""
 
     embed_width: int = 256
     """Width of the shared space of images and texts."""
     temperature: float = 0.07
     """Initial temperature of the contrastive loss; trained, kept in 0.001..0.5."""
-    weights: models.Weights = field(default_factory=models.Weights)
+    weights: Weights = field(default_factory=Weights)
     """Where to start from."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegionStream(data.RegionStream):
+class RegionUpdates(RegionStream):
     """Regions and objects with their texts; one update in a share of the steps, before that of the images."""
 
     share: float = 0.5
@@ -35,12 +37,12 @@ class RegionStream(data.RegionStream):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data(data.TestedData):
+class Data(TestedData):
     """Data. Relative paths of sources and tokenizer start at `root`."""
 
-    images: data.ImageStream
+    images: ImageStream
     """Images with captions."""
-    regions: RegionStream | None = None
+    regions: RegionUpdates | None = None
     """Regions with texts; null trains without them."""
     test: ImageTextSource | None = None
     """Images and captions for the retrieval test; null: no test."""

@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
 
-from vlp_methods.sections import data, models
+from vlp_methods.sections.data import RetrievalData
+from vlp_methods.sections.models import ContrastModel
 from vlp_methods.sections.training import FineTuning
 from vlp_methods.xvlm.schema.contrast import Contrast
 
@@ -16,9 +17,9 @@ class Retrieval(Contrast, FineTuning):
 
     free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "retrieval")
 
-    model: models.ContrastModel
+    model: ContrastModel
     """The model."""
-    data: data.RetrievalData
+    data: RetrievalData
     """The data."""
     retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
     """How retrieval is measured."""

@@ -5,7 +5,9 @@ from typing import ClassVar
 
 from vlp_eval.benchmarks.vqa import VqaOptions
 
-from vlp_methods.sections import checks, data, models
+from vlp_methods.sections import checks
+from vlp_methods.sections.data import VqaData
+from vlp_methods.sections.models import TaskModel
 from vlp_methods.sections.training import FineTuning
 
 
@@ -15,9 +17,9 @@ class Vqa(FineTuning):
 
     free: ClassVar[tuple[str, ...]] = (*FineTuning.free, "answers")
 
-    model: models.TaskModel
+    model: TaskModel
     """The model."""
-    data: data.VqaData
+    data: VqaData
     """The data."""
     answers: VqaOptions = field(default_factory=VqaOptions)
     """How questions are answered in evaluations."""
