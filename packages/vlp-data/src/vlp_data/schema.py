@@ -36,11 +36,12 @@ def whole(text: str) -> str:
     return text.encode("utf-8", "ignore").decode()
 
 
-def _written(identifier: Identifier | None) -> Identifier | None:
-    """An id that every file can hold: lone surrogates spelled out, so that ids stay apart."""
-    if isinstance(identifier, str) and not identifier.isascii():
-        return identifier.encode("utf-8", "backslashreplace").decode()
-    return identifier
+def _written(value: Any) -> Any:
+    """An id that every file can hold: lone surrogates spelled out, so that ids stay apart. What is no text is
+    given back."""
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,7 @@ class Sample:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "key", shown(self.key))
+        object.__setattr__(self, "meta", {name: _written(value) for name, value in self.meta.items()})
 
 
 class Source(Protocol):

@@ -8,6 +8,7 @@ from vlp_data.cli import main
 from vlp_data.concepts import build, tables
 from vlp_data.errors import BadSample, DataError
 from vlp_data.examples import NlvrExamples
+from vlp_data.examples.retrieval import image_number
 from vlp_data.loader import Loader
 from vlp_data.options import ImageTextLines, Karpathy, RegionLines, TaskJson
 from vlp_data.sources.given import detect, source_options
@@ -231,3 +232,13 @@ def test_cut_characters_everywhere(tmp_path):
     tables.write_list(str(tmp_path / "out.parquet"), built.rows)
     rows = tables.from_rows([{"caption": HALF, "kwords": ["a\ud83d"]}])
     assert rows.to_pylist() == [{"caption": "a dog  on grass", "kwords": ["a"]}]
+
+
+def test_ids_with_cut_characters_stay_apart_and_can_be_written(tmp_path):
+    rows = [{"image": "a.jpg", "caption": "a", "image_id": f"x{half}"} for half in ("\ud83d", "\ud83e")]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    source = TaskJson(files=(str(tmp_path / "list.json"),)).open()
+    assert [source[n].images[0].id for n in (0, 1)] == ["x\\ud83d", "x\\ud83e"]
+    numbers = [image_number(source[n]) for n in (0, 1)]
+    assert numbers[0] != numbers[1]
+    json.dumps(source[0].meta, ensure_ascii=False).encode()

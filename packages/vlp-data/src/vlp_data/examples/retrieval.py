@@ -51,4 +51,9 @@ def image_number(sample: Sample) -> int:
     image = sample.images[0]
     stated = sample.meta.get("image_id")
     identity = next(str(name) for name in (stated, image.path, image.id, sample.key) if name is not None)
-    return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big") >> 1
+    return (
+        int.from_bytes(
+            hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big"
+        )
+        >> 1
+    )
