@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vlp_core.precision import wide
+
 
 class BoxLosses(NamedTuple):
     """Scalar losses."""
@@ -60,7 +62,8 @@ def box_losses(predicted_B4: Tensor, target_B4: Tensor, *, is_image_B: Tensor | 
     Source: X-VLM section 3.3, `models/xvlm.py` get_bbox_loss.
     """
     with torch.autocast(predicted_B4.device.type, enabled=False):
-        predicted, target = predicted_B4.float(), target_B4.float()
+        predicted = wide(predicted_B4)
+        target = target_B4.to(predicted.dtype)
         l1 = (predicted - target).abs().sum(-1)
         a, b = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(target)
         inverted = (a[:, 2:] < a[:, :2]).any() | (b[:, 2:] < b[:, :2]).any()

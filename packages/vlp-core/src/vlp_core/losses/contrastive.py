@@ -6,6 +6,8 @@ import torch
 import vlp_ops
 from torch import Tensor
 
+from vlp_core.precision import wide
+
 
 class ContrastiveLoss(NamedTuple):
     """Mean of both directions, and each direction."""
@@ -53,7 +55,7 @@ def info_nce(
     pairs = torch.arange(first, first + len(image_BE), device=image_BE.device) if ids_B is None else None
     ids = None if ids_B is None or all_ids_G is None else (ids_B, all_ids_G)
     with torch.autocast(image_BE.device.type, enabled=False):
-        image, text, all_image, all_text = (x.float() for x in (image_BE, text_BE, all_image_GE, all_text_GE))
+        image, text, all_image, all_text = map(wide, (image_BE, text_BE, all_image_GE, all_text_GE))
         image_to_text = vlp_ops.info_nce(image, all_text, 1 / temperature, positives=pairs, ids=ids).mean()
         text_to_image = vlp_ops.info_nce(text, all_image, 1 / temperature, positives=pairs, ids=ids).mean()
     return ContrastiveLoss((image_to_text + text_to_image) / 2, image_to_text, text_to_image)

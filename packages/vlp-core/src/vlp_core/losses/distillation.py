@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlp_core.losses.masked_language import IGNORED
+from vlp_core.precision import wide
 
 
 def distilled_cross_entropy(
@@ -21,12 +22,12 @@ def distilled_cross_entropy(
     Rows with the label -100 give 0. `teacher_logits` None or `alpha` 0 leaves the teacher out. No gradient
     reaches the teacher.
     """
-    logits = logits_RC.float()
+    logits = wide(logits_RC)
     counts = labels_R != IGNORED
     hard = F.cross_entropy(logits, labels_R, ignore_index=IGNORED, reduction="none")
     if teacher_logits_RC is None:
         return hard
-    believed = teacher_logits_RC.detach().float().softmax(-1)
+    believed = wide(teacher_logits_RC.detach()).softmax(-1)
     soft = -(believed * logits.log_softmax(-1)).sum(-1) * counts
     return (1 - alpha) * hard + alpha * soft
 
@@ -87,7 +88,8 @@ def momentum_targets(
             matches_BM = torch.eye(
                 len(teacher_BE), len(teacher_keys_ME), dtype=torch.bool, device=teacher_BE.device
             )
-        share = matches_BM.float()
+        teacher, keys = wide(teacher_BE), wide(teacher_keys_ME)
+        share = matches_BM.to(teacher.dtype)
         share = share / share.sum(1, keepdim=True)
-        believed = (teacher_BE.float() @ teacher_keys_ME.float().t() / temperature).softmax(1)
+        believed = (teacher @ keys.t() / temperature).softmax(1)
         return torch.lerp(share, believed, torch.as_tensor(alpha, dtype=share.dtype, device=share.device))

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlp_core.precision import wide
+
 
 class Negatives(NamedTuple):
     """`image[b]` is the negative image of text b, `text[b]` the negative text of image b; rows of the local
@@ -85,4 +87,4 @@ def matching_loss(logits_R2: Tensor, positives: int) -> Tensor:
     """Mean cross entropy of match logits in fp32: the first `positives` rows match (class 1), all other rows
     do not (class 0)."""
     target = (torch.arange(logits_R2.shape[0], device=logits_R2.device) < positives).long()
-    return F.cross_entropy(logits_R2.float(), target)
+    return F.cross_entropy(wide(logits_R2), target)

@@ -383,6 +383,9 @@ class Training:
     """Loss scaling of fp16."""
     accumulate: int = 1
     """Batches per update of each stream, averaged; multiplies the effective batch."""
+    parts: int = 1
+    """Parts that each batch of a rank is computed in, one after the other: the update of the whole batch, its
+    contrastive losses and hard negatives included, in about the memory of a part. Encoders run twice."""
     clip_norm: float | None = None
     """Largest global norm of the gradient; null does not clip."""
     optimizer: OptimizerOptions
@@ -419,7 +422,7 @@ class Training:
     stops the run."""
 
     def __post_init__(self) -> None:
-        _at_least_one(steps=self.steps, accumulate=self.accumulate)
+        _at_least_one(steps=self.steps, accumulate=self.accumulate, parts=self.parts)
         if self.workers < 0:
             raise ValueError("workers must be at least 0")
         _expressions("freeze", self.freeze)

@@ -25,7 +25,7 @@ from vlp_methods.engine.build import build, open_streams, settle
 from vlp_methods.engine.entry import Recipe, UserError, attribute
 from vlp_methods.engine.loop import TrainState
 from vlp_methods.engine.ranks import Ranks
-from vlp_methods.engine.step import AUTOCAST, NotFiniteError, Updater, seed_for
+from vlp_methods.engine.step import NotFiniteError, Updater, seed_for
 
 log = logging.getLogger(__name__)
 
@@ -158,16 +158,14 @@ def replay(recipe: Recipe, run: Path) -> bool:
 def _look(updater: Updater, stream: str, step: int, rank: int, batch: Any) -> bool:
     """One forward and backward pass of a stored batch, told in lines; returns whether a value was not
     finite."""
-    task, recipe, device = updater.job.task, updater.recipe, updater.ranks.device
+    task, recipe = updater.job.task, updater.recipe
     print(f"rank {rank}, stream {stream}: {', '.join(batch.keys)}")
-    torch.manual_seed(seed_for(recipe.seed, step, updater.streams.index(stream), rank))
+    seed = seed_for(recipe.seed, step, updater.streams.index(stream), rank)
+    torch.manual_seed(seed)
     updater.before_forward(step)
     task.zero_grad(set_to_none=True)
     with _watched(task) as bad:
-        with torch.autocast(device.type, AUTOCAST.get(recipe.precision), recipe.precision in AUTOCAST):
-            terms = task(batch.to(device))
-        total = torch.stack([term.float() for term in terms.values()]).sum()
-        updater.scaler.scale(total).backward()
+        terms = updater.gradients(batch, count=1, last=True, unused=(), seed=seed_for(seed, 0, 0, 0))
     print("  losses: " + ", ".join(f"{name} {term.item():.6g}" for name, term in terms.items()))
     if bad:
         print(f"  first output that is not finite: {bad[0]}")

@@ -1,9 +1,9 @@
 """One update of one stream, and how its numbers travel to the host without stopping the device."""
 
-import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from vlp_core.momentum import WeightAverage
 
+from vlp_methods.engine.gradients import InOne, InParts, summed
 from vlp_methods.engine.job import Job
 from vlp_methods.engine.optimizers import Rates
 from vlp_methods.engine.options import Training
 from vlp_methods.engine.ranks import Ranks
-from vlp_methods.engine.wrap import connect, gradients_stay_here, wrap
+from vlp_methods.engine.wrap import wrap
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 NORM = "grad_norm"
@@ -123,6 +124,19 @@ class Updater:
             growth_interval=recipe.loss_scale.growth_steps,
             enabled=recipe.precision == "fp16",
         )
+        how: Any = {
+            "device": ranks.device,
+            "autocast": partial(
+                torch.autocast,
+                ranks.device.type,
+                AUTOCAST.get(recipe.precision),
+                recipe.precision in AUTOCAST,
+            ),
+            "scale": self.scaler.scale,
+        }
+        self.gradients: InOne | InParts = (
+            InOne(self.module, **how) if recipe.parts == 1 else InParts(self.module, recipe.parts, **how)
+        )
 
     def set_rates(self, step: int) -> None:
         """Give all groups the learning rate of a step, counted from 0."""
@@ -136,29 +150,27 @@ class Updater:
 
     def __call__(self, stream: str, feed: Iterator[Any], step: int) -> Numbers:
         """One update from `accumulate` batches of `feed`. Gradients are means over batches and ranks."""
-        recipe, device, count = self.recipe, self.ranks.device, self.recipe.accumulate
+        recipe, count = self.recipe, self.recipe.accumulate
         unused = self.unused.get(stream, [])
-        wide = widest(device)
-        torch.manual_seed(seed_for(recipe.seed, step, self.streams.index(stream), self.ranks.rank))
+        wide = widest(self.ranks.device)
+        seed = seed_for(recipe.seed, step, self.streams.index(stream), self.ranks.rank)
+        torch.manual_seed(seed)
         self.before_forward(step)
         self.job.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         keys: tuple[str, ...] = ()
         batches: tuple[Any, ...] = ()
         for number in range(count):
-            batches += (next(feed),)
-            batch = batches[-1].to(device)
+            batch = next(feed)
+            batches += (batch,)
             keys += batch.keys
-            last = number == count - 1  # gradients travel with the last batch only
-            with contextlib.nullcontext() if last else gradients_stay_here(self.module):
-                with torch.autocast(
-                    device.type, AUTOCAST.get(recipe.precision), recipe.precision in AUTOCAST
-                ):
-                    terms = self.module(batch)
-                total = torch.stack([term.float() for term in terms.values()]).sum()
-                self.scaler.scale(connect(total, unused) / count).backward()
-            for name, term in {**terms, "loss": total}.items():
-                losses[name] = losses.get(name, 0) + term.detach().to(wide) / count
+            # Gradients travel with the last batch only.
+            last = number == count - 1
+            terms = self.gradients(
+                batch, count=count, last=last, unused=unused, seed=seed_for(seed, number, 0, 0)
+            )
+            for name, term in {**terms, "loss": summed(terms)}.items():
+                losses[name] = losses.get(name, 0) + term.to(wide) / count
         self.scaler.unscale_(self.job.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         losses[NORM] = nn.utils.get_total_norm(gradients)

@@ -6,7 +6,7 @@ Shape letters: B pairs of this rank, G of all ranks, Q queue, E shared embedding
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import vlp_ops
@@ -19,10 +19,15 @@ from vlp_core.losses import (
     momentum_targets,
 )
 from vlp_core.losses.masked_language import IGNORED
-from vlp_core.models.vicha.model import Pairs, PredictedPatches, Taught
+from vlp_core.models.fusion.model import PairStates
+from vlp_core.models.vicha.model import Pairs, Predicted, PredictedPatches, Taught
 from vlp_core.momentum import FeatureQueue
 
 HiddenTargets = Literal["own", "as_released"]
+
+
+ORDER = ("itc", "itm", "mlm", "hidden", "mim")
+"""The losses of pre-training in the order in which they are reported."""
 
 
 def pretrain_losses(
@@ -51,30 +56,22 @@ def pretrain_losses(
         hidden_targets: See `hidden_loss`.
         masked_image_weight: Weight of `mim` (`mae_lambda`).
     """
-    gathered = _gather(pairs, taught)
-    losses = {
-        "itc": momentum_contrastive_loss(pairs, taught, temperature, queue, alpha=alpha),
-        "itm": matching_loss(pairs.match_logits, len(pairs.text_embeds)),
-        "mlm": token_loss(pairs, taught, alpha=alpha),
-    }
+    levels = None
     if pairs.hidden_image is not None and pairs.hidden_text is not None:
-        levels = hidden_loss(
-            pairs.hidden_image,
-            pairs.hidden_text,
-            gathered[2 : 2 + len(pairs.hidden_image)],
-            gathered[2 + len(pairs.hidden_image) :],
-            temperature,
-            first=distributed.rank() * len(pairs.text_embeds),
-            targets=hidden_targets,
-        )
-        weights = torch.tensor(list(level_weights) or [1.0] * len(levels), device=levels.device)
-        if len(weights) != len(levels):
-            raise ValueError(f"{len(weights)} level_weights for {len(levels)} levels; give one for each")
-        losses["hidden"] = hidden_weight * (weights * levels).sum()
-    if pairs.patches is not None:
-        losses["mim"] = masked_image_weight * patch_loss(pairs.patches)
-    queue.put(gathered[0], gathered[1])
-    return losses
+        levels = Levels(pairs.hidden_image, pairs.hidden_text)
+    losses = feature_losses(
+        pairs,
+        taught,
+        temperature,
+        queue,
+        levels,
+        alpha=alpha,
+        level_weights=level_weights,
+        hidden_weight=hidden_weight,
+        hidden_targets=hidden_targets,
+    )
+    losses |= fusion_losses(pairs, taught, alpha=alpha, masked_image_weight=masked_image_weight)
+    return {name: losses[name] for name in ORDER if name in losses}
 
 
 def retrieval_losses(
@@ -91,19 +88,77 @@ def retrieval_losses(
 
     Puts the teacher's features and the identities into the queue. `alpha` 0 learns from identities alone.
     """
+    return {
+        **feature_losses(pairs, taught, temperature, queue, alpha=alpha, identities_B=identities_B),
+        "itm": matching_loss(pairs.match_logits, len(pairs.text_embeds)),
+    }
+
+
+class Levels(NamedTuple):
+    """Features of lower blocks and layers, [H, B, E] each, lowest first."""
+
+    image: Tensor
+    text: Tensor
+
+
+def feature_losses(
+    pairs: Pairs | PairStates,
+    taught: Taught,
+    temperature: Tensor,
+    queue: FeatureQueue,
+    levels: Levels | None = None,
+    *,
+    alpha: float = 0.4,
+    identities_B: Tensor | None = None,
+    level_weights: Sequence[float] = (),
+    hidden_weight: float = 0.1,
+    hidden_targets: HiddenTargets = "own",
+) -> dict[str, Tensor]:
+    """`itc`, and `hidden` where there are levels: the losses that compare all pairs of a batch. Puts the
+    teacher's features (and the identities) into the queue. Arguments as in `pretrain_losses` and
+    `retrieval_losses`."""
+    gathered = _gather(levels, taught)
     losses = {
         "itc": momentum_contrastive_loss(
             pairs, taught, temperature, queue, alpha=alpha, identities_B=identities_B
-        ),
-        "itm": matching_loss(pairs.match_logits, len(pairs.text_embeds)),
+        )
     }
-    features = _gather(pairs._replace(hidden_image=None, hidden_text=None), taught)
-    queue.put(features[0], features[1], distributed.gather(identities_B, "none"))
+    if levels is not None:
+        count = len(levels.image)
+        each = hidden_loss(
+            levels.image,
+            levels.text,
+            gathered[2 : 2 + count],
+            gathered[2 + count :],
+            temperature,
+            first=distributed.rank() * levels.image.shape[1],
+            targets=hidden_targets,
+        )
+        weights = torch.tensor(list(level_weights) or [1.0] * count, device=each.device)
+        if len(weights) != count:
+            raise ValueError(f"{len(weights)} level_weights for {count} levels; give one for each")
+        losses["hidden"] = hidden_weight * (weights * each).sum()
+    ids = None if identities_B is None else distributed.gather(identities_B, "none")
+    queue.put(gathered[0], gathered[1], ids)
+    return losses
+
+
+def fusion_losses(
+    predicted: Pairs | Predicted, taught: Taught, *, alpha: float = 0.4, masked_image_weight: float = 1.0
+) -> dict[str, Tensor]:
+    """`itm`, `mlm` and, where patches were removed, `mim`; means over pairs, labels and patches. Arguments as
+    in `pretrain_losses`."""
+    losses = {
+        "itm": matching_loss(predicted.match_logits, len(predicted.match_logits) // 3),
+        "mlm": token_loss(predicted, taught, alpha=alpha),
+    }
+    if predicted.patches is not None:
+        losses["mim"] = masked_image_weight * patch_loss(predicted.patches)
     return losses
 
 
 def momentum_contrastive_loss(
-    pairs: Pairs,
+    pairs: Pairs | PairStates,
     taught: Taught,
     temperature: Tensor,
     queue: FeatureQueue,
@@ -180,7 +235,7 @@ def hidden_loss(
     return torch.stack(levels)
 
 
-def token_loss(pairs: Pairs, taught: Taught, *, alpha: float) -> Tensor:
+def token_loss(pairs: Pairs | Predicted, taught: Taught, *, alpha: float) -> Tensor:
     """MLM with the teacher's logits at the same places: mean over all labels of the batch, 0 when there is
     none."""
     if pairs.token_logits is None or pairs.token_labels is None:
@@ -199,10 +254,10 @@ def patch_loss(patches: PredictedPatches) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def _gather(pairs: Pairs, taught: Taught) -> Tensor:
+def _gather(levels: Levels | None, taught: Taught) -> Tensor:
     """Features of all ranks, without gradient, in one message: [2 + 2H, G, E], the teacher's image and text,
     then the levels' images and texts."""
     stacked = [taught.image_projection[None], taught.text_projection[None]]
-    if pairs.hidden_image is not None and pairs.hidden_text is not None:
-        stacked += [pairs.hidden_image.detach(), pairs.hidden_text.detach()]
+    if levels is not None:
+        stacked += [levels.image.detach(), levels.text.detach()]
     return distributed.gather(torch.cat(stacked).transpose(0, 1).contiguous(), "none").transpose(0, 1)

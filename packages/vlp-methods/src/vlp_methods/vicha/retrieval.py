@@ -5,8 +5,13 @@ Source: arXiv 2208.13628; `Retrieval.py`, `Grounding.py`, `configs/Retrieval_*.y
 `configs/Grounding.yaml` of the official code.
 """
 
+from collections.abc import Iterator, Sequence
+
+import torch
 from torch import Tensor
-from vlp_core.models.vicha.model import NOT_TAUGHT, Vicha
+from vlp_core.losses import matching_loss
+from vlp_core.models.fusion.model import PairStates
+from vlp_core.models.vicha.model import NOT_TAUGHT, Taught, Vicha
 from vlp_core.momentum import FeatureQueue
 from vlp_data.batch import RetrievalBatch
 from vlp_data.examples import RetrievalExamples
@@ -15,9 +20,11 @@ from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
 from vlp_methods.builders.data import images_of
 from vlp_methods.builders.teacher import Momentum, TaughtTask
+from vlp_methods.engine.gradients import added, pieces
 from vlp_methods.engine.job import Job
 from vlp_methods.sections.teacher import QueueTeacher
-from vlp_methods.vicha.losses import retrieval_losses
+from vlp_methods.vicha.losses import feature_losses
+from vlp_methods.vicha.pretrain import joined
 from vlp_methods.vicha.rules import parameter_rules
 from vlp_methods.vicha.schema.grounding import WeakGrounding
 from vlp_methods.vicha.schema.retrieval import Retrieval
@@ -37,17 +44,36 @@ class RetrievalTask(TaughtTask):
         )
 
     def forward(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        inputs = images_of(batch), batch.text_ids, batch.attention_mask
-        taught = self.momentum.teacher.teach(*inputs)
-        pairs = self.model.pair(*inputs, taught=taught, identities_B=batch.image_ids)
-        return retrieval_losses(
-            pairs,
-            taught,
+        taught = self.teach(batch)
+        return added(self.objective(self.encode(batch), (batch,), (taught,)))
+
+    def teach(self, batch: RetrievalBatch) -> Taught:
+        """What the teacher makes of a batch or a part of it."""
+        return self.momentum.teacher.teach(images_of(batch), batch.text_ids, batch.attention_mask)
+
+    def encode(self, batch: RetrievalBatch) -> PairStates:
+        """What both encoders make of a batch or a part of it."""
+        return self.model.encode_pairs(images_of(batch), batch.text_ids, batch.attention_mask)
+
+    def objective(
+        self, states: PairStates, parts: Sequence[RetrievalBatch], taught: Sequence[Taught] | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """`itc` of the whole batch, then `itm` of each part; negatives are drawn from the whole batch.
+        `taught` None asks the teacher."""
+        believed = joined([self.teach(part) for part in parts] if taught is None else taught)
+        ids = torch.cat([part.image_ids for part in parts])
+        negatives = self.model.draw_negatives(states.image_projection, states.text_projection, believed, ids)
+        yield feature_losses(
+            states,
+            believed,
             self.model.temperature,
             self.queue,
-            identities_B=batch.image_ids,
             alpha=self.momentum.alpha,
+            identities_B=ids,
         )
+        for piece in pieces(len(part.text_ids) for part in parts):
+            logits = self.model.match_states(*states.among(piece.rows, negatives))
+            yield {"itm": matching_loss(logits, len(logits) // 3) * piece.share}
 
 
 def build(recipe: Retrieval) -> Job:

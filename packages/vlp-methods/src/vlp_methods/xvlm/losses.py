@@ -6,11 +6,12 @@ Source: arXiv 2111.08276 section 3.2 and 3.3.
 from torch import Tensor
 from vlp_core.distributed import GatherGradient, gather
 from vlp_core.losses import box_losses, info_nce, masked_language_loss, matching_loss
-from vlp_core.models.xvlm.model import Pairs
+from vlp_core.models.fusion.model import PairStates
+from vlp_core.models.xvlm.model import Pairs, Predicted
 
 
 def contrastive_loss(
-    pairs: Pairs,
+    pairs: Pairs | PairStates,
     temperature: Tensor,
     *,
     identities_B: Tensor | None = None,
@@ -28,6 +29,31 @@ def contrastive_loss(
     return info_nce(image, text, image, text, temperature=temperature, ids_B=ids, all_ids_G=ids).loss
 
 
+def fusion_losses(
+    predicted: Pairs | Predicted,
+    *,
+    target_boxes_B4: Tensor | None = None,
+    is_image_B: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """`itm`, `mlm`, and for a region batch `bbox` (L1) and `giou`; means over pairs, labels and boxes.
+
+    `is_image`: 1 for pairs whose box is the whole image, which do not count in the box losses; None: all
+        count.
+    """
+    if (predicted.boxes is None) != (target_boxes_B4 is None):
+        raise ValueError("target boxes belong to a region batch: give them with image_index, and only then")
+    if predicted.token_logits is None or predicted.token_labels is None:
+        raise ValueError("no masked texts were given, so there is no token to predict")
+    losses = {
+        "itm": matching_loss(predicted.match_logits, len(predicted.match_logits) // 3),
+        "mlm": masked_language_loss(predicted.token_logits, predicted.token_labels),
+    }
+    if predicted.boxes is not None and target_boxes_B4 is not None:
+        boxes = box_losses(predicted.boxes, target_boxes_B4, is_image_B=is_image_B)
+        losses |= {"bbox": boxes.l1, "giou": boxes.giou}
+    return losses
+
+
 def pretrain_losses(
     pairs: Pairs,
     temperature: Tensor,
@@ -36,22 +62,11 @@ def pretrain_losses(
     is_image_B: Tensor | None = None,
     gather_gradient: GatherGradient = "local",
 ) -> dict[str, Tensor]:
-    """`itc`, `itm`, `mlm`, and for a region batch `bbox` (L1) and `giou`; all have weight 1.
-
-    `is_image`: 1 for pairs whose box is the whole image, which do not count in the box losses; None: all
-        count.
-    """
-    if (pairs.boxes is None) != (target_boxes_B4 is None):
-        raise ValueError("target boxes belong to a region batch: give them with image_index, and only then")
-    losses = {
+    """`itc` and those of `fusion_losses`; all have weight 1."""
+    return {
         "itc": contrastive_loss(pairs, temperature, gather_gradient=gather_gradient),
-        "itm": matching_loss(pairs.match_logits, len(pairs.text_embeds)),
-        "mlm": masked_language_loss(pairs.token_logits, pairs.token_labels),
+        **fusion_losses(pairs, target_boxes_B4=target_boxes_B4, is_image_B=is_image_B),
     }
-    if pairs.boxes is not None:
-        boxes = box_losses(pairs.boxes, target_boxes_B4, is_image_B=is_image_B)
-        losses |= {"bbox": boxes.l1, "giou": boxes.giou}
-    return losses
 
 
 def retrieval_losses(

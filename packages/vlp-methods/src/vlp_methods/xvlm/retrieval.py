@@ -3,8 +3,13 @@
 Source: arXiv 2111.08276 section 4.2; `Retrieval.py` and `configs/Retrieval_*.yaml` of the official code.
 """
 
+from collections.abc import Iterator, Sequence
+
+import torch
 from torch import Tensor, nn
 from vlp_core import distributed
+from vlp_core.losses import matching_loss
+from vlp_core.models.fusion.model import PairStates
 from vlp_core.models.xvlm.model import Xvlm
 from vlp_data.batch import RetrievalBatch
 from vlp_data.examples import RetrievalExamples
@@ -12,8 +17,9 @@ from vlp_data.examples import RetrievalExamples
 from vlp_methods.builders import evaluation
 from vlp_methods.builders.assembly import assemble
 from vlp_methods.builders.data import images_of
+from vlp_methods.engine.gradients import in_one, pieces
 from vlp_methods.engine.job import Job
-from vlp_methods.xvlm.losses import retrieval_losses
+from vlp_methods.xvlm.losses import contrastive_loss
 from vlp_methods.xvlm.rules import fine_tuning_rules
 from vlp_methods.xvlm.schema.retrieval import Retrieval
 
@@ -28,18 +34,24 @@ class RetrievalTask(nn.Module):
         self.gather_gradient: distributed.GatherGradient = gather_gradient
 
     def forward(self, batch: RetrievalBatch) -> dict[str, Tensor]:
-        pairs = self.model.pair(
-            images_of(batch),
-            batch.text_ids,
-            batch.attention_mask,
-            identities_B=batch.image_ids,
-        )
-        return retrieval_losses(
-            pairs,
-            self.model.temperature,
-            identities_B=batch.image_ids,
-            gather_gradient=self.gather_gradient,
-        )
+        return in_one(self, batch)
+
+    def encode(self, batch: RetrievalBatch) -> PairStates:
+        """What both encoders make of a batch or a part of it."""
+        return self.model.encode_pairs(images_of(batch), batch.text_ids, batch.attention_mask)
+
+    def objective(self, states: PairStates, parts: Sequence[RetrievalBatch]) -> Iterator[dict[str, Tensor]]:
+        """`itc` of the whole batch, then `itm` of each part; negatives are drawn from the whole batch."""
+        ids = torch.cat([part.image_ids for part in parts])
+        yield {
+            "itc": contrastive_loss(
+                states, self.model.temperature, identities_B=ids, gather_gradient=self.gather_gradient
+            )
+        }
+        negatives = self.model.draw_negatives(states.image_projection, states.text_projection, ids)
+        for piece in pieces(len(part.text_ids) for part in parts):
+            logits = self.model.match_states(*states.among(piece.rows, negatives))
+            yield {"itm": matching_loss(logits, len(logits) // 3) * piece.share}
 
 
 def build(recipe: Retrieval) -> Job:

@@ -1,17 +1,21 @@
+import itertools
 import json
 import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from vlp_core import distributed, optim
+from vlp_core.losses import info_nce
+from vlp_methods.engine.gradients import in_one, pieces
 from vlp_methods.engine.job import FrozenFrom, Job, Mixing
 from vlp_methods.engine.optimizers import make_optimizer
 
@@ -26,8 +30,24 @@ class Batch:
     y: Tensor
     keys: tuple[str, ...]
 
+    def __len__(self) -> int:
+        return len(self.x)
+
     def to(self, device: Any) -> "Batch":
         return Batch(self.x.to(device), self.y.to(device), self.keys)
+
+    def split(self, parts: int) -> "list[Batch]":
+        sizes = [len(range(part, len(self), parts)) for part in range(parts)]
+        keys = iter(self.keys)
+        return [
+            Batch(x, y, tuple(itertools.islice(keys, len(x))))
+            for x, y in zip(self.x.split(sizes), self.y.split(sizes), strict=True)
+        ]
+
+
+class States(NamedTuple):
+    hidden: Tensor
+    nothing: None = None
 
 
 class Stream:
@@ -81,6 +101,8 @@ class Task(nn.Module):
         self.momentum = nn.Linear(WIDTH, 1).requires_grad_(False)
         self.momentum.load_state_dict(self.out.state_dict())
         self.boxes = nn.Linear(WIDTH, 1) if recipe.boxes else None
+        if recipe.contrast:
+            self.temperature = nn.Parameter(torch.tensor(0.5))
         self.register_buffer("queue", torch.zeros(4))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
@@ -90,8 +112,29 @@ class Task(nn.Module):
             self.out.bias.clamp_(-5, 5)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
+        return in_one(self, batch)
+
+    def encode(self, batch: Batch) -> States:
+        return States(self.head(self.body(batch.x)))
+
+    def objective(self, states: States, parts: Sequence[Batch]) -> Iterator[dict[str, Tensor]]:
+        for piece in pieces(map(len, parts)):
+            losses = self.fit(states.hidden[piece.rows], parts[piece.number])
+            yield {name: loss * piece.share for name, loss in losses.items()}
+        if self.recipe.contrast:
+            first, second = (F.normalize(half, dim=1) for half in states.hidden.chunk(2, 1))
+            loss = info_nce(
+                first,
+                second,
+                distributed.gather(first, "sum"),
+                distributed.gather(second, "sum"),
+                temperature=self.temperature,
+                first=distributed.rank() * len(first),
+            ).loss
+            yield {"contrast": self.recipe.contrast * loss}
+
+    def fit(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
         faults = self.recipe.faults
-        hidden = self.head(self.body(batch.x))
         fit = (self.out(hidden) - batch.y).square().mean()
         with torch.no_grad():
             target = self.momentum(hidden) + self.queue.mean()

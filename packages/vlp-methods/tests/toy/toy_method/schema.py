@@ -46,6 +46,8 @@ class Fit(Training):
     """Probability of a regions update."""
     frozen_file: PathText = ""
     """File that the weights of the body come from; they are frozen then."""
+    contrast: float = 0.0
+    """Weight of a contrastive loss between halves of the hidden states, whose temperature is learned."""
     lost: bool = False
     """Train a parameter that the optimizer does not have."""
     score: tuple[float, ...] = ()

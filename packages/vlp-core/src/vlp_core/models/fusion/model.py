@@ -7,7 +7,7 @@ so that keys and values of an image are computed once, however many texts look a
 Source: ALBEF, arXiv 2107.07651 section 3; X-VLM, arXiv 2111.08276 section 3.
 
 Shape letters: B texts of the batch, M images of a pool, S image tokens, D image width, T text tokens, W text
-width, E shared embedding, P masked positions, R pairs.
+width, E shared embedding, P masked positions, R pairs, H levels, X texts of a pool.
 """
 
 from collections.abc import Iterable
@@ -21,6 +21,7 @@ from vlp_core.images import Images
 from vlp_core.losses.masked_language import IGNORED
 from vlp_core.losses.matching import Negatives
 from vlp_core.models.fusion.encoders import require_fit
+from vlp_core.precision import wide
 from vlp_core.text.bert import Bert
 from vlp_core.text.packing import Packing, pack
 from vlp_core.vision.encoder import ImageEncoder
@@ -46,6 +47,57 @@ class TextFeatures(NamedTuple):
     embeds: Tensor
     attention_mask: Tensor
     projection: Tensor | None
+
+
+class PairStates(NamedTuple):
+    """What both encoders make of B pairs of an image (or region) and a text. Rows are pairs, in the order of
+    the batch, so that states of several parts of a batch are joined row by row.
+
+    image_embeds: [B, S, D].
+    image_mask: [B, S] bool, False for tokens that nothing attends to; None where all are visible.
+    text_embeds: [B, T, W] after the text layers, without meaning at padding.
+    attention_mask: [B, T], 1 for real tokens.
+    image_projection, text_projection: [B, E], length one.
+    masked_embeds: [B, T, W] of the masked texts; None without.
+    full_embeds: [N, S, D] of the whole images of regions; None where the pairs are of whole images.
+    image_levels, text_levels: [B, H, E], length one: class tokens of lower blocks and layers in spaces of
+        their own, lowest first; None without such a hierarchy.
+    """
+
+    image_embeds: Tensor
+    image_mask: Tensor | None
+    text_embeds: Tensor
+    attention_mask: Tensor
+    image_projection: Tensor
+    text_projection: Tensor
+    masked_embeds: Tensor | None = None
+    full_embeds: Tensor | None = None
+    image_levels: Tensor | None = None
+    text_levels: Tensor | None = None
+
+    def among(self, rows: slice, negatives: Negatives) -> "tuple[PairStates, Negatives]":
+        """The pairs of `rows` as a batch of b, with the states that they are compared with behind their own.
+
+        Negatives may lie anywhere in the batch: `image_embeds` and `text_embeds` become [2b, ...], the pairs'
+        own rows first, then their negatives, and the negatives returned count in these. What nothing is
+        compared with is cut to the b rows; `full_embeds` stay.
+        """
+        if rows == slice(0, len(self.text_embeds)):
+            return self, negatives
+        own = torch.arange(rows.start, rows.stop, device=self.text_embeds.device)
+        images, texts = (torch.cat([own, chosen[rows]]) for chosen in negatives)
+        behind = len(own) + torch.arange(len(own), device=own.device)
+        return self._replace(
+            image_embeds=take_rows(self.image_embeds, images),
+            image_mask=None if self.image_mask is None else self.image_mask.index_select(0, images),
+            text_embeds=take_rows(self.text_embeds, texts),
+            attention_mask=self.attention_mask.index_select(0, texts),
+            image_projection=self.image_projection[rows],
+            text_projection=self.text_projection[rows],
+            masked_embeds=None if self.masked_embeds is None else self.masked_embeds[rows],
+            image_levels=None if self.image_levels is None else self.image_levels[rows],
+            text_levels=None if self.text_levels is None else self.text_levels[rows],
+        ), Negatives(behind, behind)
 
 
 class FusionModel(nn.Module):
@@ -116,8 +168,8 @@ class FusionModel(nn.Module):
 
     def match_pairs(self, image: ImageFeatures, text: TextFeatures, negatives: Negatives) -> Tensor:
         """Match logits of B positives, B texts with a negative image, B images with a negative text, [3B,
-        2]."""
-        rows = torch.arange(len(text.embeds), device=text.embeds.device)
+        2]. Pair b is image b with text b; there may be more of both than the B pairs."""
+        rows = torch.arange(len(negatives.image), device=text.embeds.device)
         image_index = torch.cat([rows, negatives.image, rows])
         return self.itm_head(
             fuse_first(self.text, image, text, image_index, torch.cat([rows, rows, negatives.text]))
@@ -131,6 +183,29 @@ class FusionModel(nn.Module):
             skip_padding=True,
         )
 
+    def encode_pairs(self, images: Images, ids_BT: Tensor, attention_mask_BT: Tensor) -> PairStates:
+        """States of B images with a text each, for retrieval."""
+        image = self.encode_image(images)
+        text = self.encode_text(ids_BT, attention_mask_BT)
+        if image.projection is None or text.projection is None:
+            raise ValueError("this model has no contrast head, so its pairs have no projections")
+        return PairStates(
+            image_embeds=image.embeds,
+            image_mask=image.attention_mask,
+            text_embeds=text.embeds,
+            attention_mask=attention_mask_BT,
+            image_projection=image.projection,
+            text_projection=text.projection,
+        )
+
+    def match_states(self, states: PairStates, negatives: Negatives) -> Tensor:
+        """`match_pairs` of states."""
+        return self.match_pairs(
+            ImageFeatures(states.image_embeds, None, states.image_mask),
+            TextFeatures(states.text_embeds, states.attention_mask, None),
+            negatives,
+        )
+
     def predict_tokens(self, masked_BPW: Tensor, labels_BP: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [S, V] and labels [S] where there is a label, or at all places where picking them does not
         pay."""
@@ -142,7 +217,7 @@ class FusionModel(nn.Module):
 def project(embeds: Tensor, projection: nn.Linear) -> Tensor:
     """Token 0 of [M, S, D] (or of [M, D]) in the shared space: [M, E], fp32, length one."""
     first = embeds[:, 0] if embeds.ndim == 3 else embeds
-    return F.normalize(projection(first).float(), dim=-1)
+    return F.normalize(wide(projection(first)), dim=-1)
 
 
 def fuse_first(
@@ -174,8 +249,9 @@ def fuse_used(
 
 def fuse_pairs_and_masked(
     fusion: Bert,
-    states_2BTW: Tensor,
-    attention_mask_BT: Tensor,
+    states_XTW: Tensor,
+    attention_mask_XT: Tensor,
+    masked_BTW: Tensor,
     pool_MSD: Tensor,
     text_index_R: Tensor,
     image_index_R: Tensor,
@@ -187,10 +263,11 @@ def fuse_pairs_and_masked(
 
     Args:
         fusion: The text encoder, whose upper layers fuse.
-        states_2BTW: After the text layers: the B texts, then the same texts masked.
-        attention_mask_BT: 1 for real tokens.
+        states_XTW: Texts after the text layers, the B of the batch first.
+        attention_mask_XT: 1 for real tokens.
+        masked_BTW: The B texts masked, after the text layers.
         pool_MSD: Images; image b belongs to text b.
-        text_index_R: Text of each pair, 0..B-1.
+        text_index_R: Text of each pair, 0..X-1.
         image_index_R: Image of each pair, a row of the pool.
         masked_positions_BP: Positions of the masked texts to read.
         pool_mask_MS: 0 for image tokens that are not visible.
@@ -198,12 +275,10 @@ def fuse_pairs_and_masked(
     Returns:
         [CLS] of the pairs [R, W], and the masked positions [B, P, W].
     """
-    batch = len(attention_mask_BT)
-    rows = torch.arange(batch, device=states_2BTW.device)
-    text_index = torch.cat([text_index_R, batch + rows])
+    rows = torch.arange(len(masked_BTW), device=states_XTW.device)
     first, masked = fusion.fuse_and_read(
-        take_rows(states_2BTW, text_index),
-        attention_mask_BT.index_select(0, text_index % batch),
+        take_rows(torch.cat([states_XTW, masked_BTW]), torch.cat([text_index_R, len(states_XTW) + rows])),
+        attention_mask_XT.index_select(0, torch.cat([text_index_R, rows])),
         pool_MSD,
         (text_index_R.new_zeros(len(text_index_R), 1), masked_positions_BP),
         image_mask_MS=pool_mask_MS,

@@ -34,7 +34,7 @@ from vlp_core.heads import MaskedImageDecoder, language_head
 from vlp_core.images import Images
 from vlp_core.losses.masked_image import patch_targets
 from vlp_core.losses.matching import Negatives, negative_weights, sample_negatives
-from vlp_core.models.fusion.model import FusionModel, fuse_pairs_and_masked, project
+from vlp_core.models.fusion.model import FusionModel, PairStates, fuse_pairs_and_masked, project
 from vlp_core.text.bert import Bert
 from vlp_core.vision.encoder import ImageEncoder
 
@@ -95,6 +95,16 @@ class Pairs(NamedTuple):
     match_logits: Tensor
     token_logits: Tensor | None
     token_labels: Tensor | None
+    patches: PredictedPatches | None
+
+
+class Predicted(NamedTuple):
+    """What the fusion encoder says about B pairs, and predictions of removed patches; fields as in
+    `Pairs`."""
+
+    match_logits: Tensor
+    token_logits: Tensor
+    token_labels: Tensor
     patches: PredictedPatches | None
 
 
@@ -227,56 +237,106 @@ class Vicha(FusionModel):
             negatives: Negatives to use; None draws them.
             patch_noise: Numbers to sort patches by, the smallest are kept; None draws them.
         """
-        batch = len(text_ids_BT)
         self.clamp_temperature()
-        hidden_image = hidden_text = None
+        states = self.encode_pretraining(images, text_ids_BT, attention_mask_BT, masked_ids_BT)
+        if negatives is None:
+            negatives = self.draw_negatives(states.image_projection, states.text_projection, taught)
+        predicted = self.predict(
+            states,
+            negatives,
+            images,
+            masked_positions_BP,
+            masked_labels_BP,
+            patch_noise_BL=patch_noise_BL,
+        )
+        hidden_image, hidden_text = (
+            None if levels is None else levels.transpose(0, 1)
+            for levels in (states.image_levels, states.text_levels)
+        )
+        return Pairs(
+            image_embeds=states.image_embeds,
+            text_embeds=states.text_embeds,
+            image_projection=states.image_projection,
+            text_projection=states.text_projection,
+            hidden_image=hidden_image,
+            hidden_text=hidden_text,
+            negatives=negatives,
+            **predicted._asdict(),
+        )
+
+    def encode_pretraining(
+        self, images: Images, text_ids_BT: Tensor, attention_mask_BT: Tensor, masked_ids_BT: Tensor
+    ) -> PairStates:
+        """What the encoders make of a batch of pre-training; arguments as in `pretrain`."""
+        batch = len(text_ids_BT)
+        image_levels = text_levels = None
         if "hidden" in self.heads:
             levels = len(self.vision_proj_hidden)
-            embeds, image_summaries, pool_mask = self.vision.encode_with_summaries(images, count=levels)
-            states, text_summaries = self.text.encode_with_summaries(
+            embeds, image_summaries, mask = self.vision.encode_with_summaries(images, count=levels)
+            texts, text_summaries = self.text.encode_with_summaries(
                 torch.cat([text_ids_BT, masked_ids_BT]),
                 torch.cat([attention_mask_BT, attention_mask_BT]),
                 count=levels,
                 rows=batch,
                 skip_padding=True,
             )
-            hidden_image = _project_each(self.vision_proj_hidden, image_summaries)
-            hidden_text = _project_each(self.text_proj_hidden, text_summaries)
+            image_levels = _project_each(self.vision_proj_hidden, image_summaries)
+            text_levels = _project_each(self.text_proj_hidden, text_summaries)
         else:
-            embeds, pool_mask = self.vision.encode(images)
-            states = self.encode_with_masked(text_ids_BT, masked_ids_BT, attention_mask_BT)
-        image_projection = project(embeds, self.vision_proj)
-        text_projection = project(states[:batch], self.text_proj)
-        if negatives is None:
-            negatives = self.draw_negatives(image_projection, text_projection, taught)
-        rows = torch.arange(batch, device=states.device)
+            embeds, mask = self.vision.encode(images)
+            texts = self.encode_with_masked(text_ids_BT, masked_ids_BT, attention_mask_BT)
+        return PairStates(
+            image_embeds=embeds,
+            image_mask=mask,
+            text_embeds=texts[:batch],
+            attention_mask=attention_mask_BT,
+            image_projection=project(embeds, self.vision_proj),
+            text_projection=project(texts[:batch], self.text_proj),
+            masked_embeds=texts[batch:],
+            image_levels=image_levels,
+            text_levels=text_levels,
+        )
+
+    def predict(
+        self,
+        states: PairStates,
+        negatives: Negatives,
+        images: Images,
+        masked_positions_BP: Tensor,
+        masked_labels_BP: Tensor,
+        *,
+        patch_noise_BL: Tensor | None = None,
+    ) -> Predicted:
+        """What the fusion encoder says about B pairs, and the patches that are removed from their images.
+
+        Args:
+            states: Of `encode_pretraining`, or B of its pairs (`PairStates.among`).
+            negatives: Rows of `states`.
+            images: The B images.
+            masked_positions_BP, masked_labels_BP, patch_noise_BL: As in `pretrain`.
+        """
+        if states.masked_embeds is None:
+            raise ValueError("no masked texts were given, so there is no token to predict")
+        batch = len(images)
+        rows = torch.arange(batch, device=states.text_embeds.device)
         first, masked = fuse_pairs_and_masked(
             self.text,
-            states,
-            attention_mask_BT,
-            embeds,
+            states.text_embeds,
+            states.attention_mask,
+            states.masked_embeds,
+            states.image_embeds,
             torch.cat([rows, rows, negatives.text]),
             torch.cat([rows, negatives.image, rows]),
             masked_positions_BP,
-            pool_mask_MS=pool_mask,
+            pool_mask_MS=states.image_mask,
         )
         patches = None
         if hasattr(self, "masked_image"):
-            patches = self._predict_patches(images.pixels, states[:batch], attention_mask_BT, patch_noise_BL)
+            patches = self._predict_patches(
+                images.pixels, states.text_embeds[:batch], states.attention_mask[:batch], patch_noise_BL
+            )
         token_logits, token_labels = self.predict_tokens(masked, masked_labels_BP)
-        return Pairs(
-            image_embeds=embeds,
-            text_embeds=states[:batch],
-            image_projection=image_projection,
-            text_projection=text_projection,
-            hidden_image=hidden_image,
-            hidden_text=hidden_text,
-            negatives=negatives,
-            match_logits=self.itm_head(first),
-            token_logits=token_logits,
-            token_labels=token_labels,
-            patches=patches,
-        )
+        return Predicted(self.itm_head(first), token_logits, token_labels, patches)
 
     def pair(
         self,
@@ -290,19 +350,20 @@ class Vicha(FusionModel):
     ) -> Pairs:
         """Retrieval fine-tuning on B images and texts; pairs of equal identity are never drawn as negatives.
         Clamps nothing."""
-        image = self.encode_image(images)
-        text = self.encode_text(text_ids_BT, attention_mask_BT)
+        states = self.encode_pairs(images, text_ids_BT, attention_mask_BT)
         if negatives is None:
-            negatives = self.draw_negatives(image.projection, text.projection, taught, identities_B)
+            negatives = self.draw_negatives(
+                states.image_projection, states.text_projection, taught, identities_B
+            )
         return Pairs(
-            image_embeds=image.embeds,
-            text_embeds=text.embeds,
-            image_projection=image.projection,
-            text_projection=text.projection,
+            image_embeds=states.image_embeds,
+            text_embeds=states.text_embeds,
+            image_projection=states.image_projection,
+            text_projection=states.text_projection,
             hidden_image=None,
             hidden_text=None,
             negatives=negatives,
-            match_logits=self.match_pairs(image, text, negatives),
+            match_logits=self.match_states(states, negatives),
             token_logits=None,
             token_labels=None,
             patches=None,
@@ -351,5 +412,5 @@ class Vicha(FusionModel):
 
 def _project_each(projections: nn.ModuleList, summaries_HBD: Tensor) -> Tensor:
     return torch.stack(
-        [project(level, linear) for linear, level in zip(projections, summaries_HBD, strict=True)]
+        [project(level, linear) for linear, level in zip(projections, summaries_HBD, strict=True)], dim=1
     )

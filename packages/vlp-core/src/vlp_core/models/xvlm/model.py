@@ -30,6 +30,7 @@ from vlp_core.losses.matching import Negatives, negative_weights, sample_negativ
 from vlp_core.models.fusion.model import (
     FusionModel,
     ImageFeatures,
+    PairStates,
     TextFeatures,
     fuse_first,
     fuse_pairs_and_masked,
@@ -68,6 +69,15 @@ class Pairs(NamedTuple):
     token_labels: Tensor | None
     boxes: Tensor | None
     full_embeds: Tensor | None
+
+
+class Predicted(NamedTuple):
+    """What the fusion encoder says about B pairs; fields as in `Pairs`."""
+
+    match_logits: Tensor
+    token_logits: Tensor
+    token_labels: Tensor
+    boxes: Tensor | None
 
 
 class Xvlm(FusionModel):
@@ -143,53 +153,112 @@ class Xvlm(FusionModel):
                 with `image_index`.
             negatives: Negatives to use; None draws them by similarity.
         """
+        states = self.encode_pretraining(
+            images,
+            text_ids_BT,
+            attention_mask_BT,
+            masked_ids_BT,
+            image_index_B=image_index_B,
+            image_attention_mask_BL=image_attention_mask_BL,
+        )
+        self.clamp_temperature()
+        if negatives is None:
+            negatives = self.draw_negatives(states.image_projection, states.text_projection)
+        predicted = self.predict(
+            states, negatives, masked_positions_BP, masked_labels_BP, image_index_B=image_index_B
+        )
+        return Pairs(
+            image_embeds=states.image_embeds,
+            text_embeds=states.text_embeds,
+            image_projection=states.image_projection,
+            text_projection=states.text_projection,
+            negatives=negatives,
+            full_embeds=states.full_embeds,
+            **predicted._asdict(),
+        )
+
+    def encode_pretraining(
+        self,
+        images: Images,
+        text_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        masked_ids_BT: Tensor,
+        *,
+        image_index_B: Tensor | None = None,
+        image_attention_mask_BL: Tensor | None = None,
+    ) -> PairStates:
+        """What the encoders make of a batch of pre-training; arguments as in `pretrain`."""
         if (image_index_B is None) != (image_attention_mask_BL is None):
             raise ValueError("image_index and image_attention_mask belong together: give both or neither")
         if image_index_B is None or image_attention_mask_BL is None:
-            (embeds, pool_mask), full = self.vision.encode(images), None
-            pool = embeds
+            (embeds, mask), full = self.vision.encode(images), None
         else:
             embeds, full = self.vision.encode_regions(images, image_index_B, image_attention_mask_BL)
-            pool = torch.cat([embeds, full])
-            pool_mask = pool.new_ones(pool.shape[:2], dtype=torch.bool)
-            pool_mask[: len(embeds), : image_attention_mask_BL.shape[1]] = image_attention_mask_BL.bool()
-        batch = text_ids_BT.shape[0]
-        states = self.encode_with_masked(text_ids_BT, masked_ids_BT, attention_mask_BT)
-        self.clamp_temperature()
-        image_projection = project(embeds, self.vision_proj)
-        text_projection = project(states[:batch], self.text_proj)
-        if negatives is None:
-            negatives = self.draw_negatives(image_projection, text_projection)
+            mask = embeds.new_ones(embeds.shape[:2], dtype=torch.bool)
+            mask[:, : image_attention_mask_BL.shape[1]] = image_attention_mask_BL.bool()
+        batch = len(text_ids_BT)
+        texts = self.encode_with_masked(text_ids_BT, masked_ids_BT, attention_mask_BT)
+        return PairStates(
+            image_embeds=embeds,
+            image_mask=mask,
+            text_embeds=texts[:batch],
+            attention_mask=attention_mask_BT,
+            image_projection=project(embeds, self.vision_proj),
+            text_projection=project(texts[:batch], self.text_proj),
+            masked_embeds=texts[batch:],
+            full_embeds=full,
+        )
 
-        rows = torch.arange(batch, device=states.device)
+    def predict(
+        self,
+        states: PairStates,
+        negatives: Negatives,
+        masked_positions_BP: Tensor,
+        masked_labels_BP: Tensor,
+        *,
+        image_index_B: Tensor | None = None,
+    ) -> Predicted:
+        """What the fusion encoder says about B pairs.
+
+        Args:
+            states: Of `encode_pretraining`, or B of its pairs (`PairStates.among`).
+            negatives: Rows of `states`.
+            masked_positions_BP, masked_labels_BP: As in `pretrain`.
+            image_index_B: Row of `states.full_embeds` for each pair; required with these.
+        """
+        if states.masked_embeds is None or (states.full_embeds is None) != (image_index_B is None):
+            raise ValueError(
+                "states of pre-training hold masked texts; image_index belongs to a region batch"
+            )
+        batch = len(masked_positions_BP)
+        rows = torch.arange(batch, device=states.text_embeds.device)
+        pool, mask = states.image_embeds, states.image_mask
         # (text row, image row) of the positives, both kinds of negatives, and box queries in a region batch.
         text_rows = [rows, rows, negatives.text]
         image_rows = [rows, negatives.image, rows]
-        if full is not None:
+        if states.full_embeds is not None and image_index_B is not None:
             text_rows.append(rows)
-            image_rows.append(batch + image_index_B)
+            image_rows.append(len(pool) + image_index_B)
+            whole = states.full_embeds.new_ones(states.full_embeds.shape[:2], dtype=torch.bool)
+            mask = None if mask is None else torch.cat([mask, whole])
+            pool = torch.cat([pool, states.full_embeds])
         first, masked = fuse_pairs_and_masked(
             self.text,
-            states,
-            attention_mask_BT,
+            states.text_embeds,
+            states.attention_mask,
+            states.masked_embeds,
             pool,
             torch.cat(text_rows),
             torch.cat(image_rows),
             masked_positions_BP,
-            pool_mask_MS=pool_mask,
+            pool_mask_MS=mask,
         )
         token_logits, token_labels = self.predict_tokens(masked, masked_labels_BP)
-        return Pairs(
-            image_embeds=embeds,
-            text_embeds=states[:batch],
-            image_projection=image_projection,
-            text_projection=text_projection,
-            negatives=negatives,
+        return Predicted(
             match_logits=self.itm_head(first[: 3 * batch]),
             token_logits=token_logits,
             token_labels=token_labels,
-            boxes=None if full is None else self.bbox_head(first[3 * batch :]).sigmoid(),
-            full_embeds=full,
+            boxes=None if states.full_embeds is None else self.bbox_head(first[3 * batch :]).sigmoid(),
         )
 
     def pair(
@@ -203,17 +272,16 @@ class Xvlm(FusionModel):
     ) -> Pairs:
         """Retrieval fine-tuning on B images and texts; pairs of equal identity are never drawn as
         negatives."""
-        image = self.encode_image(images)
-        text = self.encode_text(text_ids_BT, attention_mask_BT)
+        states = self.encode_pairs(images, text_ids_BT, attention_mask_BT)
         if negatives is None:
-            negatives = self.draw_negatives(image.projection, text.projection, identities_B)
+            negatives = self.draw_negatives(states.image_projection, states.text_projection, identities_B)
         return Pairs(
-            image_embeds=image.embeds,
-            text_embeds=text.embeds,
-            image_projection=image.projection,
-            text_projection=text.projection,
+            image_embeds=states.image_embeds,
+            text_embeds=states.text_embeds,
+            image_projection=states.image_projection,
+            text_projection=states.text_projection,
             negatives=negatives,
-            match_logits=self.match_pairs(image, text, negatives),
+            match_logits=self.match_states(states, negatives),
             token_logits=None,
             token_labels=None,
             boxes=None,
