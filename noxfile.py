@@ -239,6 +239,7 @@ def bench(session: nox.Session) -> None:
     for script in session.posargs or (
         "pretrain_step",
         "vicha_step",
+        "accumulation",
         "rerank",
         "backbones",
         "loader",

@@ -214,6 +214,15 @@ def test_regions_take_their_images_along():
     assert [part.padded_pairs for part in parts] == [2, 0, 0]
 
 
+def test_pairs_of_one_image_come_together():
+    batch = region_batch([3, 0, 0, 1, 3, 1], padded_pairs=2).by_image()
+    assert batch.image_index.tolist() == [0, 0, 1, 1, 3, 3]
+    assert batch.keys == ("1", "2", "3", "5", "0", "4")
+    assert batch.text_ids.flatten().tolist() == [1, 2, 3, 5, 0, 4]
+    assert len(batch.image) == 4 and batch.padded_pairs == 2
+    assert [len(part.image) for part in batch.split(3)] == [1, 1, 1]
+
+
 def test_sentences_take_both_images_along():
     row = torch.arange(3)[:, None]
     batch = NlvrBatch(

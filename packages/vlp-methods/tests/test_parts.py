@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from vlp_core.models.vicha.model import Vicha
+from vlp_data.batch import RegionBatch
 from vlp_methods.engine import entry
 from vlp_methods.engine.gradients import InOne, InParts
 from vlp_methods.engine.ranks import Ranks
@@ -81,9 +82,14 @@ def ready(words):
     if hasattr(job.task, "before_forward"):
         job.task.before_forward(40)
     return job.task, {
-        name: next(iter(stream)).map(lambda x: x.double() if x.is_floating_point() else x)
+        name: in_order(next(iter(stream)).map(lambda x: x.double() if x.is_floating_point() else x))
         for name, stream in job.streams().items()
     }
+
+
+def in_order(batch):
+    """Regions in the order in which they are divided, so that both ways draw the same negatives."""
+    return batch.by_image() if isinstance(batch, RegionBatch) else batch
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ class Batch:
         entries than there are rows."""
         return self._cut(slice(start, stop))
 
-    def _cut(self, rows: slice, **others: Any) -> Self:
+    def _cut(self, rows: Index, **others: Any) -> Self:
         """The fields cut to `rows`, but for `others`, which are given as they shall be."""
         values = dict(others)
         for field in fields(self):
@@ -183,6 +183,18 @@ class RegionBatch(ImageBatch):
             concepts=_taken(self.concepts, used, count, "concepts"),
             image_index=index,
             padded_pairs=0 if start else self.padded_pairs,
+        )
+
+    def by_image(self) -> Self:
+        """The same pairs, those of one image next to each other: split, such a batch has each image in one
+        part, or in two."""
+        order = torch.argsort(self.image_index, stable=True)
+        return self._cut(
+            order,
+            image=self.image,
+            padding=self.padding,
+            concepts=self.concepts,
+            padded_pairs=self.padded_pairs,
         )
 
 

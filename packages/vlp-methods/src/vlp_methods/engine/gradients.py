@@ -35,7 +35,8 @@ States = Any
 
 
 class TaskInParts(Protocol):
-    """A task that can be trained in parts."""
+    """A task that can be trained in parts. It may also have `divide(batch, parts)`, which says how a batch is
+    divided, and may put its rows in another order; without it, `batch.split(parts)` does."""
 
     def encode(self, batch: Any) -> States:
         """States of a batch, or of some of its rows: a NamedTuple of tensors, whose first axis follows the
@@ -218,7 +219,9 @@ class InParts:
             raise UserError(
                 f"parts={self.parts}: a batch of this rank has {len(batch)} rows; use fewer parts, or a larger batch"
             )
-        parts = _OnDevice(batch.split(self.parts), self.device)
+        divide = getattr(self.task, "divide", None)
+        divided = batch.split(self.parts) if divide is None else divide(batch, self.parts)
+        parts = _OnDevice(divided, self.device)
         seeds = torch.Generator().manual_seed(seed)
         drawn = [int(torch.randint(1 << 62, (1,), generator=seeds)) for _ in range(len(parts))]
         states, ends = self._encode_all(parts, drawn)

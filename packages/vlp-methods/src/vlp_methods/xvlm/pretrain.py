@@ -45,6 +45,10 @@ class PretrainTask(nn.Module):
     def forward(self, batch: ImageTextBatch | RegionBatch) -> dict[str, Tensor]:
         return in_one(self, batch)
 
+    def divide(self, batch: ImageTextBatch | RegionBatch, parts: int) -> Sequence[Any]:
+        """Parts of a batch; pairs of one image stay together, so that few images are encoded twice."""
+        return (batch.by_image() if isinstance(batch, RegionBatch) else batch).split(parts)
+
     def encode(self, batch: ImageTextBatch | RegionBatch) -> PairStates:
         """What both encoders make of a batch or a part of it."""
         regions = batch if isinstance(batch, RegionBatch) else None
