@@ -3,9 +3,9 @@ peak of what tensors hold, and time per pair.
 
     python benchmarks/accumulation.py [--size quarter] [--times 4] [--repeats 3] [--cpu-time] [--save]
 
-The peak is counted as in `vicha_step.py`: the most bytes that tensors of a step hold at a time beyond what stood
-before it (parameters, optimizer, batch), in a process of its own for each row. Exits with 1 when four times the
-batch takes more than 1.15 times the memory.
+The peak is counted as in `vicha_step.py`: the most bytes that tensors of a step hold at a time beyond what
+stood before it (parameters, optimizer, batch), in a process of its own for each row. Exits with 1 when four
+times the batch takes more than 1.15 times the memory.
 """
 
 import argparse

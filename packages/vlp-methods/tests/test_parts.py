@@ -1,5 +1,5 @@
-"""Every contrastive task of ours in parts: losses and gradients are those of the step in one, in float64, on one
-rank and on two."""
+"""Every contrastive task of ours in parts: losses and gradients are those of the step in one, in float64, on
+one rank and on two."""
 
 import dataclasses
 import os

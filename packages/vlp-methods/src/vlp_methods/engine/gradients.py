@@ -46,8 +46,8 @@ class TaskInParts(Protocol):
     def objective(self, states: States, parts: Sequence[Any]) -> Iterator[Mapping[str, Tensor]]:
         """Losses by name, in pieces; a loss is the sum of its pieces.
 
-        `states` are those of all rows, `parts` the batches that they come from. What a piece has computed must
-        not be used by a later one, except without gradient.
+        `states` are those of all rows, `parts` the batches that they come from. What a piece has computed
+        must not be used by a later one, except without gradient.
         """
         ...
 
@@ -200,8 +200,8 @@ class InParts:
         task = module.task
         if not (hasattr(task, "encode") and hasattr(task, "objective")):
             raise UserError(
-                f"parts={parts}: this task compares no rows of a batch, so it needs no parts; leave parts at 1 "
-                "and use accumulate with a smaller batch"
+                f"parts={parts}: this task compares no rows of a batch, so it needs no parts; leave parts at "
+                "1 and use accumulate with a smaller batch"
             )
         self.task: Any = task
         self.module, self.parts, self.device = module, parts, device
@@ -217,7 +217,8 @@ class InParts:
         """
         if len(batch) < self.parts:
             raise UserError(
-                f"parts={self.parts}: a batch of this rank has {len(batch)} rows; use fewer parts, or a larger batch"
+                f"parts={self.parts}: a batch of this rank has {len(batch)} rows; use fewer parts, or a "
+                "larger batch"
             )
         divide = getattr(self.task, "divide", None)
         divided = batch.split(self.parts) if divide is None else divide(batch, self.parts)
