@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -311,8 +311,8 @@ STARTS = (["ls"], ["--version"], ["toy/tinny"], ["toy/tiny", "optimizer.lrr=1", 
 
 @pytest.mark.parametrize("arguments", STARTS, ids=" ".join)
 def test_start_is_quick_and_loads_no_torch(toy, arguments):
-    """The budget is 0.15 s on a quiet machine (`nox -s bench` measures); here four times that, the best of
-    five."""
+    """The budget is 0.15 s on a quiet machine (`nox -s bench` measures); here four times that of the
+    processor, the best of five, so that other work of the machine counts little."""
     code = (
         "import sys; from vlp_methods.cli import main\n"
         "try: main(sys.argv[1:])\n"
@@ -320,11 +320,12 @@ def test_start_is_quick_and_loads_no_torch(toy, arguments):
     )
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], env=toy.environment, capture_output=True, text=True
         )
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert "heavy import" not in done.stderr
     assert min(seconds) < 0.6
 

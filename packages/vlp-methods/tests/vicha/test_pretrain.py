@@ -46,7 +46,7 @@ def test_run_ends_with_retrieval_image_and_a_model_that_loads(train, tiny, tmp_p
     assert (run / "eval" / "step-00000003" / "retrieval.png").stat().st_size > 1000
     loaded = models.load(run / "export")
     assert (loaded.family, loaded.stage) == ("vicha", "pretrain")
-    assert loaded.view == {"kind": "squash", "size": 64}
+    assert (loaded.view["kind"], loaded.view["size"]) == ("squash", 64)
     assert loaded.settings["concepts"]["max_tokens"] == 40
     weights = checkpoint(run, 3)
     for name, tensor in loaded.model.state_dict().items():
