@@ -140,7 +140,8 @@ def types(session: nox.Session) -> None:
 @nox.session
 def parity(session: nox.Session) -> None:
     """Equality with the reference implementations: `nox -s parity -- --golden DIR -k xvlm`."""
-    install(session, *PACKAGES, groups=("test", "packages/vlp-core/pyproject.toml:test"))
+    groups = [f"packages/{name}/pyproject.toml:test" for name in ("vlp-core", "vlp-data")]
+    install(session, *PACKAGES, groups=("test", *groups))
     session.run("pytest", "-m", "parity", "packages", *session.posargs)
 
 
