@@ -1,14 +1,18 @@
 """Rules across the sections of a recipe; each raises `ValueError` with the keys in question. Imports no
 torch."""
 
-from vlp_data.options import TextOptions, View
-from vlp_eval.benchmarks.grounding import WeakGroundingOptions
-from vlp_eval.benchmarks.vqa import VqaOptions
+from typing import TYPE_CHECKING
 
-from vlp_methods.engine.options import EvaluateOptions
-from vlp_methods.sections.data import Data, VqaData
-from vlp_methods.sections.models import Encoders
-from vlp_methods.sections.teacher import QueueTeacher
+if TYPE_CHECKING:
+    from vlp_data.options import TextOptions, View
+    from vlp_eval.benchmarks.grounding import WeakGroundingOptions
+    from vlp_eval.benchmarks.vqa import VqaOptions
+
+    from vlp_methods.engine.options import EvaluateOptions
+    from vlp_methods.sections.data import Data
+    from vlp_methods.sections.models import Encoders
+    from vlp_methods.sections.questions import VqaData
+    from vlp_methods.sections.teacher import QueueTeacher
 
 PLAIN = ("vit", "timm")
 """Kinds of image encoders that may be a plain ViT."""
@@ -16,7 +20,7 @@ ENCODERS = {"wordpiece": "bert", "roberta": "roberta"}
 """Kind of text encoder that a kind of tokenizer was made for; the other kinds go with any."""
 
 
-def fits(model: Encoders, data: Data) -> None:
+def fits(model: "Encoders", data: "Data") -> None:
     """The data must be what the model takes, and must be somewhere."""
     if data.tokenizer is None:
         raise ValueError("data.tokenizer=null: this model reads texts; name the files of its vocabulary")
@@ -28,8 +32,7 @@ def fits(model: Encoders, data: Data) -> None:
     if data.view.ragged:
         raise ValueError(
             f"data.view.kind={data.view.kind} gives images of several sizes and this model takes squares; "
-            "choose "
-            "squash, centre_crop or imagenet"
+            "choose squash, centre_crop or imagenet"
         )
     if data.view.size != model.vision.image_size:
         raise ValueError(
@@ -50,7 +53,7 @@ def fits(model: Encoders, data: Data) -> None:
         raise ValueError("data.root is required without data.world")
 
 
-def selects(evaluate: EvaluateOptions, *, split: str, present: bool) -> None:
+def selects(evaluate: "EvaluateOptions", *, split: str, present: bool) -> None:
     """What is evaluated during training must be there, and the number to watch must be one of it."""
     if not present and (evaluate.every is not None or evaluate.best is not None):
         raise ValueError(
@@ -62,7 +65,7 @@ def selects(evaluate: EvaluateOptions, *, split: str, present: bool) -> None:
         )
 
 
-def ranks_candidates(data: VqaData, answers: VqaOptions) -> None:
+def ranks_candidates(data: "VqaData", answers: "VqaOptions") -> None:
     """Answers are ranked among candidates, or written without."""
     if bool(data.candidates) != (answers.mode == "rank"):
         raise ValueError(
@@ -71,7 +74,7 @@ def ranks_candidates(data: VqaData, answers: VqaOptions) -> None:
         )
 
 
-def holds(teacher: QueueTeacher, batch: int) -> None:
+def holds(teacher: "QueueTeacher", batch: int) -> None:
     """The queue takes a whole batch at a time."""
     if batch > teacher.queue:
         raise ValueError(
@@ -79,7 +82,7 @@ def holds(teacher: QueueTeacher, batch: int) -> None:
         )
 
 
-def looks_at(model: Encoders, heat: WeakGroundingOptions) -> None:
+def looks_at(model: "Encoders", heat: "WeakGroundingOptions") -> None:
     """The layer of the heat maps must be one that attends to the image."""
     if heat.mode == "itc":
         if model.vision.kind != "vit":
@@ -94,13 +97,13 @@ def looks_at(model: Encoders, heat: WeakGroundingOptions) -> None:
         raise ValueError(f"heat.layer={heat.layer} must be {what}, {first}..{end - 1}")
 
 
-def ends_texts(text: TextOptions) -> None:
+def ends_texts(text: "TextOptions") -> None:
     """A model that writes must learn where texts end."""
     if not text.separator:
         raise ValueError("data.text.separator=false: a model learns from the separator where texts end")
 
 
-def squashes(view: View, what: str) -> None:
+def squashes(view: "View", what: str) -> None:
     """Boxes follow the crop of this view alone."""
     if view.kind != "squash":
         raise ValueError(f"data.view.kind={view.kind}: {what} need kind=squash, whose crops boxes follow")

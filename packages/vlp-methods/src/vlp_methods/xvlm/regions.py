@@ -9,7 +9,7 @@ from vlp_data.loader import Loader
 from vlp_data.options import MaskingOptions
 
 from vlp_methods.builders.assembly import Assembly
-from vlp_methods.sections.data import RegionStream
+from vlp_methods.sections.captions import RegionStream
 
 MASKING = MaskingOptions()
 

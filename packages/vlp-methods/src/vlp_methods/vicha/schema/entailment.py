@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from vlp_eval.benchmarks.statements import EntailmentOptions
 
-from vlp_methods.sections.data import HypothesisData
 from vlp_methods.sections.models import TaskModel
+from vlp_methods.sections.statements import HypothesisData
 from vlp_methods.sections.teacher import Teacher
 from vlp_methods.sections.training import FineTuning
 from vlp_methods.vicha.schema.rates import OneRate

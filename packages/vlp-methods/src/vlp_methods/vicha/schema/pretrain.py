@@ -7,7 +7,8 @@ from vlp_data.options import ImageTextSource, IndependentMasking, MaskingOptions
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
 
 from vlp_methods.sections import checks
-from vlp_methods.sections.data import ImageStream, TestedData
+from vlp_methods.sections.captions import ImageStream
+from vlp_methods.sections.data import TestedData
 from vlp_methods.sections.models import Encoders, Weights
 from vlp_methods.sections.teacher import QueueTeacher
 from vlp_methods.vicha.schema.rates import OneRate

@@ -6,7 +6,7 @@ from typing import ClassVar
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
 
 from vlp_methods.sections import checks
-from vlp_methods.sections.data import RetrievalData
+from vlp_methods.sections.captions import RetrievalData
 from vlp_methods.sections.models import ContrastModel
 from vlp_methods.sections.teacher import QueueTeacher
 from vlp_methods.sections.training import FineTuning

@@ -6,8 +6,8 @@ from typing import ClassVar
 from vlp_eval.benchmarks.vqa import VqaOptions
 
 from vlp_methods.sections import checks
-from vlp_methods.sections.data import VqaData
 from vlp_methods.sections.models import TaskModel
+from vlp_methods.sections.questions import VqaData
 from vlp_methods.sections.teacher import Teacher
 from vlp_methods.sections.training import FineTuning
 from vlp_methods.vicha.schema.rates import OneRate

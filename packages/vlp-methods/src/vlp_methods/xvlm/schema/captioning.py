@@ -8,7 +8,8 @@ from vlp_data.options import ImageTextSource
 from vlp_eval.benchmarks.captioning import CaptioningOptions
 
 from vlp_methods.sections import checks
-from vlp_methods.sections.data import CaptionedData, ImageStream, MeasuredData
+from vlp_methods.sections.captions import CaptionedData, ImageStream
+from vlp_methods.sections.data import MeasuredData
 from vlp_methods.sections.models import TaskModel
 from vlp_methods.sections.training import FineTuning, StartedTraining
 

@@ -7,7 +7,9 @@ from vlp_data.options import ExpressionBoxSource
 from vlp_eval.benchmarks.grounding import GroundingOptions, WeakGroundingOptions
 
 from vlp_methods.sections import checks
-from vlp_methods.sections.data import Data, ExpressionData, MeasuredData, RegionStream
+from vlp_methods.sections.captions import RegionStream
+from vlp_methods.sections.data import Data, MeasuredData
+from vlp_methods.sections.expressions import ExpressionData
 from vlp_methods.sections.models import ContrastModel, TaskModel
 from vlp_methods.sections.training import FineTuning, StartedTraining
 from vlp_methods.xvlm.schema.contrast import Contrast

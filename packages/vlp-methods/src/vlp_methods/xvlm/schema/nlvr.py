@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from vlp_eval.benchmarks.statements import NlvrOptions
 
-from vlp_methods.sections.data import CaptionedData, SentenceData
+from vlp_methods.sections.captions import CaptionedData
 from vlp_methods.sections.models import ContrastModel, TaskModel
+from vlp_methods.sections.statements import SentenceData
 from vlp_methods.sections.training import FineTuning, StartedTraining
 
 

@@ -7,7 +7,8 @@ from vlp_data.options import ImageTextSource, MaskingOptions
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
 
 from vlp_methods.sections import checks
-from vlp_methods.sections.data import ImageStream, RegionStream, TestedData
+from vlp_methods.sections.captions import ImageStream, RegionStream
+from vlp_methods.sections.data import TestedData
 from vlp_methods.sections.models import Encoders, Weights
 from vlp_methods.xvlm.schema.contrast import Contrast
 

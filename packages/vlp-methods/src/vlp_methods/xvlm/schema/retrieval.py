@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from vlp_eval.benchmarks.retrieval import RetrievalOptions
 
-from vlp_methods.sections.data import RetrievalData
+from vlp_methods.sections.captions import RetrievalData
 from vlp_methods.sections.models import ContrastModel
 from vlp_methods.sections.training import FineTuning
 from vlp_methods.xvlm.schema.contrast import Contrast
