@@ -4,12 +4,9 @@ A recipe file and the recipe.yaml of a run folder are read as if they had been w
 of a user's own keeps working and a run goes on where it was. Nothing here imports torch.
 """
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-log = logging.getLogger(__name__)
 
 Values = dict[str, Any]
 Change = Callable[[Values], list[str]]
@@ -26,7 +23,11 @@ def upgrade(values: Mapping[str, Any]) -> tuple[Values, list[str]]:
 def announce(file: object, notes: Sequence[str]) -> None:
     """One log line, on rank 0, for a file in which something was renamed."""
     if notes and os.environ.get("RANK", "0") == "0":
-        log.warning("%s is of an earlier version; read with %s", file, ", ".join(notes))
+        import logging  # here, because most starts have nothing to say
+
+        logging.getLogger(__name__).warning(
+            "%s is of an earlier version; read with %s", file, ", ".join(notes)
+        )
 
 
 def _copy(value: Any) -> Any:

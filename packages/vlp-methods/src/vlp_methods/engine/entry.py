@@ -55,10 +55,11 @@ def methods() -> dict[str, str]:
     return {point.name: point.value for point in importlib.metadata.entry_points(group=GROUP)}
 
 
-def shipped() -> dict[str, Path]:
-    """Recipes of all installed methods: `method/name` -> file. No method is imported for it."""
+def shipped(installed: Mapping[str, str] | None = None) -> dict[str, Path]:
+    """Recipes of all installed methods: `method/name` -> file. No method is imported for it. `installed` is
+    what `methods` gives, where somebody has asked already."""
     found: dict[str, Path] = {}
-    for name, module in sorted(methods().items()):
+    for name, module in sorted((methods() if installed is None else installed).items()):
         spec = importlib.util.find_spec(module)
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
@@ -69,13 +70,14 @@ def shipped() -> dict[str, Path]:
     return found
 
 
-def locate(name: str) -> Path:
-    """The file of a recipe, given as `method/name` or as a path ending in `.yaml`."""
+def locate(name: str, installed: Mapping[str, str] | None = None) -> Path:
+    """The file of a recipe, given as `method/name` or as a path ending in `.yaml`; `installed` as in
+    `shipped`."""
     if name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
             raise UserError(f"{name}: no such recipe file")
         return Path(name)
-    known = shipped()
+    known = shipped(installed)
     if name not in known:
         near = recipes.nearest(name, known)
         raise UserError(
@@ -105,10 +107,13 @@ def _one_of(word: Any, known: Mapping[str, Any], what: str, source: str) -> Any:
     return known[word]
 
 
-def task_entry(method: Any, task: Any, source: str = "") -> TaskEntry:
+def task_entry(
+    method: Any, task: Any, source: str = "", installed: Mapping[str, str] | None = None
+) -> TaskEntry:
     """The entry of a task. An unknown method or task raises `RecipeError` with the known ones; `source` is
-    the file named in it."""
-    module = importlib.import_module(_one_of(method, methods(), "method", source))
+    the file named in it; `installed` as in `shipped`."""
+    known = methods() if installed is None else installed
+    module = importlib.import_module(_one_of(method, known, "method", source))
     entry: TaskEntry = _one_of(task, module.tasks, "task", source)
     return entry
 
@@ -118,9 +123,10 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
 
     Raises `UserError` if there is no such recipe and `vlp_core.recipe.RecipeError` with all mistakes in it.
     """
-    file = locate(name)
+    installed = methods()  # once: looking through all packages takes milliseconds
+    file = locate(name, installed)
     values, renamed = earlier.upgrade(recipes.read(file))
-    entry = task_entry(values.get("method"), values.get("task"), str(file))
+    entry = task_entry(values.get("method"), values.get("task"), str(file), installed)
     settings = recipes.build(attribute(entry.schema), values, overrides, source=str(file))
     earlier.announce(file, renamed)
     return Recipe(file.stem if name.endswith((".yaml", ".yml")) else name, file, settings, entry, values)
