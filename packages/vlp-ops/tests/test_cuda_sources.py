@@ -50,6 +50,8 @@ def emulated(tmp_path_factory) -> Path:
     return library
 
 
+# The contrastive kernels take minutes in the emulation, more on a busy machine.
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("module", ["deformable", "memory", "tokens", "contrastive", "kernels"])
 def test_kernels_in_emulation(module, emulated, request):
     golden = request.config.getoption("--golden")
