@@ -84,6 +84,7 @@ def test_images_and_regions_equal_our_own_encoder(kind):
     found, expected = (model.encode_regions(Images(x), index, mask) for model in (theirs, ours))
     assert_close(found.image_embeds, expected.image_embeds, rtol=1e-4, atol=1e-5)
     assert_close(found.full_embeds, expected.full_embeds, rtol=1e-4, atol=1e-5)
+    # A region is not the whole image, or the comparison above would hold without any mask.
     assert not torch.allclose(found.image_embeds[:, 0], found.full_embeds[index, 0], atol=1e-2)
 
 

@@ -65,7 +65,7 @@ class _Answer(NamedTuple):
 
     batch: Any
     skipped: list[Skipped]
-    left_out: list[Skipped] = []  # noqa: RUF012  # nobody changes it
+    left_out: Sequence[Skipped] = ()
     """Parts of the samples of the batch that cannot be used, such as boxes."""
 
 

@@ -177,6 +177,7 @@ def _classes(
 ) -> tuple[Answer, dict[str, Any]]:
     if not isinstance(model, AnswerClasses):
         name = type(model).__name__
+        # Not a type error: the option does not go with this model.
         raise ValueError(f"mode=classes: {name} has no answer classes of its own")  # noqa: TRY004
     names = tuple(model.answers)
 

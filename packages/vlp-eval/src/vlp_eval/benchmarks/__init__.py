@@ -229,6 +229,7 @@ def benchmarks() -> Mapping[str, Benchmark]:
             raise ValueError(f"{where} cannot be imported: {problem!r}") from problem
         if not isinstance(row, Benchmark):
             kind = type(row).__name__
+            # Not a type error: the package that declares it is at fault.
             raise ValueError(f"{where} is no vlp_eval.benchmarks.Benchmark but a {kind}")  # noqa: TRY004
         if row.name != point.name:
             raise ValueError(f"{where} calls itself {row.name}; give both one name")
